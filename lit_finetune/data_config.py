@@ -1,0 +1,129 @@
+"""What pictures a network expects, as plain data, and the transform that makes them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
+
+from lit_finetune._names import nearest, one_of
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """What pictures a network expects."""
+
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    """Mean of each channel, of pixels from 0 to 1."""
+    std: tuple[float, ...] = IMAGENET_STD
+    """Standard deviation of each channel, of pixels from 0 to 1."""
+    image_size: tuple[int, int] = (224, 224)
+    """Height and width of what the network sees."""
+    resize_size: int = 256
+    """Length of the picture's short side before `image_size` is cut from its centre."""
+    interpolation: Interpolation = "bilinear"
+    """How pictures are resized."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if len(self.mean) != len(self.std):
+            problems.append(f"`mean` has {len(self.mean)} channels, `std` has {len(self.std)}")
+        if not all(value > 0 for value in self.std):
+            problems.append(f"`std` must be above 0, but got {self.std}")
+        if len(self.image_size) != 2 or min(self.image_size) < 1:
+            problems.append(f"`image_size` is (height, width), but got {self.image_size}")
+        elif self.resize_size < min(self.image_size):
+            problems.append(
+                f"`resize_size` {self.resize_size} is smaller than the short side of "
+                f"`image_size` {self.image_size}"
+            )
+        if problems:
+            raise ValueError(f"This data config cannot be: {'; '.join(problems)}.")
+        one_of(self.interpolation, ("nearest", "bilinear", "bicubic"), "interpolation")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as lists, strings and numbers, as a checkpoint can hold it."""
+        plain = asdict(self)
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in plain.items()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "DataConfig":
+        """The config that `to_dict` was called on.
+
+        >>> DataConfig.from_dict({"image_size": [32, 32], "resize_size": 32}).image_size
+        (32, 32)
+        """
+        known = [field.name for field in fields(cls)]
+        for key in data:
+            if key not in known:
+                hint = nearest(key, known)
+                raise ValueError(f"A data config has no {key!r}.{hint} It has: {', '.join(known)}.")
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
+        }
+        return cls(**values)
+
+    def resized(self, image_size: int | tuple[int, int]) -> "DataConfig":
+        """The same config for another image size, which cuts off as large a part of the picture.
+
+        >>> DataConfig().resized(112).resize_size
+        128
+        """
+        size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        resize_size = round(self.resize_size * min(size) / min(self.image_size))
+        return replace(self, image_size=size, resize_size=resize_size)
+
+
+class ResizeToCover(nn.Module):
+    """Resize a picture, in its own proportions, until it just covers a height and a width."""
+
+    def __init__(self, size: tuple[int, int], *, interpolation: Interpolation) -> None:
+        super().__init__()
+        self.size = size
+        self.interpolation = v2.InterpolationMode(interpolation)
+
+    def forward(self, picture: Image.Image | Tensor) -> Image.Image | Tensor:
+        """Resize one picture."""
+        height, width = functional.get_size(picture)
+        scale = max(self.size[0] / height, self.size[1] / width)
+        # int() is what torchvision does for the long side; rounding must not leave a gap.
+        new = [max(self.size[0], int(height * scale)), max(self.size[1], int(width * scale))]
+        return functional.resize(picture, new, self.interpolation, antialias=True)
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"size={self.size}, interpolation={self.interpolation.value}"
+
+
+def eval_transform(config: DataConfig) -> Callable[[Image.Image | Tensor], Tensor]:
+    """What pictures go through but for training: resize, cut out the centre, normalise."""
+    ratio = config.resize_size / min(config.image_size)
+    cover = (round(config.image_size[0] * ratio), round(config.image_size[1] * ratio))
+    return v2.Compose(
+        [
+            ResizeToCover(cover, interpolation=config.interpolation),
+            v2.CenterCrop(config.image_size),
+            normalize(config),
+        ]
+    )
+
+
+def normalize(config: DataConfig) -> Callable[[Image.Image | Tensor], Tensor]:
+    """The last part of every transform: a picture to a normalised float tensor."""
+    return v2.Compose(
+        [
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(mean=list(config.mean), std=list(config.std)),
+            v2.ToPureTensor(),
+        ]
+    )
