@@ -1,0 +1,263 @@
+"""Any network as an ordered list of named blocks, from the input to the head.
+
+How the blocks are found, by the order of registration:
+
+* The modules below the network are taken whole (`layer1`, `fc1`), except for those that hold most
+  of the layers without having brothers of their kind (`features`, `blocks`, `encoder.layers`), and
+  those that contain the head: these are opened, and their members taken instead (`features.3`).
+* A module with weights opens a block. One without (an activation), or with vectors only (a norm),
+  joins the block before it; the activations, pools and dropouts around the head join the head.
+* What comes before the opened sequence, or else before the first big module, is the block `stem`.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from lit_finetune._names import nearest
+from lit_finetune.head_search import find_head
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A piece of a network that is frozen and trained as one."""
+
+    name: str
+    """The name of its module in the network, or `stem`, or `head`."""
+    modules: tuple[str, ...]
+    """The modules it is made of, by their full names."""
+    parameters: tuple[str, ...]
+    """All its parameters, by their full names."""
+
+
+def list_blocks(model: nn.Module, head_name: str | None = None) -> list[Block]:
+    """The blocks of a network, or of the network that a module holds: every parameter in one.
+
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> for block in list_blocks(net):
+    ...     print(block.name, block.modules, block.parameters)
+    0 ('0',) ('0.weight', '0.bias')
+    head ('1', '2') ('2.weight', '2.bias')
+
+    Args:
+        model: A network, or a module that holds one and no other parameters.
+        head_name: The network's classifier, if it is not the one that `find_head` finds.
+
+    Raises:
+        ValueError: There is no module `head_name`.
+    """
+    prefix, network = _network_in(model)
+    head = _head_path(network, prefix, head_name)
+    if head is None:
+        return []
+    return [_block(name, parts, prefix) for name, parts in _grouped(_parts(network, head), head)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A module that is taken whole, or what parameters an opened module holds itself."""
+
+    path: str
+    is_module: bool
+    parameters: tuple[str, ...]
+    layers: int
+    """How many of its modules have weights, that is: are more than an activation or a norm."""
+    is_big: bool
+    """Whether it is more than a layer, or a plain chain of layers: no stem."""
+    in_trunk: bool
+    """Whether it is a member of the sequence that makes up most of the network."""
+
+
+def _network_in(model: nn.Module) -> tuple[str, nn.Module]:
+    """The network that a module holds as its only child with parameters, and the way to it."""
+    prefix = ""
+    while next(model.parameters(recurse=False), None) is None:
+        inner = [item for item in model.named_children() if _has_parameters(item[1])]
+        if len(inner) != 1 or not any(map(_has_parameters, inner[0][1].children())):
+            break
+        prefix, model = f"{prefix}{inner[0][0]}.", inner[0][1]
+    return prefix, model
+
+
+def _head_path(network: nn.Module, prefix: str, head_name: str | None) -> str | None:
+    """The head's name in the network; without a head the last module with parameters, if any."""
+    if head_name is not None:
+        modules = dict(network.named_modules(remove_duplicate=False))
+        wanted = modules.get(head_name, modules.get(head_name.removeprefix(prefix)))
+        if wanted is None:
+            hint = nearest(head_name, modules)
+            raise ValueError(f"The network has no module `head_name={head_name!r}`.{hint}")
+        return next(name for name, module in network.named_modules() if module is wanted)
+    try:
+        return find_head(network)
+    except ValueError:
+        whole = [part for part in _parts(network, "") if part.is_module and part.parameters]
+        return whole[-1].path if whole else None
+
+
+def _parts(network: nn.Module, head: str) -> list[_Part]:
+    """What the blocks are made of, in order of registration."""
+    opened, trunk = _opened(network, head)
+    ways = [path for path, _ in _unopened(network, opened)]
+    modules = {path: network.get_submodule(path) for path in ways}
+    owned: dict[str, list[str]] = {path: [] for path in ways}
+    for name, _ in network.named_parameters():
+        owner = _owner(name, modules)
+        owned.setdefault(owner, []).append(name)
+    order = [path for path, _ in network.named_modules() if path in owned]
+    return [_part(path, modules.get(path), tuple(owned[path]), trunk) for path in order]
+
+
+def _owner(parameter: str, modules: dict[str, nn.Module]) -> str:
+    """The module taken whole that a parameter is in, or else the opened one that holds it."""
+    path = parent = parameter.rpartition(".")[0]
+    while path and path not in modules:
+        path = path.rpartition(".")[0]
+    return path if path in modules else parent
+
+
+def _part(path: str, module: nn.Module | None, parameters: tuple[str, ...], trunk: str) -> _Part:
+    layers = _num_layers(module) if module and parameters else 0
+    return _Part(
+        path=path,
+        is_module=module is not None,
+        parameters=parameters,
+        layers=layers,
+        is_big=bool(module and layers > 1 and not _is_chain_of_layers(module)),
+        in_trunk=bool(trunk) and path.startswith(f"{trunk}."),
+    )
+
+
+def _unopened(
+    module: nn.Module, opened: set[str], path: str = ""
+) -> Iterator[tuple[str, nn.Module]]:
+    if path not in opened:
+        yield path, module
+        return
+    for name, child in module.named_children():
+        yield from _unopened(child, opened, _join(path, name))
+
+
+def _opened(network: nn.Module, head: str) -> tuple[set[str], str]:
+    """The modules whose members are taken instead, and the sequence that is the trunk ("": none).
+
+    These are the head's ancestors, and from the network down each child that holds most layers.
+    """
+    way = head.split(".") if head else []
+    opened = {".".join(way[:depth]) for depth in range(len(way))}
+    path = "" if next(network.children(), None) else None
+    trunk = ""
+    while path is not None:
+        module = network.get_submodule(path)
+        if path and isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+            trunk = path
+        opened.add(path)
+        path = _main_child(module, path, head)
+    return opened, trunk
+
+
+def _main_child(module: nn.Module, path: str, head: str) -> str | None:
+    """The child to open: it holds most layers, is no stage among stages, and not one block."""
+    layers = {name: _num_layers(child) for name, child in module.named_children()}
+    on_way = [name for name in layers if f"{head}.".startswith(f"{_join(path, name)}.")]
+    rest = {name: n for name, n in layers.items() if name not in on_way}
+    for name in rest:
+        has_peers = sum(n > 1 and _stem_of(other) == _stem_of(name) for other, n in rest.items())
+        most = 2 * rest[name] > sum(rest.values())
+        if most and has_peers == 1 and _can_open(module.get_submodule(name)):
+            return _join(path, name)
+    for name in on_way:
+        if _join(path, name) != head and 2 * layers[name] > sum(layers.values()):
+            return _join(path, name)
+    return None
+
+
+def _can_open(module: nn.Module) -> bool:
+    """Whether a module is a sequence of several layers, or holds more than single layers."""
+    sizes = [_num_layers(child) for child in module.children()]
+    if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
+        return sum(size > 0 for size in sizes) > 1
+    return any(size > 1 for size in sizes)
+
+
+def _stem_of(name: str) -> str:
+    """A name without its digits: what `layer1` and `layer2` have in common."""
+    return re.sub(r"\d+", "#", name)
+
+
+def _num_layers(module: nn.Module) -> int:
+    """How many modules hold weights themselves: parameters that are more than a vector."""
+    return sum(
+        any(parameter.ndim > 1 for parameter in child.parameters(recurse=False))
+        for child in module.modules()
+    )
+
+
+def _is_chain_of_layers(module: nn.Module) -> bool:
+    return isinstance(module, nn.Sequential) and all(
+        _num_layers(child) <= 1 for child in module.children()
+    )
+
+
+def _grouped(parts: list[_Part], head: str) -> list[tuple[str, list[_Part]]]:
+    """The name and the parts of each block: the stem first if there is one, the head last."""
+    body, tail = _split_off_head(parts, head)
+    start = _end_of_stem(body)
+    groups: list[tuple[str, list[_Part]]] = []
+    waiting = body[:start]
+    if any(part.parameters for part in waiting):
+        groups.append(("stem", waiting))
+        waiting = []
+    for part in body[start:]:
+        if part.layers:
+            groups.append((_free(part.path, groups), [*waiting, part]))
+            waiting = []
+        else:
+            groups[-1][1].append(part)
+    return [*groups, ("head", [*waiting, *tail])]
+
+
+def _free(name: str, groups: list[tuple[str, list[_Part]]]) -> str:
+    """The name, or another for a module that is called like the stem or the head but is not it."""
+    taken = {"head", *(name for name, _ in groups)}
+    return f"{name}_" if name in taken else name
+
+
+def _split_off_head(parts: list[_Part], head: str) -> tuple[list[_Part], list[_Part]]:
+    """The parts without the head, and the head with what has no parameters around it."""
+    here = next(i for i, part in enumerate(parts) if part.path == head)
+    first, end = here, here + 1
+    while first > 0 and not parts[first - 1].parameters:
+        first -= 1
+    while end < len(parts) and not parts[end].parameters:
+        end += 1
+    return parts[:first] + parts[end:], parts[first:end]
+
+
+def _end_of_stem(body: list[_Part]) -> int:
+    """How many parts come before the trunk, or else before the first big part."""
+    trunk = next((i for i, part in enumerate(body) if part.in_trunk), 0)
+    if any(part.layers for part in body[:trunk]):
+        return trunk
+    sizes = [part.is_big for part in body]
+    if any(sizes):
+        return sizes.index(True)
+    return next((i for i, part in enumerate(body) if part.layers), len(body))
+
+
+def _block(name: str, parts: list[_Part], prefix: str) -> Block:
+    return Block(
+        name=name,
+        modules=tuple(prefix + part.path for part in parts if part.is_module),
+        parameters=tuple(prefix + parameter for part in parts for parameter in part.parameters),
+    )
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name

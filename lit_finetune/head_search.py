@@ -1,0 +1,126 @@
+"""Which layer of a network is its classifier: told from the structure alone."""
+
+import re
+from collections.abc import Iterator
+
+from torch import nn
+
+_ADVICE = "Say which module it is with `head_name=`."
+_AUXILIARY = re.compile(r"(^|\.)aux", re.IGNORECASE)
+
+
+def find_head(network: nn.Module) -> str:
+    """The dotted name of the layer that classifies.
+
+    This is the one that timm's `pretrained_cfg` names, or else the last `nn.Linear` in order of
+    registration, or else a 1x1 `nn.Conv2d` that ends the network, as in SqueezeNet. Auxiliary
+    heads (`aux1`, `AuxLogits`) do not count, nor do layers of a repeated block.
+
+    >>> find_head(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+    '2'
+
+    Raises:
+        ValueError: There is no such layer, or there are several with an equal claim.
+    """
+    declared = _declared_heads(network)
+    if declared:
+        return declared[0]
+    candidates = _candidates(network)
+    if not candidates:
+        raise ValueError(
+            f"Found no classifier layer in {type(network).__name__}: it has no `nn.Linear`, and "
+            f"does not end in a 1x1 `nn.Conv2d`, outside of its repeated blocks. {_ADVICE}"
+        )
+    rivals = _rivals(candidates)
+    if len(rivals) > 1:
+        raise ValueError(
+            f"{type(network).__name__} has several layers that could be the classifier: "
+            f"{', '.join(rivals)}. {_ADVICE}"
+        )
+    return rivals[0]
+
+
+def last_layer(module: nn.Module) -> nn.Linear | nn.Conv2d | None:
+    """The last `nn.Linear` or `nn.Conv2d` in a module, which may be the module itself."""
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    return layers[-1] if layers else None
+
+
+def _declared_heads(network: nn.Module) -> list[str]:
+    """The heads that timm's `pretrained_cfg` names; networks with two heads name both."""
+    config = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None)
+    names = config.get("classifier") if isinstance(config, dict) else None
+    names = [names] if isinstance(names, str) else list(names or [])
+    modules = dict(network.named_modules())
+    names = [name for name in names if name in modules]
+    if names and last_layer(modules[names[0]]) is None:
+        kind = type(modules[names[0]]).__name__
+        raise ValueError(
+            f"{type(network).__name__} was built without a classifier: `{names[0]}` is an "
+            f"{kind}. Build it with its classes (`num_classes`)."
+        )
+    return names
+
+
+def _candidates(network: nn.Module) -> list[tuple[str, nn.Linear | nn.Conv2d]]:
+    """The layers that may be the head, in order of registration."""
+    layers = [
+        (name, module)
+        for name, module in network.named_modules()
+        if next(module.parameters(recurse=False), None) is not None and not _AUXILIARY.search(name)
+    ]
+    last = layers[-1:] if layers and _is_pointwise(layers[-1][1]) else []
+    return [
+        (name, layer)
+        for name, layer in last or layers
+        if isinstance(layer, nn.Linear | nn.Conv2d)
+        and (last or isinstance(layer, nn.Linear))
+        and not _in_repeated_block(network, name, layer)
+    ]
+
+
+def _is_pointwise(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
+
+
+def _in_repeated_block(network: nn.Module, name: str, layer: nn.Linear | nn.Conv2d) -> bool:
+    """Whether a layer is the end of, say, a transformer block: several alike, width kept."""
+    width = layer_sizes(layer)[1]
+    for parent, path in _ancestors(network, name):
+        member = network.get_submodule(path)
+        alike = sum(type(child) is type(member) for child in parent.children())
+        if alike > 1 and not isinstance(member, nn.Sequential | nn.Linear | nn.Conv2d):
+            inside = (m for m in member.modules() if isinstance(m, nn.Linear | nn.Conv2d))
+            if any(layer_sizes(other)[0] == width for other in inside):
+                return True
+    return False
+
+
+def _ancestors(network: nn.Module, name: str) -> Iterator[tuple[nn.Module, str]]:
+    """Each module on the way down to `name`, as its parent and its own name."""
+    parts = name.split(".")
+    for depth in range(1, len(parts) + 1):
+        yield network.get_submodule(".".join(parts[: depth - 1])), ".".join(parts[:depth])
+
+
+def _rivals(candidates: list[tuple[str, nn.Linear | nn.Conv2d]]) -> list[str]:
+    """The last layers that take the same features: more than one if they stand in parallel."""
+    *others, (last_name, last) = candidates
+    names = [last_name]
+    for name, layer in reversed(others):
+        parallel = layer_sizes(layer)[0] == layer_sizes(last)[0] != layer_sizes(layer)[1]
+        if not parallel:
+            break
+        names.insert(0, name)
+    return names
+
+
+def layer_sizes(layer: nn.Linear | nn.Conv2d) -> tuple[int, int]:
+    """The number of features that go into a layer, and that come out.
+
+    >>> layer_sizes(nn.Linear(8, 2))
+    (8, 2)
+    """
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    return layer.in_channels, layer.out_channels
