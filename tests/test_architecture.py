@@ -1,0 +1,170 @@
+"""The house keeps its shape: which file may import what, and how large things may grow."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from graphlib import TopologicalSorter
+from importlib.util import resolve_name
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = {"lit_finetune": "", "callbacks": "lit_finetune.", "datamodules": "lit_finetune."}
+ALIASES = {ROOT / "lit_finetune/callbacks.py", ROOT / "lit_finetune/datamodules.py"}
+
+
+def modules_by_name() -> dict[str, Path]:
+    """The installed name of every file of the package: `lit_finetune.callbacks.report`."""
+    paths = {path: prefix for top, prefix in FOLDERS.items() for path in (ROOT / top).rglob("*.py")}
+    dotted = {
+        path: prefix + ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path, prefix in paths.items()
+        if path not in ALIASES
+    }
+    return {name.removesuffix(".__init__"): path for path, name in sorted(dotted.items())}
+
+
+MODULES = modules_by_name()
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+
+# A module imports only from rows below its own. What stands in no row is a part of the core: it is
+# below the classifier, and everything may import it as long as that makes no circle.
+LAYERS = (
+    ("lit_finetune.cli",),
+    ("lit_finetune.callbacks", "lit_finetune.datamodules"),
+    ("lit_finetune.classifier",),
+    ("lit_finetune.backbones",),
+    ("lit_finetune.heads", "lit_finetune.weights"),
+    ("lit_finetune.param_groups", "lit_finetune.schedule"),
+    ("lit_finetune.blocks",),
+)
+HEIGHTS = {name: height for height, row in enumerate(reversed(LAYERS), start=1) for name in row}
+CORE = HEIGHTS["lit_finetune.classifier"] - 0.5
+
+
+def imported_names(module: str, nodes: Iterable[ast.AST]) -> Iterator[str]:
+    """The full names that the import statements among `nodes` of a module bring in."""
+    is_package = MODULES[module].name == "__init__.py"
+    package = module if is_package else module.rpartition(".")[0]
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            source = resolve_name("." * node.level + (node.module or ""), package)
+            yield from (f"{source}.{alias.name}" for alias in node.names)
+
+
+def imports(module: str) -> set[str]:
+    """All that a module imports, at its top or inside a function."""
+    return set(imported_names(module, ast.walk(TREES[module])))
+
+
+def own_imports(module: str) -> set[str]:
+    """The modules of ours from which a module imports."""
+    return {owner for name in imports(module) for owner in [owner_of(name)] if owner} - {module}
+
+
+def owner_of(name: str) -> str:
+    """The module of ours that holds a name; empty when it is not ours."""
+    while name and name not in MODULES:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def row_of(module: str) -> str | None:
+    """The entry of `LAYERS` to which a module belongs."""
+    return next((name for name in HEIGHTS if f"{module}.".startswith(f"{name}.")), None)
+
+
+def height_of(module: str, otherwise: float) -> float:
+    """How high a module stands; `otherwise` when it is in no row."""
+    return HEIGHTS.get(row_of(module) or "", otherwise)
+
+
+def roots(names: Iterable[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
+
+
+def lines_of_body(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> int:
+    """How many lines a function or a class takes without its signature and its docstring."""
+    body = node.body[1:] if ast.get_docstring(node) else node.body
+    return (node.end_lineno or 0) - body[0].lineno + 1 if body else 0
+
+
+every_module = pytest.mark.parametrize("module", list(MODULES))
+every_part = pytest.mark.parametrize("module", [name for name in MODULES if name != "lit_finetune"])
+
+
+@every_part
+def test_imports_run_down_only(module: str) -> None:
+    for other in own_imports(module):
+        is_sibling = row_of(other) == row_of(module)
+        assert is_sibling or height_of(other, 0) < height_of(module, CORE), f"it imports {other}"
+
+
+def test_no_imports_run_in_a_circle() -> None:
+    graph = {module: own_imports(module) for module in MODULES}
+
+    TopologicalSorter(graph).prepare()  # a CycleError names the modules of the circle
+
+
+@every_part
+def test_a_name_is_imported_from_the_module_that_defines_it(module: str) -> None:
+    assert "lit_finetune" not in own_imports(module), "not through the root of the package"
+
+
+@every_module
+def test_the_bare_names_of_the_two_folders_are_left_to_the_aliases(module: str) -> None:
+    assert not roots(imports(module)) & {"callbacks", "datamodules"}, "only a checkout has these"
+
+
+@every_module
+def test_nothing_imports_the_command_line(module: str) -> None:
+    assert "lit_finetune.cli" not in own_imports(module)
+
+
+@every_module
+def test_the_core_knows_no_lightning(module: str) -> None:
+    if height_of(module, CORE) <= CORE:
+        assert not roots(imports(module)) & {"lightning", "pytorch_lightning"}
+
+
+@every_module
+def test_datamodules_know_a_data_config_and_not_a_model(module: str) -> None:
+    if row_of(module) == "lit_finetune.datamodules":
+        rows = {row_of(other) for other in own_imports(module)}
+        assert rows <= {None, "lit_finetune.datamodules"}
+
+
+@every_module
+def test_optional_packages_are_imported_when_used(module: str) -> None:
+    at_the_top = set(imported_names(module, TREES[module].body))
+
+    assert not roots(at_the_top) & {"sklearn", "timm", "transformers"}
+
+
+@every_module
+def test_files_classes_and_functions_stay_small(module: str) -> None:
+    assert MODULES[module].read_text(encoding="utf-8").count("\n") <= 400
+    for node in ast.walk(TREES[module]):
+        if isinstance(node, ast.ClassDef):
+            assert lines_of_body(node) <= 200, f"class {node.name}"
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert lines_of_body(node) <= 40, f"function {node.name}"
+
+
+def test_no_file_names_a_place_on_one_machine() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("only a git checkout knows which files it holds")
+    here = "|".join(re.escape(str(place)) for place in (ROOT, Path.home(), sys.prefix))
+    places = re.compile(rf"(?<![\w./-])(?:{here}|/(?:home|root|Users|work)/\w)")
+
+    paths = [ROOT / name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
+    texts = {path: path.read_bytes().decode(errors="ignore") for path in paths}
+    found = {path.name: match[0] for path, text in texts.items() if (match := places.search(text))}
+
+    assert not found
