@@ -5,6 +5,9 @@ from collections.abc import Iterator
 
 from torch import nn
 
+Layer = nn.Linear | nn.Conv2d
+"""What a classifier is made of."""
+
 _ADVICE = "Say which module it is with `head_name=`."
 _AUXILIARY = re.compile(r"(^|\.)aux", re.IGNORECASE)
 
@@ -22,7 +25,7 @@ def find_head(network: nn.Module) -> str:
     Raises:
         ValueError: There is no such layer, or there are several with an equal claim.
     """
-    declared = _declared_heads(network)
+    declared = declared_heads(network)
     if declared:
         return declared[0]
     candidates = _candidates(network)
@@ -40,13 +43,21 @@ def find_head(network: nn.Module) -> str:
     return rivals[0]
 
 
-def last_layer(module: nn.Module) -> nn.Linear | nn.Conv2d | None:
+def first_layer(module: nn.Module) -> Layer | None:
+    """The first `nn.Linear` or `nn.Conv2d` in a module, which may be the module itself."""
+    return next(_layers(module), None)
+
+
+def last_layer(module: nn.Module) -> Layer | None:
     """The last `nn.Linear` or `nn.Conv2d` in a module, which may be the module itself."""
-    layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-    return layers[-1] if layers else None
+    return next(reversed(list(_layers(module))), None)
 
 
-def _declared_heads(network: nn.Module) -> list[str]:
+def _layers(module: nn.Module) -> Iterator[Layer]:
+    return (layer for layer in module.modules() if isinstance(layer, Layer))
+
+
+def declared_heads(network: nn.Module) -> list[str]:
     """The heads that timm's `pretrained_cfg` names; networks with two heads name both."""
     config = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None)
     names = config.get("classifier") if isinstance(config, dict) else None
@@ -62,7 +73,7 @@ def _declared_heads(network: nn.Module) -> list[str]:
     return names
 
 
-def _candidates(network: nn.Module) -> list[tuple[str, nn.Linear | nn.Conv2d]]:
+def _candidates(network: nn.Module) -> list[tuple[str, Layer]]:
     """The layers that may be the head, in order of registration."""
     layers = [
         (name, module)
@@ -73,7 +84,7 @@ def _candidates(network: nn.Module) -> list[tuple[str, nn.Linear | nn.Conv2d]]:
     return [
         (name, layer)
         for name, layer in last or layers
-        if isinstance(layer, nn.Linear | nn.Conv2d)
+        if isinstance(layer, Layer)
         and (last or isinstance(layer, nn.Linear))
         and not _in_repeated_block(network, name, layer)
     ]
@@ -83,16 +94,16 @@ def _is_pointwise(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
 
 
-def _in_repeated_block(network: nn.Module, name: str, layer: nn.Linear | nn.Conv2d) -> bool:
+def _in_repeated_block(network: nn.Module, name: str, layer: Layer) -> bool:
     """Whether a layer is the end of, say, a transformer block: several alike, width kept."""
     width = layer_sizes(layer)[1]
     for parent, path in _ancestors(network, name):
         member = network.get_submodule(path)
         alike = sum(type(child) is type(member) for child in parent.children())
-        if alike > 1 and not isinstance(member, nn.Sequential | nn.Linear | nn.Conv2d):
-            inside = (m for m in member.modules() if isinstance(m, nn.Linear | nn.Conv2d))
-            if any(layer_sizes(other)[0] == width for other in inside):
-                return True
+        if alike < 2 or isinstance(member, nn.Sequential | Layer):
+            continue
+        if any(layer_sizes(other)[0] == width for other in _layers(member)):
+            return True
     return False
 
 
@@ -103,7 +114,7 @@ def _ancestors(network: nn.Module, name: str) -> Iterator[tuple[nn.Module, str]]
         yield network.get_submodule(".".join(parts[: depth - 1])), ".".join(parts[:depth])
 
 
-def _rivals(candidates: list[tuple[str, nn.Linear | nn.Conv2d]]) -> list[str]:
+def _rivals(candidates: list[tuple[str, Layer]]) -> list[str]:
     """The last layers that take the same features: more than one if they stand in parallel."""
     *others, (last_name, last) = candidates
     names = [last_name]
@@ -115,7 +126,7 @@ def _rivals(candidates: list[tuple[str, nn.Linear | nn.Conv2d]]) -> list[str]:
     return names
 
 
-def layer_sizes(layer: nn.Linear | nn.Conv2d) -> tuple[int, int]:
+def layer_sizes(layer: Layer) -> tuple[int, int]:
     """The number of features that go into a layer, and that come out.
 
     >>> layer_sizes(nn.Linear(8, 2))

@@ -1,0 +1,1 @@
+"""Networks by name: one source a file, imported when it is used."""

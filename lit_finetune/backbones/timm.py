@@ -1,0 +1,74 @@
+"""The image classifiers of timm."""
+
+import math
+from typing import Any
+
+from torch import nn
+
+from lit_finetune._names import nearest, one_of
+from lit_finetune.data_config import DataConfig
+
+
+def create(name: str, weights: str | None, kwargs: dict[str, Any]) -> tuple[nn.Module, DataConfig]:
+    """Build a classifier of timm, with or without its published weights."""
+    timm = _import_timm()
+    _check_name(timm, name)
+    if weights is not None:
+        one_of(weights, ["pretrained"], f"weights of timm/{name}")
+        if not timm.models.is_model_pretrained(name):
+            raise ValueError(
+                f"timm has no weights for {name!r}. Give the path of a file: `weights: file.pth`."
+            )
+    network = _build(timm, name, weights is not None, kwargs)
+    return network, data_config(timm.data.resolve_model_data_config(network))
+
+
+def data_config(resolved: dict[str, Any]) -> DataConfig:
+    """From timm's data config to ours.
+
+    >>> data_config({"mean": (0.5,), "std": (0.5,), "input_size": (1, 96, 96), "crop_pct": 0.875,
+    ...              "interpolation": "bicubic"}).resize_size
+    109
+    """
+    height, width = resolved["input_size"][1:]
+    short = min(height, width)
+    return DataConfig(
+        mean=tuple(resolved["mean"]),
+        std=tuple(resolved["std"]),
+        image_size=(height, width),
+        resize_size=max(short, math.floor(short / resolved["crop_pct"])),
+        interpolation=resolved["interpolation"],
+    )
+
+
+def _import_timm() -> Any:
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "A `timm/` backbone needs timm: pip install 'lit-finetune[timm]'", name="timm"
+        ) from error
+    return timm
+
+
+def _check_name(timm: Any, name: str) -> None:
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        hint = nearest(architecture, timm.list_models())
+        raise ValueError(f"timm has no model {architecture!r}.{hint}")
+    tags = [option.partition(".")[2] for option in timm.list_pretrained(f"{architecture}.*")]
+    if tag:
+        one_of(tag, tags, f"tag of timm/{architecture}")
+
+
+def _build(timm: Any, name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    try:
+        network: nn.Module = timm.create_model(name, pretrained=pretrained, **kwargs)
+    except TypeError as error:
+        raise ValueError(f"`backbone_kwargs` do not fit timm/{name}: {error}.") from error
+    except OSError as error:
+        raise ConnectionError(
+            f"Could not get the weights of timm/{name}: {error}. Without a network, load them "
+            "from a file: `weights: path/to/file.safetensors`."
+        ) from error
+    return network

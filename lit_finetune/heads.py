@@ -1,0 +1,233 @@
+"""The classifier of a network: build a new one, put it in place, and what goes into it."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lit_finetune._names import nearest, one_of
+from lit_finetune.head_search import Layer, declared_heads, first_layer, last_layer, layer_sizes
+from lit_finetune.head_search import find_head as find_head
+
+Head = str | nn.Module | Callable[[int, int], nn.Module]
+"""`linear`, `mlp`, a module, or what makes one for `(in_features, num_classes)`."""
+
+MAX_HIDDEN_FEATURES = 512
+
+
+class DropoutLinear(nn.Linear):
+    """A linear layer that drops some of its input, under the parameter names of `nn.Linear`."""
+
+    def __init__(self, in_features: int, out_features: int, *, drop_rate: float) -> None:
+        super().__init__(in_features, out_features)
+        self.drop_rate = drop_rate
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The scores of each class."""
+        return super().forward(functional.dropout(input, self.drop_rate, self.training))
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"{super().extra_repr()}, drop_rate={self.drop_rate}"
+
+
+class DropoutConv2d(nn.Conv2d):
+    """A convolution that drops some of its input, under the parameter names of `nn.Conv2d`."""
+
+    def __init__(self, *args: Any, drop_rate: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.drop_rate = drop_rate
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The scores of each class, at each place."""
+        return super().forward(functional.dropout(input, self.drop_rate, self.training))
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"{super().extra_repr()}, drop_rate={self.drop_rate}"
+
+
+def replace_head(
+    network: nn.Module,
+    num_classes: int,
+    *,
+    head: Head = "linear",
+    head_name: str | None = None,
+    drop_rate: float = 0.0,
+) -> str:
+    """Put a new classifier in the place of a network's own; return its dotted name.
+
+    The new head takes the device and the number type of the old one. What is built here has
+    torch's default initialisation.
+
+    >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4, 1000))
+    >>> replace_head(network, 2)
+    '1'
+    >>> network[1]
+    Linear(in_features=4, out_features=2, bias=True)
+
+    Args:
+        network: It is changed.
+        num_classes: How many classes the new head tells apart.
+        head: `linear`: one layer of the old one's kind, with a bias; `mlp`: two, with GELU and
+            dropout between them and as many hidden features as go in, but at most 512; a module,
+            put in as it is; or a function that returns one for `(in_features, num_classes)`.
+        head_name: The module to replace, if it is not the one that `find_head` finds.
+        drop_rate: Probability of dropping a feature before the last layer of `linear` or `mlp`.
+
+    Raises:
+        ValueError: An argument cannot be, there is no head to be found, or `head` does not fit.
+    """
+    _check(num_classes, head, drop_rate)
+    name = _head_name(network, head_name)
+    old = network.get_submodule(name)
+    layer = _input_layer(old, name)
+    new = _build(layer, num_classes, head, drop_rate)
+    _check_fit(new, layer_sizes(layer)[0], num_classes)
+    new = new.to(device=layer.weight.device, dtype=layer.weight.dtype).train(old.training)
+    network.set_submodule(name, new)
+    _note_num_classes(network, name, num_classes)
+    return name
+
+
+def head_in_features(network: nn.Module, head_name: str) -> int:
+    """How many features go into a head."""
+    return layer_sizes(_input_layer(network.get_submodule(head_name), head_name))[0]
+
+
+def head_num_classes(network: nn.Module, head_name: str) -> int:
+    """How many classes a head tells apart: what comes out of its last layer."""
+    layer = last_layer(network.get_submodule(head_name))
+    if layer is None:
+        raise ValueError(
+            f"`{head_name}` has no `nn.Linear` or `nn.Conv2d`: its classes are unknown."
+        )
+    return layer_sizes(layer)[1]
+
+
+def forward_features(network: nn.Module, head_name: str, x: Tensor) -> Tensor:
+    """What goes into a network's head when the network sees `x`.
+
+    The network runs as a whole, in the mode it is in, and the head's input is kept.
+    """
+    inputs: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        inputs.append(args[0])
+
+    handle = network.get_submodule(head_name).register_forward_pre_hook(keep)
+    try:
+        network(x)
+    finally:
+        handle.remove()
+    if not inputs:
+        raise ValueError(f"{type(network).__name__} does not call its head `{head_name}`.")
+    return inputs[-1]
+
+
+def _check(num_classes: int, head: Head, drop_rate: float) -> None:
+    if num_classes < 1:
+        raise ValueError(f"`num_classes` must be 1 or more, but got {num_classes}.")
+    if not 0 <= drop_rate < 1:
+        raise ValueError(f"`drop_rate` is a probability below 1, but got {drop_rate}.")
+    if isinstance(head, str):
+        one_of(head, ("linear", "mlp"), "head")
+    elif drop_rate:
+        raise ValueError(
+            f"`drop_rate` ({drop_rate}) is for the heads 'linear' and 'mlp': "
+            "put the dropout into your own head instead."
+        )
+
+
+def _head_name(network: nn.Module, head_name: str | None) -> str:
+    declared = declared_heads(network)
+    if len(declared) > 1:
+        raise ValueError(
+            f"{type(network).__name__} has several heads that work together "
+            f"({', '.join(declared)}); replacing them is not supported. "
+            "Choose a variant with one head, for example one that is not distilled."
+        )
+    if head_name is None:
+        head_name = find_head(network)
+    elif head_name not in dict(network.named_modules(remove_duplicate=False)):
+        modules = [name for name, _ in network.named_modules()]
+        hint = nearest(head_name, modules)
+        raise ValueError(f"{type(network).__name__} has no module {head_name!r}.{hint}")
+    if not head_name:
+        raise ValueError("The network is nothing but its head. Put it into an `nn.Sequential`.")
+    return head_name
+
+
+def _input_layer(head: nn.Module, name: str) -> Layer:
+    """The layer of a head that the features go into."""
+    layer = first_layer(head)
+    if layer is None:
+        raise ValueError(
+            f"`{name}` is of type {type(head).__name__}, without an `nn.Linear` or `nn.Conv2d`: "
+            "how many features go into it is unknown. Name another module with `head_name=`."
+        )
+    return layer
+
+
+def _build(layer: Layer, num_classes: int, head: Head, drop_rate: float) -> nn.Module:
+    """The new head; `layer` is where the features go into the old one."""
+    in_features = layer_sizes(layer)[0]
+    if head == "linear":
+        return _layer_like(layer, in_features, num_classes, drop_rate)
+    if head == "mlp":
+        hidden = min(in_features, MAX_HIDDEN_FEATURES)
+        return nn.Sequential(
+            _layer_like(layer, in_features, hidden),
+            nn.GELU(),
+            nn.Dropout(drop_rate),
+            nn.Linear(hidden, num_classes)
+            if isinstance(layer, nn.Linear)
+            else nn.Conv2d(hidden, num_classes, kernel_size=1),
+        )
+    if isinstance(head, nn.Module):
+        return head
+    assert not isinstance(head, str)
+    made: Any = head(in_features, num_classes)
+    if not isinstance(made, nn.Module):
+        raise ValueError(f"`head` must return an `nn.Module`, but it returned {made!r}.")
+    return made
+
+
+def _layer_like(
+    layer: Layer, in_features: int, out_features: int, drop_rate: float = 0.0
+) -> nn.Module:
+    """A layer of the same kind, with a bias."""
+    if isinstance(layer, nn.Linear):
+        if drop_rate:
+            return DropoutLinear(in_features, out_features, drop_rate=drop_rate)
+        return nn.Linear(in_features, out_features)
+    sizes = (in_features, out_features, layer.kernel_size, layer.stride, layer.padding)
+    if drop_rate:
+        return DropoutConv2d(*sizes, drop_rate=drop_rate)
+    return nn.Conv2d(*sizes)
+
+
+def _check_fit(head: nn.Module, in_features: int, num_classes: int) -> None:
+    """Raise if a head is of a kind whose sizes can be told, and they are not the right ones."""
+    first, last = first_layer(head), last_layer(head)
+    if not isinstance(head, Layer | nn.Sequential) or not first or not last:
+        return
+    sizes = layer_sizes(first)[0], layer_sizes(last)[1]
+    if sizes != (in_features, num_classes):
+        raise ValueError(
+            f"`head` takes {sizes[0]} features and gives {sizes[1]} classes, but the network "
+            f"gives {in_features} features and there are {num_classes} classes."
+        )
+
+
+def _note_num_classes(network: nn.Module, head_name: str, num_classes: int) -> None:
+    """Bring up to date what the modules around a head say about it (timm, SqueezeNet, HF)."""
+    module = network
+    for part in head_name.split("."):
+        for attribute in {"num_classes", "num_labels"} & vars(module).keys():
+            setattr(module, attribute, num_classes)
+        module = module.get_submodule(part)
+    config = vars(network).get("config")
+    if hasattr(config, "num_labels"):
+        config.num_labels = num_classes
