@@ -1,0 +1,85 @@
+"""Finding the pictures that cannot be read, before a run stumbles over them."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich.progress import track
+
+from lit_finetune.images import load_image
+
+from .split_file import write_json
+
+RECORD = ".lit_finetune_audit.json"
+MANY = 1000  # from here on it takes long enough for a progress bar
+
+
+def unopenable(root: Path, names: Sequence[str]) -> dict[str, str]:
+    """The files that are no pictures at all, with what is wrong: a look at each file's start."""
+    return problems(root, names, open_image)
+
+
+def unreadable(root: Path, names: Sequence[str]) -> tuple[dict[str, str], bool]:
+    """The pictures that cannot be read to their end, with what is wrong.
+
+    What was found is kept in `root`, and a picture is read again only when it has changed.
+
+    Returns:
+        The problems by name, and whether they could be kept.
+    """
+    known = read_record(root / RECORD)
+    stamps = {name: stamp(root / name) for name in names}
+    new = [name for name in names if known.get(name, {}).get("stamp") != stamps[name]]
+    found = problems(root, new, load_image)
+    known |= {name: {"stamp": stamps[name], "problem": found.get(name, "")} for name in new}
+    kept = not new or write_record(root / RECORD, known)
+    return {name: known[name]["problem"] for name in names if known[name]["problem"]}, kept
+
+
+def problems(root: Path, names: Sequence[str], read: Callable[[Path], object]) -> dict[str, str]:
+    """What goes wrong with which picture when it is read."""
+
+    def problem(name: str) -> str:
+        try:
+            read(root / name)
+        except Exception as error:  # a broken file ends in almost any kind of error inside Pillow
+            return str(error.__cause__ or error)
+        return ""
+
+    with ThreadPoolExecutor() as pool:
+        found: Iterable[str] = pool.map(problem, names)
+        if len(names) >= MANY:
+            found = track(found, "Checking the pictures", len(names), transient=True)
+        return {name: text for name, text in zip(names, found, strict=True) if text}
+
+
+def open_image(path: Path) -> None:
+    """Read the start of a picture."""
+    with Image.open(path):
+        pass
+
+
+def stamp(path: Path) -> list[int]:
+    """What changes when a file changes."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What earlier runs found; nothing, if there is no record that can be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> bool:
+    """Keep what was found, where the folder can be written to."""
+    try:
+        write_json(path, record)
+    except OSError:
+        return False
+    return True

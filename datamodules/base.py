@@ -1,0 +1,230 @@
+"""What all data modules share: transforms, loaders, and the data config they follow."""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from typing_extensions import override
+
+from lit_finetune._names import one_of
+from lit_finetune.data_config import DataConfig, Interpolation, eval_transform
+
+from .counts import count_table
+from .datasets import PictureDataset, Samples
+from .transforms import Augmentation, Transform, photo_geometry, train_transform
+
+Part = Literal["train", "val", "test", "predict"]
+Loader = DataLoader[tuple[Tensor, int]]
+
+PARTS: Mapping[str, tuple[Part, ...]] = {
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("predict",),
+}
+MOST_WORKERS = 4
+
+
+class ImageDataModule(LightningDataModule):
+    """Pictures with one label each, as the model at hand expects them.
+
+    A subclass gives `classes` and `read_samples`. What is not given here comes from the model's own
+    data config. The last batch of a training epoch is left out when it would hold one picture
+    alone, which BatchNorm cannot train on; the next epoch shuffles anew.
+
+    Args:
+        batch_size: Pictures in a batch, on each device.
+        num_workers: Processes that load pictures, for each device; as many as the CPU has to
+            spare, up to 4, if not given.
+        image_size: Side of the square that the network sees, or its height and width.
+        resize_size: Length of the picture's short side before `image_size` is cut from its centre,
+            for all but training.
+        mean: Mean of each channel, or one for all, of pixels from 0 to 1.
+        std: Standard deviation of each channel, or one for all, of pixels from 0 to 1.
+        interpolation: How pictures are resized.
+        train_augmentation: How training pictures are varied: `auto` (crop and mirror image, as
+            suits the data), `trivial` (TrivialAugment on top), `rand` (RandAugment on top), `none`
+            (as in validation), or a callable from picture to picture.
+        seed: Seed of the split, where this data is split.
+    """
+
+    fills_frame: ClassVar[bool] = False
+    """Whether the object fills its picture, so that nothing is to be cut off around it."""
+
+    def __init__(  # noqa: PLR0913  (the signature is the configuration)
+        self,
+        *,
+        batch_size: int = 32,
+        num_workers: int | None = None,
+        image_size: int | tuple[int, int] | None = None,
+        resize_size: int | None = None,
+        mean: float | tuple[float, ...] | None = None,
+        std: float | tuple[float, ...] | None = None,
+        interpolation: Interpolation | None = None,
+        train_augmentation: Augmentation = "auto",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, but got {batch_size}.")
+        if isinstance(train_augmentation, str):
+            one_of(train_augmentation, ("auto", "trivial", "rand", "none"), "train_augmentation")
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.image_size = image_size
+        self.train_augmentation: Augmentation = train_augmentation
+        self.seed = seed
+        self._given = given_options(
+            mean=per_channel(mean),
+            std=per_channel(std),
+            resize_size=resize_size,
+            interpolation=interpolation,
+        )
+        self._datasets: dict[Part, PictureDataset] = {}
+        self._told_counts = False
+
+    @property
+    def classes(self) -> list[str]:
+        """The class names; the place of each is its label."""
+        raise NotImplementedError(f"{type(self).__name__} must have `classes`.")
+
+    def read_samples(self, part: Part) -> Samples:
+        """The pictures of one part; none at all if there is no such part."""
+        raise NotImplementedError(f"{type(self).__name__} must have `read_samples`.")
+
+    def train_geometry(self, config: DataConfig) -> list[nn.Module]:
+        """How `auto` augmentation crops and moves a picture."""
+        return photo_geometry(config)
+
+    @property
+    def data_config(self) -> DataConfig:
+        """What was asked for here, and for the rest what the model at hand expects."""
+        config = DataConfig()
+        if self.trainer is not None:
+            of_model = getattr(self.trainer.lightning_module, "data_config", None)
+            config = of_model if isinstance(of_model, DataConfig) else config
+        if self.image_size is not None:
+            config = config.resized(self.image_size)
+        if self.fills_frame:
+            config = replace(config, resize_size=min(config.image_size))
+        return replace(config, **self._given)
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.classes)
+
+    @property
+    def class_to_idx(self) -> dict[str, int]:
+        """The label of each class."""
+        return {name: index for index, name in enumerate(self.classes)}
+
+    @property
+    def class_counts(self) -> dict[str, int]:
+        """How many pictures of each class there are to train on; known after `setup("fit")`."""
+        return self.counts("train")
+
+    @property
+    def predict_names(self) -> list[str]:
+        """The name of each picture to predict, in order; known after `setup("predict")`."""
+        return list(self._dataset("predict").samples.names)
+
+    def counts(self, part: Part) -> dict[str, int]:
+        """How many pictures of each class a part has."""
+        found = Counter(self._dataset(part).samples.labels)
+        return {name: found[index] for index, name in enumerate(self.classes)}
+
+    @override
+    def setup(self, stage: str) -> None:
+        for part in PARTS[stage]:
+            samples = self.read_samples(part)
+            if not samples.names and (part, stage) != ("val", "fit"):
+                raise ValueError(f"There are no pictures for {part}: {self.where_from(part)}.")
+            self._datasets[part] = PictureDataset(samples, self._transform(part))
+        if stage == "fit" and not self._told_counts:
+            rank_zero_info(count_table({part: self.counts(part) for part in PARTS["fit"]}))
+            self._told_counts = True
+
+    def where_from(self, part: Part) -> str:
+        """Where the pictures of a part would come from; the end of an error message."""
+        return f"`{part}_split` is 0"
+
+    @override
+    def train_dataloader(self) -> Loader:
+        ranks = self.trainer.world_size if self.trainer else 1
+        of_rank = math.ceil(len(self._dataset("train")) / ranks)
+        leaves_one = of_rank > self.batch_size > 1 and of_rank % self.batch_size == 1
+        return self._loader("train", shuffle=True, drop_last=leaves_one)
+
+    @override
+    def val_dataloader(self) -> Loader | list[Loader]:
+        return self._loader("val") if len(self._dataset("val")) else []
+
+    @override
+    def test_dataloader(self) -> Loader:
+        return self._loader("test")
+
+    @override
+    def predict_dataloader(self) -> Loader:
+        return self._loader("predict")
+
+    def _dataset(self, part: Part) -> PictureDataset:
+        if part not in self._datasets:
+            stage = next(stage for stage, parts in PARTS.items() if part in parts)
+            raise RuntimeError(f"The {part} pictures are known after `setup({stage!r})`.")
+        return self._datasets[part]
+
+    def _transform(self, part: Part) -> Transform:
+        if part != "train":
+            return eval_transform(self.data_config)
+        geometry = self.train_geometry(self.data_config)
+        return train_transform(self.data_config, self.train_augmentation, geometry)
+
+    def _loader(self, part: Part, *, shuffle: bool = False, drop_last: bool = False) -> Loader:
+        dataset = self._dataset(part)
+        num_workers = self._num_workers(len(dataset))
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            shuffle=shuffle,
+            drop_last=drop_last,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0 and part in PARTS["fit"],
+            pin_memory=self.trainer is not None
+            and self.trainer.strategy.root_device.type == "cuda",
+        )
+
+    def _num_workers(self, num_pictures: int) -> int:
+        if self.num_workers is not None:
+            return self.num_workers
+        if num_pictures <= self.batch_size:
+            return 0
+        return spare_cpus(self.trainer.num_devices if self.trainer else 1)
+
+
+def spare_cpus(num_devices: int) -> int:
+    """How many loading processes each device's process can have beside it, up to 4."""
+    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS, not on Windows
+    cpus = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    return max(0, min(MOST_WORKERS, cpus // num_devices - 1))
+
+
+def per_channel(value: float | tuple[float, ...] | None) -> tuple[float, ...] | None:
+    """One number for all three channels, or what was given.
+
+    >>> per_channel(0.5)
+    (0.5, 0.5, 0.5)
+    """
+    return (value,) * 3 if isinstance(value, (int, float)) else value
+
+
+def given_options(**options: Any) -> dict[str, Any]:
+    """The options that were given at all."""
+    return {name: value for name, value in options.items() if value is not None}

@@ -1,0 +1,147 @@
+"""CIFAR-10 and CIFAR-100, from the original files."""
+
+import os
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
+from torchvision import datasets
+from torchvision.datasets.utils import check_integrity, extract_archive
+from typing_extensions import override
+
+from lit_finetune._names import one_of
+from lit_finetune.data_config import DataConfig
+
+from .base import ImageDataModule, Part
+from .datasets import ArraySamples
+from .splits import check_fractions, split_fractions, stratified_split
+from .transforms import small_picture_geometry
+
+CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
+CIFAR100_CLASSES = """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
+    camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile
+    cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp
+    lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom
+    oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+    possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake
+    spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor
+    train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+"""
+CLASSES = {"cifar10": CIFAR10_CLASSES.split(), "cifar100": CIFAR100_CLASSES.split()}
+
+
+class CIFARDataModule(ImageDataModule):
+    """CIFAR-10 or CIFAR-100: 50,000 training pictures, split, and the official 10,000 for testing.
+
+    The pictures are made as large as the network wants them, and none of them is cut off; give
+    `image_size=32` for a network made for CIFAR. `auto` augmentation shifts by up to an eighth and
+    mirrors.
+
+    Args:
+        name: Which of the two.
+        data_dir: Folder for the original files.
+        download: Whether to download what is missing.
+        val_split: Share of the 50,000 for validation.
+        **kwargs: See `ImageDataModule`.
+    """
+
+    fills_frame = True
+
+    def __init__(
+        self,
+        name: Literal["cifar10", "cifar100"] = "cifar10",
+        *,
+        data_dir: str | Path = "data",
+        download: bool = True,
+        val_split: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        check_fractions(val_split=val_split)
+        self.variant = one_of(name, CLASSES, "CIFAR data set")
+        self.data_dir = Path(data_dir).expanduser()
+        self.download = download
+        self.val_split = val_split
+
+    @property
+    @override
+    def classes(self) -> list[str]:
+        return CLASSES[self.variant]
+
+    @override
+    def train_geometry(self, config: DataConfig) -> list[nn.Module]:
+        return small_picture_geometry(config)
+
+    @override
+    def prepare_data(self) -> None:
+        kind = self._kind
+        if wrong_files(kind, self.data_dir):
+            fetch(kind, self.data_dir, download=self.download)
+
+    @override
+    def read_samples(self, part: Part) -> ArraySamples:
+        official = "train" if part in ("train", "val") else "test"
+        data = self._kind(self.data_dir, train=official == "train")
+        names = [f"{self.variant}_{official}_{i:05d}" for i in range(len(data.targets))]
+        samples = ArraySamples(data.data, names, data.targets)
+        if official == "test":
+            return samples
+        shares = split_fractions(val_split=self.val_split, test_split=0)
+        parts = stratified_split(samples.labels, list(shares.values()), seed=self.seed)
+        chosen = dict(zip(shares, parts, strict=True)).get(part, [])
+        if part == "train":
+            rank_zero_info(
+                f"Of the {len(names):,} training pictures of {self.variant}, {len(chosen):,} train "
+                f"and {len(names) - len(chosen):,} validate (`val_split` {self.val_split})."
+            )
+        return samples.subset(chosen)
+
+    @property
+    def _kind(self) -> type[datasets.CIFAR10]:
+        return datasets.CIFAR10 if self.variant == "cifar10" else datasets.CIFAR100
+
+
+def wrong_files(kind: type[datasets.CIFAR10], folder: Path) -> list[str]:
+    """The files that are missing, or are not the original ones."""
+    files = [*kind.train_list, *kind.test_list, [kind.meta["filename"], kind.meta["md5"]]]
+    below = folder / kind.base_folder
+    return [name for name, md5 in files if not check_integrity(below / name, md5)]
+
+
+def fetch(kind: type[datasets.CIFAR10], folder: Path, *, download: bool) -> None:
+    """Get the files from the archive, downloaded where it is missing, all of them or none."""
+    archive = folder / kind.filename
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as half:
+        try:
+            if check_integrity(archive, kind.tgz_md5):
+                extract_archive(archive, half)
+            elif download:
+                kind(half, download=True)
+            else:
+                raise FileNotFoundError("`download` is off")
+        except (OSError, RuntimeError, EOFError, tarfile.TarError) as error:
+            raise RuntimeError(how_to_place(kind, folder, error)) from error
+        move_files(Path(half, kind.base_folder), folder / kind.base_folder)
+
+
+def move_files(source: Path, target: Path) -> None:
+    """Move all files of a folder into another, each at once, in place of those of that name."""
+    target.mkdir(exist_ok=True)
+    for path in source.iterdir():
+        os.replace(path, target / path.name)
+
+
+def how_to_place(kind: type[datasets.CIFAR10], folder: Path, error: Exception) -> str:
+    """What to do by hand when the files could not be downloaded."""
+    archive = folder / kind.filename
+    there = f" The one that is there has another md5 sum: '{archive}'." if archive.exists() else ""
+    return (
+        f"{kind.__name__} is not in '{folder.absolute()}', and was not downloaded: {error}. To "
+        f"place it by hand, put {kind.filename} (from {kind.url}, md5 {kind.tgz_md5}) there, and "
+        f"run again.{there}"
+    )

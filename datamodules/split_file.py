@@ -1,0 +1,97 @@
+"""A split on disk: the same on every rank and after every resume."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .splits import split_fractions, stratified_split
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitPlan:
+    """How the training pictures are divided."""
+
+    val_split: float
+    test_split: float
+    seed: int
+
+    def fractions(self) -> dict[str, float]:
+        """The share of each part that there is."""
+        return split_fractions(val_split=self.val_split, test_split=self.test_split)
+
+    def file_name(self) -> str:
+        """What the file is called beside the pictures."""
+        share = f"val{self.val_split:g}-test{self.test_split:g}"
+        return f".lit_finetune_split-{share}-seed{self.seed}.json"
+
+
+def split_by_class(classes: Mapping[str, str], plan: SplitPlan) -> dict[str, list[str]]:
+    """The pictures of each part, by a seeded split within each class."""
+    names, fractions = list(classes), plan.fractions()
+    parts = stratified_split(list(classes.values()), list(fractions.values()), seed=plan.seed)
+    return {split: [names[i] for i in part] for split, part in zip(fractions, parts, strict=True)}
+
+
+def write_split(path: Path, parts: Mapping[str, Sequence[str]], plan: SplitPlan) -> None:
+    """Write a split, at once or not at all.
+
+    Raises:
+        PermissionError: the folder cannot be written to.
+    """
+    try:
+        write_json(path, {**plan_dict(plan), "files": parts})
+    except OSError as error:
+        raise PermissionError(
+            f"The split of the pictures cannot be kept in '{path}': {error}. Every process and "
+            "every resumed run reads it from there, so name a place that can be written to: "
+            "`split_file`."
+        ) from error
+
+
+def read_split(path: Path, plan: SplitPlan) -> dict[str, list[str]]:
+    """The pictures of each part, as they were written.
+
+    Raises:
+        ValueError: the file is no split, or was made by another plan.
+    """
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        parts: dict[str, list[str]] = stored.pop("files")
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"'{path}' holds no split. Delete it, and the pictures are divided anew."
+        ) from error
+    if stored != plan_dict(plan):
+        raise ValueError(
+            f"'{path}' was made with {options(stored)}, but this run has "
+            f"{options(plan_dict(plan))}. Give those again, or name another `split_file`."
+        )
+    return parts
+
+
+def plan_dict(plan: SplitPlan) -> dict[str, Any]:
+    """A plan as it is written."""
+    return {"val_split": plan.val_split, "test_split": plan.test_split, "seed": plan.seed}
+
+
+def options(values: Mapping[str, Any]) -> str:
+    """Options in a message.
+
+    >>> options({"val_split": 0.2, "seed": 0})
+    'val_split=0.2, seed=0'
+    """
+    return ", ".join(f"{name}={value}" for name, value in values.items())
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write a file so that who reads it sees all of it or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        half.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
+        os.replace(half, path)
+    finally:
+        half.unlink(missing_ok=True)
