@@ -1,0 +1,79 @@
+"""Put a network together: the backbone, a head for these classes, the weights of a file."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from lit_finetune.backbones.create import create_backbone, is_weights_file
+from lit_finetune.data_config import DataConfig
+from lit_finetune.heads import find_head, head_in_features, head_num_classes, replace_head
+from lit_finetune.weights import LoadReport, load_weights
+
+Head = str | nn.Module | Callable[[int, int], nn.Module]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assembled:
+    """A network that is ready to be fine-tuned."""
+
+    network: nn.Module
+    name: str
+    """What the backbone is called."""
+    head_name: str
+    keeps_head: bool
+    """Whether the network's own head stayed, since it has the right number of outputs."""
+    data_config: DataConfig
+    load_report: LoadReport | None
+    """What of the weights file fitted; None without a file."""
+
+
+def assemble(
+    backbone: str | nn.Module,
+    *,
+    num_classes: int,
+    weights: str | None = None,
+    head: Head = "linear",
+    make_head: Callable[[int, int], nn.Module | None] = lambda in_features, num_classes: None,
+    head_name: str | None = None,
+    backbone_kwargs: dict[str, Any] | None = None,
+    drop_rate: float = 0.0,
+    min_match: float = 0.9,
+) -> Assembled:
+    """Build or take a backbone, give it a head, and load a weights file if there is one.
+
+    The head comes first, so that a file for as many classes brings its own head along; one for
+    another number of classes leaves the new head as it is, and the report says so.
+
+    Args:
+        make_head: Asked first, with the number of features and of classes; None leaves it to `head`.
+
+    The others are those of `FinetuneClassifier`.
+    """
+    file = weights if weights is not None and is_weights_file(weights) else None
+    built = create_backbone(
+        backbone, weights=None if file else weights, backbone_kwargs=backbone_kwargs
+    )
+    network = built.network
+    head_name = head_name or find_head(network)
+    in_features = head_in_features(network, head_name)
+    own = make_head(in_features, num_classes)
+    head = head if own is None else own
+    keeps = head == "linear" and head_num_classes(network, head_name) == num_classes
+    if not keeps or drop_rate:
+        state = network.get_submodule(head_name).state_dict()
+        head_name = replace_head(
+            network, num_classes, head=head, head_name=head_name, drop_rate=drop_rate
+        )
+        if keeps:
+            network.get_submodule(head_name).load_state_dict(state)
+    report = load_weights(network, file, min_match=min_match, head_name=head_name) if file else None
+    return Assembled(
+        network=network,
+        name=built.name,
+        head_name=head_name,
+        keeps_head=keeps,
+        data_config=built.data_config,
+        load_report=report,
+    )

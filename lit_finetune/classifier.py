@@ -1,0 +1,374 @@
+"""A pretrained network with a new head, as a LightningModule."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_info
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+from typing_extensions import Self, override
+
+from lit_finetune.assemble import Assembled, assemble
+from lit_finetune.blocks import Block, list_blocks
+from lit_finetune.class_weights import balanced_weights
+from lit_finetune.data_config import DataConfig, eval_transform
+from lit_finetune.freezing import eval_mode
+from lit_finetune.heads import forward_features, replace_head
+from lit_finetune.hparams import check_hparams, plain_hparams
+from lit_finetune.images import load_image, to_rgb
+from lit_finetune.metrics import classification_metrics
+from lit_finetune.mixing import make_mixing
+from lit_finetune.optim import DEFAULT_LR, build_optimizer, cosine_with_warmup, join_groups
+from lit_finetune.param_groups import ParamGroup, make_param_groups
+
+_KEY = "lit_finetune"
+"""Where a checkpoint holds what `load_from_checkpoint` needs besides weights and arguments."""
+
+
+class FinetuneClassifier(LightningModule):
+    """Any image backbone with a head for your classes, ready to be fine-tuned.
+
+    Batches are `(images, labels)`: floats (N, C, H, W) and int64 (N). It logs `train/loss`,
+    `train/acc`, and for each of `val` and `test` the loss, accuracy (`acc`), accuracy over classes
+    (`acc_macro`), macro F1 (`f1`) and above five classes top-5 accuracy (`acc_top5`).
+
+    Made to be subclassed: `loss`, `metrics`, `make_head`, `make_optimizer` and `make_scheduler` are
+    small methods, each of which can be replaced alone.
+
+    Args:
+        backbone: A torchvision name (`resnet18`), `timm/<name>`, an import path
+            (`my_package.nets.ResNet`), or a network.
+        num_classes: How many classes there are.
+        weights: `DEFAULT` or the name of a torchvision weights enum, `pretrained` for timm, or the
+            path of a weights file. By default the network keeps the weights that it has.
+        head: `linear`, `mlp`, a module, or a callable from `(in_features, num_classes)` to one. A
+            `linear` head keeps the network's own layer where that has `num_classes` outputs.
+        head_name: The network's classifier layer, where it is not found by itself.
+        backbone_kwargs: What to build a named backbone with.
+        drop_rate: Probability of dropping a feature, before the head's last layer.
+        lr: The head's learning rate. An optimizer that brings a rate of its own may set it instead.
+        backbone_lr_ratio: The rate of the last block before the head, relative to the head's.
+        layer_decay: The factor on the rate from each block to the one before it.
+        weight_decay: Of all but norms and biases. By default 0.01 under AdamW; another optimizer
+            keeps its own.
+        optimizer: Takes parameter groups, returns the optimizer. By default AdamW.
+        lr_scheduler: Takes the optimizer, returns the scheduler. By default linear warm-up over a
+            twentieth of all steps, then half a cosine; `constant` for none.
+        lr_scheduler_interval: When a scheduler that was given steps.
+        label_smoothing: Share of the probability that is spread over all classes.
+        class_weights: A weight per class, or `balanced`: inversely proportional to the class's
+            number of training pictures.
+        mixup_alpha: Of MixUp's Beta distribution; 0 for none.
+        cutmix_alpha: Of CutMix's Beta distribution; 0 for none.
+        min_match: The least share of the backbone's parameters that a weights file must fill.
+
+    Raises:
+        ValueError: An argument cannot be; the message names all of them.
+    """
+
+    def __init__(
+        self,
+        backbone: str | nn.Module,
+        *,
+        num_classes: int,
+        weights: str | None = None,
+        head: str | nn.Module | Callable[[int, int], nn.Module] = "linear",
+        head_name: str | None = None,
+        backbone_kwargs: dict[str, Any] | None = None,
+        drop_rate: float = 0.0,
+        lr: float = DEFAULT_LR,
+        backbone_lr_ratio: float = 0.1,
+        layer_decay: float | None = None,
+        weight_decay: float | None = None,
+        optimizer: OptimizerCallable | None = None,
+        lr_scheduler: LRSchedulerCallable | Literal["constant"] | None = None,
+        lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
+        label_smoothing: float = 0.0,
+        class_weights: list[float] | Literal["balanced"] | None = None,
+        mixup_alpha: float = 0.0,
+        cutmix_alpha: float = 0.0,
+        min_match: float = 0.9,
+    ) -> None:
+        arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        super().__init__()
+        hparams = plain_hparams(arguments)
+        check_hparams(arguments)
+        self.save_hyperparameters(hparams)
+        self._optimizer = optimizer
+        self._lr_scheduler = lr_scheduler
+        built = assemble(
+            backbone,
+            num_classes=num_classes,
+            weights=weights,
+            head=head,
+            make_head=self.make_head,
+            head_name=head_name,
+            backbone_kwargs=backbone_kwargs,
+            drop_rate=drop_rate,
+            min_match=min_match,
+        )
+        self.backbone = built.network
+        self.head_name = built.head_name
+        self.load_report = built.load_report
+        self.data_config: DataConfig = built.data_config
+        self._set_classes([str(index) for index in range(num_classes)])
+        _tell(built, num_classes)
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the head tells apart."""
+        return len(self.classes)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The network's blocks from the input to the head, by names within this module."""
+        return list_blocks(self, f"backbone.{self.head_name}")
+
+    @override
+    def forward(self, images: Tensor) -> Tensor:
+        """From images (N, C, H, W) to logits (N, num_classes)."""
+        logits: Tensor = self.backbone(images)
+        return logits
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """From images (N, C, H, W) to what the head is given."""
+        return forward_features(self.backbone, self.head_name, images)
+
+    def get_classifier(self) -> nn.Module:
+        """The head."""
+        return self.backbone.get_submodule(self.head_name)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put a new linear head for another number of classes in the place of the head.
+
+        Args:
+            num_classes: How many classes there are now; they are called by their numbers until
+                a datamodule names them.
+        """
+        check_hparams({**self.hparams, "num_classes": num_classes, "class_weights": None})
+        self.head_name = replace_head(
+            self.backbone,
+            num_classes,
+            head_name=self.head_name,
+            drop_rate=self.hparams["drop_rate"],
+        )
+        self.hparams.update(num_classes=num_classes, class_weights=None, head="linear")
+        self._set_classes([str(index) for index in range(num_classes)])
+
+    def make_head(self, in_features: int, num_classes: int) -> nn.Module | None:
+        """Override to build your own head; None, as here, leaves it to the argument `head`.
+
+        It is called from `__init__`, before attributes of a subclass exist.
+        """
+        return None
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The loss of logits (N, classes) against labels (N) or, mixed, probabilities (N, classes)."""
+        return F.cross_entropy(
+            logits,
+            target,
+            weight=self.class_weights,
+            label_smoothing=self.hparams["label_smoothing"],
+        )
+
+    def metrics(self, num_classes: int, prefix: str) -> MetricCollection:
+        """What is measured on validation and test pictures, under names with this prefix."""
+        return classification_metrics(num_classes, prefix)
+
+    def make_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
+        """The optimizer over these parameter groups; blocks join it as groups of their own."""
+        return (self._optimizer or AdamW)(groups)
+
+    def make_scheduler(self, optimizer: Optimizer) -> dict[str, Any] | None:
+        """Lightning's description of the scheduler, or None for a constant rate.
+
+        Raises:
+            ValueError: The default, a cosine, was left for a run of no known length.
+        """
+        if self._lr_scheduler == "constant":
+            return None
+        if self._lr_scheduler is None:
+            return {
+                "scheduler": cosine_with_warmup(optimizer, total=self._num_steps()),
+                "interval": "step",
+            }
+        scheduler = self._lr_scheduler(optimizer)
+        config = {"scheduler": scheduler, "interval": self.hparams["lr_scheduler_interval"]}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            config["monitor"] = getattr(scheduler, "monitor", "val/loss")
+        return config
+
+    def param_groups(self) -> list[ParamGroup]:
+        """The named groups of all parameters, the head's first."""
+        return make_param_groups(
+            self,
+            self.blocks,
+            backbone_lr_ratio=self.hparams["backbone_lr_ratio"],
+            layer_decay=self.hparams["layer_decay"],
+        )
+
+    @override
+    def configure_optimizers(self) -> Any:
+        groups, parameters = self.param_groups(), dict(self.named_parameters())
+        optimizer = build_optimizer(
+            groups,
+            parameters,
+            factory=self.make_optimizer,
+            lr=self.lr,
+            weight_decay=self.hparams["weight_decay"],
+        )
+        config = self.make_scheduler(optimizer)
+        join_groups(optimizer, [config["scheduler"]] if config else [], groups, parameters)
+        return {"optimizer": optimizer, "lr_scheduler": config} if config else optimizer
+
+    @override
+    def setup(self, stage: str) -> None:
+        datamodule = getattr(self.trainer, "datamodule", None)
+        classes = getattr(datamodule, "classes", None)
+        if classes is not None and len(classes) != self.num_classes:
+            raise ValueError(
+                f"The data has {len(classes)} classes ({', '.join(classes[:10])}{'…' * (len(classes) > 10)}),"
+                f" but the model num_classes={self.num_classes}. Build the model with"
+                f" num_classes={len(classes)}."
+            )
+        if stage == "fit" and classes is not None:
+            self.classes = list(classes)
+            self.data_config = getattr(datamodule, "data_config", self.data_config)
+        if stage == "fit" and self.hparams["class_weights"] == "balanced":
+            self._balance(getattr(datamodule, "class_counts", None))
+
+    @override
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        target = labels
+        if self._mixing is not None:
+            images, target = self._mixing(images, labels)
+        logits = self(images)
+        loss = self.loss(logits, target)
+        self.train_acc(logits, labels)
+        size = len(labels)
+        self.log(
+            "train/loss_step", loss, prog_bar=True, on_step=True, on_epoch=False, batch_size=size
+        )
+        self.log("train/loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=size)
+        self.log("train/acc", self.train_acc, on_step=False, on_epoch=True, batch_size=size)
+        return loss
+
+    @override
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, self.val_metrics, "val")
+
+    @override
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, self.test_metrics, "test")
+
+    @override
+    def predict_step(self, batch: tuple[Tensor, Tensor] | Tensor, batch_idx: int) -> Tensor:
+        """The probabilities (N, num_classes) of images, whether or not labels come along."""
+        images = batch if isinstance(batch, Tensor) else batch[0]
+        probabilities: Tensor = self(images).softmax(dim=-1)
+        return probabilities
+
+    @torch.no_grad()
+    def predict_image(self, image: str | Path | Image.Image) -> dict[str, float]:
+        """The probability of each class for one picture, the most probable first.
+
+        Args:
+            image: A picture, or the path of one.
+        """
+        picture = to_rgb(image) if isinstance(image, Image.Image) else load_image(image)
+        pixels = eval_transform(self.data_config)(picture)[None].to(self.device, self.dtype)
+        with eval_mode(self):
+            probabilities = self(pixels).softmax(dim=-1)[0].tolist()
+        ranked = sorted(zip(self.classes, probabilities, strict=True), key=lambda pair: -pair[1])
+        return dict(ranked)
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # The weights are in the checkpoint: whoever loads it must not need the file again.
+        hparams = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
+        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {**hparams, "weights": None}
+        checkpoint[_KEY] = {
+            "classes": self.classes,
+            "data_config": self.data_config.to_dict(),
+            "head_name": self.head_name,
+            "weights": self.hparams["weights"],
+        }
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if own := checkpoint.get(_KEY):
+            self._set_classes(own["classes"])
+            self.data_config = DataConfig.from_dict(own["data_config"])
+
+    @classmethod
+    @override
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Self:
+        """The classifier that a checkpoint holds, as in Lightning, but never by unpickling code.
+
+        A backbone or a head that was given as a module has to be given again, by keyword.
+        """
+        return super().load_from_checkpoint(*args, **{"weights_only": True, **kwargs})
+
+    def _set_classes(self, classes: list[str]) -> None:
+        """Name the classes, and measure and mix as many."""
+        self.classes = list(classes)
+        num_classes = len(classes)
+        self.train_acc = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+        self.val_metrics = self.metrics(num_classes, "val/")
+        self.test_metrics = self.metrics(num_classes, "test/")
+        self._mixing = make_mixing(
+            num_classes,
+            mixup_alpha=self.hparams["mixup_alpha"],
+            cutmix_alpha=self.hparams["cutmix_alpha"],
+        )
+        weights = self.hparams["class_weights"]
+        self._set_class_weights(None if weights == "balanced" else weights)
+
+    def _set_class_weights(self, weights: list[float] | None) -> None:
+        tensor = None if weights is None else torch.tensor(weights, device=self.device)
+        self.register_buffer("class_weights", tensor, persistent=False)
+
+    def _balance(self, counts: dict[str, int] | None) -> None:
+        if counts is None:
+            raise ValueError(
+                "class_weights='balanced' counts the pictures of a datamodule of lit_finetune; with"
+                " another loader, pass a list of weights, such as those of `balanced_weights(counts)`."
+            )
+        self._set_class_weights(balanced_weights([counts[name] for name in self.classes]))
+
+    def _num_steps(self) -> int:
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise ValueError(
+                "The default scheduler, a cosine, needs the length of the run: set the Trainer's"
+                " max_epochs or max_steps, or lr_scheduler='constant'."
+            )
+        return int(steps)
+
+    def _evaluate(
+        self, batch: tuple[Tensor, Tensor], metrics: MetricCollection, stage: str
+    ) -> None:
+        images, labels = batch
+        logits = self(images)
+        metrics.update(logits, labels)
+        loss = self.loss(logits, labels)
+        self.log(f"{stage}/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(labels))
+        self.log_dict(metrics, prog_bar=False, batch_size=len(labels))
+
+
+def _tell(built: Assembled, num_classes: int) -> None:
+    """Say what became of the weights file and of the head."""
+    if built.load_report:
+        rank_zero_info(str(built.load_report))
+    kept = "the network's own" if built.keeps_head else "a new head"
+    rank_zero_info(f"{built.name}: {kept} `{built.head_name}` for {num_classes} classes.")

@@ -1,0 +1,110 @@
+"""Apply to a network what trains and what does not, and hold it there."""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import nn
+
+from lit_finetune.blocks import Block
+
+NORM_LAYERS: tuple[type[nn.Module], ...] = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+)
+"""Layers that `train_bn` speaks of: batch, instance, layer, group and RMS normalisation."""
+
+
+def set_trainable(model: nn.Module, names: Collection[str]) -> bool:
+    """Let the named parameters of a model train, and freeze all others.
+
+    A frozen parameter loses its gradient: an optimizer would still step with what it holds.
+
+    Returns:
+        Whether anything changed. A wrapper such as DistributedDataParallel must follow if so.
+    """
+    changed = False
+    for name, parameter in model.named_parameters():
+        trains = name in names
+        if parameter.requires_grad != trains:
+            parameter.requires_grad_(trains)
+            changed = True
+        if not trains:
+            parameter.grad = None
+    return changed
+
+
+def norm_parameters(model: nn.Module) -> frozenset[str]:
+    """The names of the parameters that belong to normalisation layers."""
+    return frozenset(
+        f"{module_name}.{name}" if module_name else name
+        for module_name, module in model.named_modules()
+        if isinstance(module, NORM_LAYERS)
+        for name, _ in module.named_parameters(recurse=False)
+    )
+
+
+def frozen_modules(
+    model: nn.Module, blocks: Sequence[Block], *, norms_train: bool = False
+) -> list[nn.Module]:
+    """The modules to keep in eval mode, so that batch statistics and dropout stand still.
+
+    A module is frozen when it has parameters and none of them trains; so are the modules inside
+    it, and those without parameters (dropout, drop-path) that belong to a frozen block.
+
+    Args:
+        model: Some of its parameters require a gradient, some do not.
+        blocks: The model's blocks.
+        norms_train: Whether normalisation layers train in frozen blocks too; they are then left
+            out of the result, and do not make the rest of their block count as trained.
+    """
+    norms = norm_parameters(model) if norms_train else frozenset()
+    named = dict(model.named_parameters(remove_duplicate=False))
+    live = {name for name, parameter in named.items() if parameter.requires_grad} - norms
+    alive, known = _ancestors(live), _ancestors(named)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    roots = [name for name in modules if name and name in known and name not in alive]
+    for block in blocks:
+        if not live.intersection(block.parameters):
+            roots += [name for name in block.modules if name not in alive]
+    found = {id(module): module for name in roots for module in modules[name].modules()}
+    return [m for m in found.values() if not (norms_train and isinstance(m, NORM_LAYERS))]
+
+
+def hold(frozen: Iterable[nn.Module]) -> None:
+    """Put modules that someone has set to train back into eval mode.
+
+    Lightning sets modes on its own account (before training, around validation), so this is
+    called whenever that can have happened. It sets the flag alone: every module is in the list.
+    """
+    for module in frozen:
+        if module.training:
+            module.training = False
+
+
+def release(frozen: Iterable[nn.Module]) -> None:
+    """Let modules that were held train again."""
+    for module in frozen:
+        module.training = True
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode, and each of its modules back into its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _ancestors(parameters: Iterable[str]) -> set[str]:
+    """The names of all modules around these parameters."""
+    return {
+        ".".join(parts[:length])
+        for parts in (name.split(".") for name in parameters)
+        for length in range(1, len(parts))
+    }

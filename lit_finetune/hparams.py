@@ -1,0 +1,67 @@
+"""A classifier's arguments: checked at the door, and as plain data for a checkpoint."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+
+def plain_hparams(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that a checkpoint can hold: plain data, no modules and no callables.
+
+    A backbone or a head that was given as an object becomes None, and has to be given again when
+    the checkpoint is loaded; optimizer and scheduler are left out, as loading needs neither.
+    """
+    objects = ("optimizer", "lr_scheduler")
+    return {
+        key: None if isinstance(value, nn.Module) or callable(value) else value
+        for key, value in arguments.items()
+        if key not in objects
+    }
+
+
+def check_hparams(arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments that cannot be.
+
+    Raises:
+        ValueError: Names every problem at once.
+    """
+    problems = [
+        f"`{key}` {rule}, but got {arguments[key]!r}"
+        for key, rule, holds in _RULES
+        if not holds(arguments[key])
+    ]
+    weights, classes = arguments["class_weights"], arguments["num_classes"]
+    if isinstance(weights, Sequence) and not isinstance(weights, str) and len(weights) != classes:
+        problems.append(f"`class_weights` has {len(weights)} entries for num_classes={classes}")
+    if problems:
+        raise ValueError("These arguments cannot be:\n  " + "\n  ".join(problems))
+
+
+_RULES = (
+    (
+        "backbone",
+        "must be given again: the checkpoint's network was passed as a module",
+        lambda value: value is not None,
+    ),
+    (
+        "head",
+        "must be given again: the checkpoint's head was passed as a module or a callable",
+        lambda value: value is not None,
+    ),
+    ("num_classes", "is a number of classes from 2 on", lambda n: n >= 2),
+    ("drop_rate", "is a probability below 1", lambda p: 0 <= p < 1),
+    ("label_smoothing", "is a share of the probability, from 0 to 1", lambda p: 0 <= p <= 1),
+    ("lr", "must be positive", lambda lr: lr > 0),
+    ("backbone_lr_ratio", "must be positive; to freeze, use a schedule", lambda ratio: ratio > 0),
+    ("layer_decay", "is a factor above 0, up to 1", lambda d: d is None or 0 < d <= 1),
+    ("weight_decay", "must not be negative", lambda d: d is None or d >= 0),
+    ("mixup_alpha", "must not be negative", lambda alpha: alpha >= 0),
+    ("cutmix_alpha", "must not be negative", lambda alpha: alpha >= 0),
+    ("min_match", "is a share from 0 to 1", lambda share: 0 <= share <= 1),
+    (
+        "class_weights",
+        "is a list of positive numbers, or 'balanced'",
+        lambda w: w in (None, "balanced") or (not isinstance(w, str) and all(x > 0 for x in w)),
+    ),
+)

@@ -1,0 +1,119 @@
+"""Build an optimizer and its scheduler over named groups, at real rates."""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from lit_finetune.param_groups import ParamGroup
+from lit_finetune.schedulers import add_group
+
+DEFAULT_LR = 1e-3
+
+OptimizerFactory = Callable[[Any], Optimizer]
+
+
+def warmup_cosine(step: int, *, warmup: int, total: int) -> float:
+    """The factor on the learning rate: up in a line, down in half a cosine.
+
+    >>> [round(warmup_cosine(step, warmup=2, total=6), 2) for step in range(7)]
+    [0.5, 1.0, 1.0, 0.85, 0.5, 0.15, 0.0]
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    return (1 + math.cos(math.pi * min(1.0, progress))) / 2
+
+
+def cosine_with_warmup(
+    optimizer: Optimizer, *, total: int, warmup_share: float = 0.05
+) -> LRScheduler:
+    """Linear warm-up over a share of all steps, then half a cosine down to 0; stepped every step."""
+    warmup = round(total * warmup_share)
+    return LambdaLR(optimizer, partial(warmup_cosine, warmup=warmup, total=total))
+
+
+def leading_groups(groups: Sequence[ParamGroup]) -> list[ParamGroup]:
+    """The groups of the first block in the list, the head: the others follow their rate."""
+    block = groups[0].name.split("/")[0]
+    return [group for group in groups if group.name.split("/")[0] == block]
+
+
+def build_optimizer(
+    groups: Sequence[ParamGroup],
+    parameters: Mapping[str, nn.Parameter],
+    *,
+    factory: OptimizerFactory,
+    lr: float,
+    weight_decay: float | None,
+) -> Optimizer:
+    """The optimizer of the leading groups; `join_groups` adds the others once a scheduler exists.
+
+    Args:
+        groups: Named groups, the leading ones first.
+        parameters: The model's parameters by name.
+        factory: Takes parameter groups, returns the optimizer.
+        lr: The leading groups' rate.
+        weight_decay: For the groups that decay; None for the optimizer's own.
+
+    Raises:
+        ValueError: The factory sets a rate of its own, and `lr` another one.
+    """
+    leading = leading_groups(groups)
+    optimizer = factory([_options(group, parameters, weight_decay) for group in leading])
+    rate = _leading_rate(optimizer, lr)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.defaults["lr"] = rate
+    return optimizer
+
+
+def join_groups(
+    optimizer: Optimizer,
+    schedulers: Sequence[LRScheduler],
+    groups: Sequence[ParamGroup],
+    parameters: Mapping[str, nn.Parameter],
+) -> None:
+    """Let the groups behind the leading ones join the optimizer and its schedulers, at their ratios.
+
+    They join after the scheduler is made, since some (OneCycleLR, CyclicLR) would level all rates.
+    What they do not say themselves, such as weight decay, they take from the leader.
+    """
+    for group in groups[len(leading_groups(groups)) :]:
+        options = _options(group, parameters, weight_decay=None)
+        add_group(optimizer, schedulers, options, scale=group.lr_ratio)
+
+
+def _options(
+    group: ParamGroup, parameters: Mapping[str, nn.Parameter], weight_decay: float | None
+) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "params": [parameters[name] for name in group.parameters],
+        "name": group.name,
+        "lr_ratio": group.lr_ratio,
+    }
+    if not group.decays:
+        options["weight_decay"] = 0.0
+    elif weight_decay is not None:
+        options["weight_decay"] = weight_decay
+    return options
+
+
+def _leading_rate(optimizer: Optimizer, lr: float) -> float:
+    """`lr`, or the optimizer's own where that was given and `lr` was left alone."""
+    own = optimizer.defaults.get("lr")
+    parameter = inspect.signature(type(optimizer)).parameters.get("lr")
+    untouched = own is None or (parameter is not None and own == parameter.default)
+    if untouched or own == lr:
+        return lr
+    if lr != DEFAULT_LR:
+        raise ValueError(
+            f"Two learning rates: `lr` is {lr}, and the optimizer {type(optimizer).__name__} has"
+            f" lr={own}. Give one of them, best `lr`."
+        )
+    return float(own)

@@ -1,0 +1,128 @@
+"""What starts to train when, as plain data.
+
+A schedule is a tuple of phases. It is made from what a user writes, a mapping from epoch to
+selectors or the name of a strategy, and knows neither torch nor a network: `selectors` finds what
+a selector means in one, and `plan` checks the whole.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lit_finetune._names import nearest
+
+Selector = str | int
+"""A block, a module, a glob, `re:…`, a block index or slice, `children[…]`, or `all`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Some modules, and the rate they start to train with."""
+
+    modules: tuple[Selector, ...]
+    """What is selected."""
+    lr: float | None = None
+    """Their base learning rate; the scheduler moves it like the head's."""
+    lr_scale: float | None = None
+    """Their learning rate as a multiple of the leader's, the optimizer's first group."""
+
+    def __post_init__(self) -> None:
+        if not self.modules:
+            raise ValueError("A schedule's entry selects nothing: name a block, such as 'head'.")
+        if self.lr is not None and self.lr_scale is not None:
+            raise ValueError(f"{self} gives both `lr` and `lr_scale`: keep one of them.")
+        for name, rate in (("lr", self.lr), ("lr_scale", self.lr_scale)):
+            if rate is not None and not rate > 0:
+                raise ValueError(f"`{name}` must be positive, but {self} has {rate}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """From the start of `epoch` on, what `adds` selects trains too."""
+
+    epoch: int
+    adds: tuple[Selection, ...]
+
+
+Schedule = tuple[Phase, ...]
+
+
+def phase_at(epochs: Sequence[int], epoch: int) -> int:
+    """The index of the phase in force at an epoch, where phase i begins at `epochs[i]`.
+
+    >>> [phase_at([0, 2, 5], epoch) for epoch in range(7)]
+    [0, 0, 1, 1, 1, 2, 2]
+    """
+    return max(index for index, start in enumerate(epochs) if start <= epoch)
+
+
+def parse_schedule(entries: Mapping[Any, Any]) -> Schedule:
+    """Read a schedule as a user writes it, in Python or in YAML.
+
+    Args:
+        entries: From epoch to a selector, a list of selectors, or `{modules, lr, lr_scale}`; a
+            list may mix selectors and such mappings.
+
+    Returns:
+        The phases in the order of their epochs.
+
+    Raises:
+        ValueError: Names every problem of the schedule at once.
+
+    >>> parse_schedule({0: "head", 2: {"modules": "layer4", "lr_scale": 0.1}})[1].adds[0].lr_scale
+    0.1
+    """
+    phases: list[Phase] = []
+    problems: list[str] = []
+    for key, value in entries.items():
+        try:
+            phases.append(Phase(epoch=_epoch(key), adds=_selections(value)))
+        except ValueError as error:
+            problems.append(f"{key!r}: {error}")
+    phases.sort(key=lambda phase: phase.epoch)
+    epochs = [phase.epoch for phase in phases]
+    problems += [
+        f"epoch {e} is given twice" for e in sorted({e for e in epochs if epochs.count(e) > 1})
+    ]
+    if not problems and epochs[:1] != [0]:
+        first = f"before epoch {epochs[0]}" if epochs else "at all"
+        problems.append(
+            f"nothing would train {first}: say what trains from the start, as `0: head`"
+        )
+    if problems:
+        raise ValueError("The schedule cannot be read:\n  " + "\n  ".join(problems))
+    return tuple(phases)
+
+
+def _epoch(key: Any) -> int:
+    try:
+        epoch = int(key)
+    except (TypeError, ValueError):
+        raise ValueError("an epoch is a whole number from 0 on, such as `2: layer4`") from None
+    if epoch < 0 or epoch != float(key) or isinstance(key, bool):
+        raise ValueError("an epoch is a whole number from 0 on, such as `2: layer4`")
+    return epoch
+
+
+def _selections(value: Any) -> tuple[Selection, ...]:
+    """Plain selectors of one entry together, each mapping on its own."""
+    items = list(value) if isinstance(value, list | tuple) else [value]
+    plain = tuple(item for item in items if not isinstance(item, Mapping))
+    for item in plain:
+        if not isinstance(item, str | int) or isinstance(item, bool):
+            raise ValueError(f"a selector is a name or a block's index, but got {item!r}")
+    mappings = [_from_mapping(item) for item in items if isinstance(item, Mapping)]
+    return (*([Selection(modules=plain)] if plain or not mappings else []), *mappings)
+
+
+def _from_mapping(entry: Mapping[str, Any]) -> Selection:
+    known = ("modules", "lr", "lr_scale")
+    for key in entry:
+        if key not in known:
+            hint = nearest(str(key), known)
+            raise ValueError(f"unknown key {key!r}.{hint} An entry has the keys {', '.join(known)}")
+    if "modules" not in entry:
+        raise ValueError(f"{dict(entry)} names no `modules`")
+    modules = entry["modules"]
+    modules = tuple(modules) if isinstance(modules, list | tuple) else (modules,)
+    return Selection(modules=modules, lr=entry.get("lr"), lr_scale=entry.get("lr_scale"))

@@ -1,0 +1,129 @@
+"""From what a user writes to the parameters that are meant."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import TypeVar
+
+from lit_finetune._names import nearest
+from lit_finetune.blocks import Block
+from lit_finetune.schedule import Selector
+
+_T = TypeVar("_T")
+_SLICE = re.compile(r"(-?\d+)?(:)?(-?\d+)?")
+_CHILDREN = re.compile(r"children\[(.+)\]")
+
+
+def select(selector: Selector, blocks: Sequence[Block]) -> tuple[str, ...]:
+    """The names of the parameters that a selector means, in the network's order.
+
+    Args:
+        selector: `all`; a block's name (`layer4`, `head`); a block's index or slice (`-1`, `-2:`);
+            a module's or a parameter's name (`layer4.1.bn2`); a glob over such names
+            (`layer4.*`); `re:` and a regular expression that matches a whole name; `children[:6]`
+            for the network's first six children.
+        blocks: What there is.
+
+    Raises:
+        ValueError: The selector matches no parameter; the message names the nearest.
+
+    >>> blocks = [Block("stem", ("conv",), ("conv.weight",)), Block("head", ("fc",), ("fc.weight",))]
+    >>> select("head", blocks), select(0, blocks), select("re:c.*v", blocks)
+    (('fc.weight',), ('conv.weight',), ('conv.weight',))
+    """
+    text = str(selector).strip()
+    if text == "all":
+        found = _parameters(blocks)
+    elif _is_slice(text):
+        found = _parameters(_cut(text, blocks, selector))
+    elif children := _CHILDREN.fullmatch(text):
+        found = _of_children(children[1], blocks, selector)
+    elif text.startswith("re:"):
+        found = _matching(blocks, _pattern(text[3:], selector).fullmatch)
+    elif any(character in text for character in "*?["):
+        found = _matching(blocks, lambda name: fnmatchcase(name, text))
+    else:
+        found = _matching(blocks, lambda name: name == text)
+    if not found:
+        names = [name for parameter in _parameters(blocks) for name in _names(parameter, "")]
+        options = [block.name for block in blocks] + names
+        have = ", ".join(block.name for block in blocks)
+        raise ValueError(
+            f"{selector!r} matches nothing.{nearest(text, options)} The blocks are: {have}."
+        )
+    return found
+
+
+def _parameters(blocks: Iterable[Block]) -> tuple[str, ...]:
+    return tuple(name for block in blocks for name in block.parameters)
+
+
+def _is_slice(text: str) -> bool:
+    return bool(text) and bool(_SLICE.fullmatch(text))
+
+
+def _cut(text: str, items: Sequence[_T], selector: Selector) -> Sequence[_T]:
+    """What an index or a slice, as text, takes of the items."""
+    match = _SLICE.fullmatch(text)
+    if not match:
+        raise ValueError(f"{selector!r} is no index or slice, such as 0, -1, 2: or :6.")
+    start, colon, stop = match.groups()
+    if colon:
+        return items[slice(int(start) if start else None, int(stop) if stop else None)]
+    index = int(start)
+    if not -len(items) <= index < len(items):
+        raise ValueError(
+            f"{selector!r} is out of range: there are {len(items)}, from 0 or back from -1."
+        )
+    return [items[index]]
+
+
+def _of_children(text: str, blocks: Sequence[Block], selector: Selector) -> tuple[str, ...]:
+    prefix = _prefix(blocks)
+    modules = (
+        name.removeprefix(prefix)
+        for block in blocks
+        for name in (*block.modules, *block.parameters)
+    )
+    children = list(dict.fromkeys(name.split(".")[0] for name in modules))
+    chosen = set(_cut(text, children, selector))
+    return tuple(p for p in _parameters(blocks) if p.removeprefix(prefix).split(".")[0] in chosen)
+
+
+def _matching(blocks: Sequence[Block], matches: Callable[[str], object]) -> tuple[str, ...]:
+    """Parameters of which the block, a module around them, or their own name matches."""
+    prefix = _prefix(blocks)
+    return tuple(
+        parameter
+        for block in blocks
+        for parameter in block.parameters
+        if matches(block.name) or any(matches(name) for name in _names(parameter, prefix))
+    )
+
+
+def _names(parameter: str, prefix: str) -> list[str]:
+    """A parameter's name and those of the modules around it, with the network's prefix and without.
+
+    >>> _names("net.fc.weight", prefix="net.")
+    ['net', 'net.fc', 'net.fc.weight', 'fc', 'fc.weight']
+    """
+    variants = [parameter] if not prefix else [parameter, parameter.removeprefix(prefix)]
+    return [
+        ".".join(parts[:length])
+        for parts in (variant.split(".") for variant in variants)
+        for length in range(1, len(parts) + 1)
+    ]
+
+
+def _prefix(blocks: Sequence[Block]) -> str:
+    """The attribute that holds the network, when all parameters stand in one: `backbone.`."""
+    first = {name.split(".")[0] for name in _parameters(blocks)}
+    named_so = any(block.name.split(".")[0] in first for block in blocks)
+    return f"{first.pop()}." if len(first) == 1 and not named_so else ""
+
+
+def _pattern(expression: str, selector: Selector) -> re.Pattern[str]:
+    try:
+        return re.compile(expression)
+    except re.error as error:
+        raise ValueError(f"{selector!r} is no regular expression: {error}.") from error

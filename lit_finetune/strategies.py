@@ -1,0 +1,145 @@
+"""Named schedules: the recipes that people use, made for a network's blocks and a run's length."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lit_finetune._names import one_of
+from lit_finetune.schedule import Phase, Schedule, Selection
+
+
+def head_only() -> Schedule:
+    """Train the head, and nothing else."""
+    return (_phase(0, "head"),)
+
+
+def full() -> Schedule:
+    """Train everything from the start."""
+    return (_phase(0, "all"),)
+
+
+def gradual(
+    block_names: Sequence[str], max_epochs: int | None, every: int | None = None
+) -> Schedule:
+    """Unfreeze one block every few epochs, from the head down (ULMFiT, arXiv 1801.06146).
+
+    Args:
+        block_names: The blocks from the input to the head.
+        max_epochs: The length of the run; None if it has no such limit.
+        every: Epochs from one block to the next. By default the blocks are spread evenly over the
+            run, several at a time where there are more blocks than epochs.
+
+    >>> [(p.epoch, p.adds[0].modules) for p in gradual(["stem", "layer1", "head"], None, every=2)]
+    [(0, ('head',)), (2, ('layer1',)), (4, ('stem',))]
+    >>> [p.epoch for p in gradual(["stem", "layer1", "head"], max_epochs=9)]
+    [0, 3, 6]
+    """
+    if every is not None and every < 1:
+        raise ValueError(f"`every` is a number of epochs from 1 on, but got {every}.")
+    if every is None and max_epochs is None:
+        raise ValueError("`gradual` needs `every` where the Trainer has no `max_epochs`.")
+    starts: dict[int, list[str]] = {}
+    for index, name in enumerate(reversed(block_names)):
+        epoch = index * every if every else index * (max_epochs or 0) // len(block_names)
+        starts.setdefault(epoch, []).append(name)
+    return tuple(_phase(epoch, *names) for epoch, names in starts.items())
+
+
+def lp_ft(max_epochs: int | None, head_epochs: int | None = None) -> Schedule:
+    """Train the head first, then all of it (LP-FT, arXiv 2202.10054).
+
+    Args:
+        max_epochs: The length of the run; None if it has no such limit.
+        head_epochs: Epochs in which the head trains alone; by default a third of the run.
+
+    >>> [phase.epoch for phase in lp_ft(max_epochs=10)]
+    [0, 3]
+    """
+    if head_epochs is None:
+        if max_epochs is None:
+            raise ValueError("`lp_ft` needs `head_epochs` where the Trainer has no `max_epochs`.")
+        head_epochs = max(1, max_epochs // 3)
+    if head_epochs < 1:
+        raise ValueError(f"`head_epochs` is a number of epochs from 1 on, but got {head_epochs}.")
+    return (_phase(0, "head"), _phase(head_epochs, "all"))
+
+
+def last_n(block_names: Sequence[str], n: int) -> Schedule:
+    """Train the last n blocks, the head among them; the others stay frozen."""
+    return (_phase(0, *block_names[len(block_names) - _count(n, block_names) :]),)
+
+
+def first_n_frozen(block_names: Sequence[str], n: int) -> Schedule:
+    """Freeze the first n blocks; the others train. For children, select `children[n:]`."""
+    if n == len(block_names):
+        raise ValueError(f"`first_n_frozen` of n = {n} would freeze every block.")
+    return (_phase(0, *block_names[_count(n, block_names) :]),)
+
+
+STRATEGIES: Mapping[str, Callable[..., Schedule]] = {
+    function.__name__: function
+    for function in (head_only, full, gradual, lp_ft, last_n, first_n_frozen)
+}
+
+
+def split_strategy(schedule: str | Mapping[Any, Any]) -> tuple[str, dict[str, Any]] | None:
+    """A strategy's name and arguments, or None where epochs are given.
+
+    >>> split_strategy({"gradual": {"every": 2}})
+    ('gradual', {'every': 2})
+    >>> split_strategy({0: "head"}) is None
+    True
+
+    Raises:
+        ValueError: There is no such strategy, or it takes no such argument.
+    """
+    if isinstance(schedule, str):
+        schedule = {schedule: {}}
+    keys = list(schedule)
+    if len(keys) != 1 or not isinstance(keys[0], str) or keys[0].strip().lstrip("-").isdigit():
+        return None
+    name = one_of(keys[0], STRATEGIES, "strategy")
+    options = _options(name)
+    arguments = schedule[name] or {}
+    if not isinstance(arguments, Mapping):
+        raise ValueError(
+            f"Write the strategy's arguments by name: {{{name}: {{{', '.join(options)}: …}}}}."
+        )
+    for argument in arguments:
+        one_of(str(argument), options, f"argument of the strategy {name!r}")
+    return name, dict(arguments)
+
+
+def make_schedule(
+    name: str, arguments: Mapping[str, Any], *, block_names: Sequence[str], max_epochs: int | None
+) -> Schedule:
+    """The schedule of a named strategy for a network of these blocks, and a run of this length."""
+    strategy = STRATEGIES[name]
+    known = {"block_names": block_names, "max_epochs": max_epochs}
+    needed = inspect.signature(strategy).parameters
+    missing = [
+        key for key, p in needed.items() if p.default is p.empty and key not in (*known, *arguments)
+    ]
+    if missing:
+        raise ValueError(
+            f"The strategy {name!r} needs `{missing[0]}`: {{{name}: {{{missing[0]}: …}}}}."
+        )
+    return strategy(**{k: v for k, v in known.items() if k in needed}, **arguments)
+
+
+def _phase(epoch: int, *modules: str) -> Phase:
+    return Phase(epoch=epoch, adds=(Selection(modules=modules),))
+
+
+def _options(name: str) -> list[str]:
+    """The arguments of a strategy that are the user's to give."""
+    parameters = inspect.signature(STRATEGIES[name]).parameters
+    return [key for key in parameters if key not in ("block_names", "max_epochs")]
+
+
+def _count(n: int, block_names: Sequence[str]) -> int:
+    if not 1 <= n <= len(block_names):
+        raise ValueError(
+            f"`n` counts blocks, from 1 to {len(block_names)} here ({', '.join(block_names)}), but got {n}."
+        )
+    return n
