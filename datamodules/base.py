@@ -154,7 +154,7 @@ class ImageDataModule(LightningDataModule):
 
     def where_from(self, part: Part) -> str:
         """Where the pictures of a part would come from; the end of an error message."""
-        return f"`{part}_split` is 0"
+        return "no share of the data is split off for it"
 
     @override
     def train_dataloader(self) -> Loader:

@@ -78,9 +78,8 @@ class CIFARDataModule(ImageDataModule):
 
     @override
     def prepare_data(self) -> None:
-        kind = self._kind
-        if wrong_files(kind, self.data_dir):
-            fetch(kind, self.data_dir, download=self.download)
+        if wrong_files(self._kind, self.data_dir):
+            fetch(self._kind, self.data_dir, download=self.download)
 
     @override
     def read_samples(self, part: Part) -> ArraySamples:
@@ -137,11 +136,12 @@ def move_files(source: Path, target: Path) -> None:
 
 
 def how_to_place(kind: type[datasets.CIFAR10], folder: Path, error: Exception) -> str:
-    """What to do by hand when the files could not be downloaded."""
+    """What to do by hand when the files could not be had."""
     archive = folder / kind.filename
-    there = f" The one that is there has another md5 sum: '{archive}'." if archive.exists() else ""
+    there = " The one that is there has another md5 sum." if archive.exists() else ""
     return (
-        f"{kind.__name__} is not in '{folder.absolute()}', and was not downloaded: {error}. To "
-        f"place it by hand, put {kind.filename} (from {kind.url}, md5 {kind.tgz_md5}) there, and "
-        f"run again.{there}"
+        f"In '{(folder / kind.base_folder).absolute()}', {', '.join(wrong_files(kind, folder))} "
+        f"are missing or not the original files of {kind.__name__}, and the archive could not be "
+        f"downloaded: {error}. To place it by hand, put {kind.filename} (from {kind.url}, md5 "
+        f"{kind.tgz_md5}) into '{folder.absolute()}', and run again.{there}"
     )

@@ -102,19 +102,21 @@ class ImageFolderDataModule(ImageDataModule):
         )
 
     def _find_samples(self, part: Part) -> FileSamples:
-        if part != "predict":
-            samples = self._readable(self.data_dir, self._labels(part))
-        elif self.predict_dir is None:
-            test = self.read_samples("test")
-            return test if test.names else self.read_samples("val")
-        else:
-            check_folder(self.predict_dir)
-            names, strays = list_pictures(self.predict_dir, root=self.predict_dir)
-            tell_strays(strays)
-            samples = self._readable(self.predict_dir, dict.fromkeys(names, UNLABELLED))
+        if part == "predict":
+            return self._find_predict_samples()
+        samples = self._readable(self.data_dir, self._labels(part))
         if part == "train":
             self._refuse_empty(samples)
         return samples
+
+    def _find_predict_samples(self) -> FileSamples:
+        if self.predict_dir is None:
+            test = self.read_samples("test")
+            return test if test.names else self.read_samples("val")
+        check_folder(self.predict_dir)
+        names, strays = list_pictures(self.predict_dir, root=self.predict_dir)
+        tell_strays(strays)
+        return self._readable(self.predict_dir, dict.fromkeys(names, UNLABELLED))
 
     def _labels(self, split: Split) -> dict[str, int]:
         """The label of each picture of a split, by its name."""
@@ -122,12 +124,18 @@ class ImageFolderDataModule(ImageDataModule):
             classes = self._list_split_folder(split)
         else:
             classes = {name: self._pool[name] for name in self._parts.get(split, [])}
-        return {name: self.class_to_idx[label] for name, label in classes.items()}
+        indices = self.class_to_idx
+        return {name: indices[label] for name, label in classes.items()}
 
     def _list_split_folder(self, split: Split) -> Mapping[str, str]:
         folder = self.layout.folders[split]
         listing = list_classes(folder, root=self.data_dir)
         tell_strays(listing.strays)
+        if not listing.classes:
+            raise ValueError(
+                f"'{folder}' holds no pictures in folders of their classes. Pictures without a "
+                "class can only be predicted: give the folder as `predict_dir`."
+            )
         missing = check_classes(listing.classes.values(), known=self.classes, folder=folder)
         if missing:
             rank_zero_warn(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,7 @@ def options(values: Mapping[str, Any]) -> str:
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write a file so that who reads it sees all of it or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    half = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         half.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
         os.replace(half, path)
