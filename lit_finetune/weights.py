@@ -1,0 +1,190 @@
+"""Load a weights file into a network, and say what of it fitted."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from lit_finetune._names import nearest
+from lit_finetune.head_search import find_head
+from lit_finetune.weight_files import read_entries
+from lit_finetune.weight_names import Reading, best_reading, fits, fold_weight_norm, main_entry
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What of a weights file went into a network, by the network's names."""
+
+    path: str
+    entry: str
+    """The entry of the file that was taken, as `model_ema`, or "" for the file itself."""
+    stripped: str
+    """The prefix taken off the file's names, as `module.`."""
+    added: str
+    """The prefix put in front of them, where the network wraps the one that was saved."""
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    """The network's tensors that the file does not have."""
+    unexpected: tuple[str, ...]
+    """The file's tensors that the network does not have."""
+    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+    """Name, shape in the file, and shape in the network; those of a dropped head too."""
+    head_dropped: tuple[str, ...]
+    """The head's tensors in the file, where they are not of this network's head."""
+    share: float
+    """The share of the backbone's parameters, head excluded, that the file filled."""
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.share:.1%} of the backbone's parameters loaded\n{self.table()}"
+
+    def table(self) -> str:
+        """A line for each thing that there is to say."""
+        shapes = [
+            f"{name} ({_by(file)} in the file, {_by(own)} here)"
+            for name, file, own in self.mismatched
+        ]
+        rows = {
+            "entry": self.entry,
+            "prefix off": self.stripped,
+            "prefix on": self.added,
+            "matched": str(len(self.matched)),
+            "missing": _some(self.missing),
+            "unexpected": _some(self.unexpected),
+            "other shape": _some(shapes),
+            "head dropped": _some(self.head_dropped),
+        }
+        return "\n".join(f"  {title:<13}{row}" for title, row in rows.items() if row)
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """The tensors in a weights file, by the names in the file.
+
+    Read are `.pth .pt .th .bin .safetensors .ckpt .tar .t7` and the like, whatever the suffix, and
+    an index of sharded files. No code in the file is run. Of several entries the largest is taken,
+    or an averaged copy (EMA) of it.
+
+    Raises:
+        FileNotFoundError: There is no such file; the message names the nearest ones.
+        ValueError: The file is damaged, holds no weights, or would have to run code.
+    """
+    entries = read_entries(path)
+    return {name: tensor.clone() for name, tensor in entries[main_entry(entries)].items()}
+
+
+def load_weights(
+    network: nn.Module, path: str | Path, *, min_match: float = 0.9, head_name: str | None = None
+) -> LoadReport:
+    """Copy the weights in a file into a network: all that fit, or none.
+
+    Of all entries of the file, and of all prefixes that can be taken off its names, those are used
+    that fit the network best, by name and shape. A head that does not fit is left out.
+
+    Args:
+        network: The network to fill. It keeps its dtype and device.
+        path: A weights file, see `read_state_dict`.
+        min_match: The least share of the backbone's parameters that the file has to fill.
+        head_name: The name of the module that is the head; found if it is not given.
+
+    Raises:
+        FileNotFoundError: There is no such file; the message names the nearest ones.
+        ValueError: The file cannot be read, or fits too little; the network is as it was.
+    """
+    if not 0 <= min_match <= 1:
+        raise ValueError(f"`min_match` is a share between 0 and 1, but got {min_match}.")
+    head = _head_prefix(network, head_name)
+    targets = _tensors_of(network)
+    entries = read_entries(path)
+    if not any(name.endswith(("weight_g", "weight.original0")) for name in targets):
+        entries = {entry: fold_weight_norm(tensors) for entry, tensors in entries.items()}
+    reading = best_reading(entries, targets)
+    tensors = reading.of(entries)
+    report = _compare(tensors, targets, head=head, path=path, reading=reading)
+    if report.share < min_match:
+        raise ValueError(
+            f"{path} fits {report.share:.1%} of the backbone's parameters, less than "
+            f"min_match={min_match}, so the network was left as it is.\n{report.table()}\n"
+            "Is the file of another architecture? If only the head differs, name it with "
+            "`head_name`; to load what fits, lower `min_match`."
+        )
+    state = network.state_dict()  # with the version numbers that some modules ask for
+    state.update((name, tensors[name]) for name in report.matched)
+    network.load_state_dict(state)
+    return report
+
+
+def _tensors_of(network: nn.Module) -> dict[str, Tensor]:
+    state = network.state_dict(keep_vars=True)
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _head_prefix(network: nn.Module, head_name: str | None) -> tuple[str, ...]:
+    """The start of the names in the head; none where there is no head beside a backbone."""
+    name = _find_head(network) if head_name is None else head_name
+    in_head = [start.startswith(f"{name}.") for start, _ in network.named_parameters()]
+    if head_name is not None and not any(in_head):
+        near = nearest(head_name, (module for module, _ in network.named_modules()))
+        raise ValueError(f"The network has no parameters in a head {head_name!r}.{near}")
+    return () if name is None or all(in_head) else (f"{name}.",)
+
+
+def _find_head(network: nn.Module) -> str | None:
+    try:
+        return find_head(network)
+    except ValueError:  # A network that ends in features: all of it is backbone.
+        return None
+
+
+def _compare(
+    tensors: Mapping[str, Tensor],
+    targets: Mapping[str, Tensor],
+    *,
+    head: tuple[str, ...],
+    path: str | Path,
+    reading: Reading,
+) -> LoadReport:
+    shared = [name for name in targets if name in tensors]
+    fitting = {name for name in shared if fits(tensors[name], targets[name])}
+    head_fits = fitting.issuperset(_to_tell(name for name in targets if name.startswith(head)))
+    dropped = [] if head_fits else [name for name in tensors if name.startswith(head)]
+    matched = [name for name in shared if name in fitting and name not in dropped]
+    others = [name for name in shared if name not in fitting]
+    known = {*targets, *dropped}
+    return LoadReport(
+        path=str(path),
+        entry=reading.entry,
+        stripped=reading.stripped,
+        added=reading.added,
+        matched=tuple(matched),
+        missing=_to_tell(name for name in targets if name not in tensors),
+        unexpected=_to_tell(name for name in tensors if name not in known),
+        mismatched=tuple(
+            (name, tuple(tensors[name].shape), tuple(targets[name].shape))
+            for name in _to_tell(others)
+        ),
+        head_dropped=tuple(dropped),
+        share=_share(matched, targets, head),
+    )
+
+
+def _to_tell(names: Iterable[str]) -> tuple[str, ...]:
+    """The names but for BatchNorm's counters: without them nothing is lost."""
+    return tuple(name for name in names if not name.endswith("num_batches_tracked"))
+
+
+def _share(matched: Sequence[str], targets: Mapping[str, Tensor], head: tuple[str, ...]) -> float:
+    sizes = {
+        name: target.numel()
+        for name, target in targets.items()
+        if isinstance(target, nn.Parameter) and not name.startswith(head)
+    }
+    return sum(sizes.get(name, 0) for name in matched) / max(1, sum(sizes.values()))
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _some(names: Sequence[str]) -> str:
+    more = ", …" if len(names) > 3 else ""
+    return f"{len(names)}: {', '.join(names[:3])}{more}" if names else ""
