@@ -1,3 +1,5 @@
 """Callbacks that fine-tune: thin shells, Trainer events in, calls to the core out."""
 
 from .freeze_unfreeze import FreezeUnfreezeCallback as FreezeUnfreezeCallback
+from .predictions import PredictionWriter as PredictionWriter
+from .report import RunReport as RunReport

@@ -135,8 +135,9 @@ class FreezeUnfreezeCallback(Callback):
             name, arguments = self._strategy
             names = [block.name for block in blocks]
             phases = make_schedule(name, arguments, block_names=names, max_epochs=limit)
-        # A trial run of one epoch may use the schedule of the long one.
-        return make_plan(phases, blocks, None if trainer.fast_dev_run else limit)
+        # A trial run of one epoch may use the schedule of the long one. (mypy knows no attribute.)
+        is_trial = bool(getattr(trainer, "fast_dev_run", False))
+        return make_plan(phases, blocks, None if is_trial else limit)
 
     def _planned(self) -> Plan:
         assert self.plan is not None, "Lightning calls setup() first"
@@ -171,8 +172,8 @@ class FreezeUnfreezeCallback(Callback):
         """The phases that lie behind must be the same ones; what comes later may change."""
         if not state:
             raise ValueError(
-                "The checkpoint was written without FreezeUnfreezeCallback, so its optimizer does not"
-                " fit the schedule. To start from its weights alone, pass it as `weights`."
+                "The checkpoint was written without FreezeUnfreezeCallback, so its optimizer does"
+                " not fit the schedule. To start from its weights alone, pass it as `weights`."
             )
         if state["train_bn"] != self.train_bn:
             raise ValueError(
@@ -183,12 +184,14 @@ class FreezeUnfreezeCallback(Callback):
         ours = plan.to_list(state["phase"])
         if ours != state["phases"]:
             then, now = (
-                ", ".join(str(p["epoch"]) for p in phases) for phases in (state["phases"], ours)
+                ", ".join(str(phase["epoch"]) for phase in phases)
+                for phases in (state["phases"], ours)
             )
             raise ValueError(
-                "The checkpoint was written under another schedule: its phases so far began at epochs"
-                f" {then}; those of this run at {now}, or with other parameters or rates. Resume with the same"
-                " schedule up to this point, or start anew from its weights alone, passed as `weights`."
+                "The checkpoint was written under another schedule: its phases so far began at"
+                f" epochs {then}; those of this run at {now}, or with other parameters or rates."
+                " Resume with the same schedule up to this point, or start anew from its weights"
+                " alone, passed as `weights`."
             )
 
     def _tell(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,7 +1,19 @@
 """What is measured of a classifier."""
 
-from torchmetrics import MetricCollection
+from typing import Literal
+
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+
+
+def accuracy(
+    num_classes: int, *, average: Literal["micro", "macro"] = "micro", top_k: int = 1
+) -> Metric:
+    """The share of pictures whose class is among the `top_k` most probable.
+
+    It takes its arguments on trust: to check them would wait for the device at every step.
+    """
+    return MulticlassAccuracy(num_classes, top_k=top_k, average=average, validate_args=False)
 
 
 def classification_metrics(num_classes: int, prefix: str) -> MetricCollection:
@@ -12,13 +24,11 @@ def classification_metrics(num_classes: int, prefix: str) -> MetricCollection:
     >>> sorted(classification_metrics(10, "val/"))
     ['val/acc', 'val/acc_macro', 'val/acc_top5', 'val/f1']
     """
-    # Validating the arguments would wait for the device at every step.
-    common = {"num_classes": num_classes, "validate_args": False}
-    metrics = {
-        "acc": MulticlassAccuracy(average="micro", **common),
-        "acc_macro": MulticlassAccuracy(average="macro", **common),
-        "f1": MulticlassF1Score(average="macro", **common),
+    metrics: dict[str, Metric | MetricCollection] = {
+        "acc": accuracy(num_classes),
+        "acc_macro": accuracy(num_classes, average="macro"),
+        "f1": MulticlassF1Score(num_classes, average="macro", validate_args=False),
     }
     if num_classes > 5:
-        metrics["acc_top5"] = MulticlassAccuracy(average="micro", top_k=5, **common)
+        metrics["acc_top5"] = accuracy(num_classes, top_k=5)
     return MetricCollection(metrics, prefix=prefix)
