@@ -29,7 +29,7 @@ class Assembled:
     """What of the weights file fitted; None without a file."""
 
 
-def assemble(
+def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
     backbone: str | nn.Module,
     *,
     num_classes: int,
@@ -43,13 +43,9 @@ def assemble(
 ) -> Assembled:
     """Build or take a backbone, give it a head, and load a weights file if there is one.
 
-    The head comes first, so that a file for as many classes brings its own head along; one for
-    another number of classes leaves the new head as it is, and the report says so.
-
-    Args:
-        make_head: Asked first, with the number of features and of classes; None leaves it to `head`.
-
-    The others are those of `FinetuneClassifier`.
+    The arguments are those of `FinetuneClassifier`, and its method `make_head`. The head comes
+    first, so that a file for as many classes brings its own head along; one for another number of
+    classes leaves the new head as it is, and the report says so.
     """
     file = weights if weights is not None and is_weights_file(weights) else None
     built = create_backbone(

@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import Self, override
 
 from lit_finetune.assemble import Assembled, assemble
@@ -25,7 +24,7 @@ from lit_finetune.freezing import eval_mode
 from lit_finetune.heads import forward_features, replace_head
 from lit_finetune.hparams import check_hparams, plain_hparams
 from lit_finetune.images import load_image, to_rgb
-from lit_finetune.metrics import classification_metrics
+from lit_finetune.metrics import accuracy, classification_metrics
 from lit_finetune.mixing import make_mixing
 from lit_finetune.optim import DEFAULT_LR, build_optimizer, cosine_with_warmup, join_groups
 from lit_finetune.param_groups import ParamGroup, make_param_groups
@@ -75,7 +74,10 @@ class FinetuneClassifier(LightningModule):
         ValueError: An argument cannot be; the message names all of them.
     """
 
-    def __init__(
+    lr: float
+    class_weights: Tensor | None
+
+    def __init__(  # noqa: PLR0913 (the signature is the configuration: the command line reads it)
         self,
         backbone: str | nn.Module,
         *,
@@ -103,6 +105,7 @@ class FinetuneClassifier(LightningModule):
         hparams = plain_hparams(arguments)
         check_hparams(arguments)
         self.save_hyperparameters(hparams)
+        self.lr = lr  # by this name Lightning's Tuner finds it
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         built = assemble(
@@ -286,7 +289,7 @@ class FinetuneClassifier(LightningModule):
             image: A picture, or the path of one.
         """
         picture = to_rgb(image) if isinstance(image, Image.Image) else load_image(image)
-        pixels = eval_transform(self.data_config)(picture)[None].to(self.device, self.dtype)
+        pixels = eval_transform(self.data_config)(picture)[None].to(self.device)
         with eval_mode(self):
             probabilities = self(pixels).softmax(dim=-1)[0].tolist()
         ranked = sorted(zip(self.classes, probabilities, strict=True), key=lambda pair: -pair[1])
@@ -323,7 +326,7 @@ class FinetuneClassifier(LightningModule):
         """Name the classes, and measure and mix as many."""
         self.classes = list(classes)
         num_classes = len(classes)
-        self.train_acc = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+        self.train_acc = accuracy(num_classes)
         self.val_metrics = self.metrics(num_classes, "val/")
         self.test_metrics = self.metrics(num_classes, "test/")
         self._mixing = make_mixing(

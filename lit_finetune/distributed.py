@@ -12,8 +12,8 @@ def refuse_unsupported(strategy: Strategy) -> None:
     """
     if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
         raise ValueError(
-            f"Unfreezing is not supported under {type(strategy).__name__}: its wrapper would not learn of"
-            " parameters that start to train. Use Trainer(strategy='ddp'), or a single device."
+            f"Unfreezing is not supported under {type(strategy).__name__}: its wrapper would not"
+            " learn of parameters that start to train. Use Trainer(strategy='ddp'), or one device."
         )
 
 

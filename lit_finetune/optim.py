@@ -33,7 +33,7 @@ def warmup_cosine(step: int, *, warmup: int, total: int) -> float:
 def cosine_with_warmup(
     optimizer: Optimizer, *, total: int, warmup_share: float = 0.05
 ) -> LRScheduler:
-    """Linear warm-up over a share of all steps, then half a cosine down to 0; stepped every step."""
+    """Linear warm-up over a share of all steps, then half a cosine down to 0."""
     warmup = round(total * warmup_share)
     return LambdaLR(optimizer, partial(warmup_cosine, warmup=warmup, total=total))
 
@@ -79,9 +79,9 @@ def join_groups(
     groups: Sequence[ParamGroup],
     parameters: Mapping[str, nn.Parameter],
 ) -> None:
-    """Let the groups behind the leading ones join the optimizer and its schedulers, at their ratios.
+    """Let the groups behind the leading ones join the optimizer and its schedulers.
 
-    They join after the scheduler is made, since some (OneCycleLR, CyclicLR) would level all rates.
+    They join once the scheduler is made, since some (OneCycleLR, CyclicLR) would level all rates.
     What they do not say themselves, such as weight decay, they take from the leader.
     """
     for group in groups[len(leading_groups(groups)) :]:
@@ -106,10 +106,9 @@ def _options(
 
 def _leading_rate(optimizer: Optimizer, lr: float) -> float:
     """`lr`, or the optimizer's own where that was given and `lr` was left alone."""
-    own = optimizer.defaults.get("lr")
+    own = optimizer.defaults.get("lr", lr)
     parameter = inspect.signature(type(optimizer)).parameters.get("lr")
-    untouched = own is None or (parameter is not None and own == parameter.default)
-    if untouched or own == lr:
+    if own == lr or (parameter is not None and own == parameter.default):
         return lr
     if lr != DEFAULT_LR:
         raise ValueError(

@@ -27,9 +27,9 @@ def select(selector: Selector, blocks: Sequence[Block]) -> tuple[str, ...]:
     Raises:
         ValueError: The selector matches no parameter; the message names the nearest.
 
-    >>> blocks = [Block("stem", ("conv",), ("conv.weight",)), Block("head", ("fc",), ("fc.weight",))]
+    >>> blocks = [Block("stem", ("conv",), ("conv.w",)), Block("head", ("fc",), ("fc.w", "fc.b"))]
     >>> select("head", blocks), select(0, blocks), select("re:c.*v", blocks)
-    (('fc.weight',), ('conv.weight',), ('conv.weight',))
+    (('fc.w', 'fc.b'), ('conv.w',), ('conv.w',))
     """
     text = str(selector).strip()
     if text == "all":

@@ -140,6 +140,7 @@ def _options(name: str) -> list[str]:
 def _count(n: int, block_names: Sequence[str]) -> int:
     if not 1 <= n <= len(block_names):
         raise ValueError(
-            f"`n` counts blocks, from 1 to {len(block_names)} here ({', '.join(block_names)}), but got {n}."
+            f"`n` counts blocks, from 1 to {len(block_names)} here ({', '.join(block_names)}),"
+            f" but got {n}."
         )
     return n
