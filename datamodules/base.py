@@ -5,8 +5,10 @@ import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
+import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from lit_finetune.data_config import DataConfig, Interpolation, eval_transform
 
 from .counts import count_table
 from .datasets import PictureDataset, Samples
+from .order import EpochSampler, Place, place_in_run
 from .transforms import Augmentation, Transform, photo_geometry, train_transform
 
 Part = Literal["train", "val", "test", "predict"]
@@ -89,6 +92,7 @@ class ImageDataModule(LightningDataModule):
         )
         self._datasets: dict[Part, PictureDataset] = {}
         self._told_counts = False
+        self._run_seed: int | None = None
 
     @property
     def classes(self) -> list[str]:
@@ -148,9 +152,21 @@ class ImageDataModule(LightningDataModule):
             if not samples.names and (part, stage) != ("val", "fit"):
                 raise ValueError(f"There are no pictures for {part}: {self.where_from(part)}.")
             self._datasets[part] = PictureDataset(samples, self._transform(part))
+        if stage == "fit" and self._run_seed is None and self.trainer is not None:
+            # What seed_everything set, or else any; the same in all processes.
+            self._run_seed = self.trainer.strategy.broadcast(torch.initial_seed())
         if stage == "fit" and not self._told_counts:
             rank_zero_info(count_table({part: self.counts(part) for part in PARTS["fit"]}))
             self._told_counts = True
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """The seed of the run's order, so that a resumed run goes on with it."""
+        return {"run_seed": self._run_seed}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._run_seed = state_dict["run_seed"]
 
     def where_from(self, part: Part) -> str:
         """Where the pictures of a part would come from; the end of an error message."""
@@ -161,7 +177,7 @@ class ImageDataModule(LightningDataModule):
         ranks = self.trainer.world_size if self.trainer else 1
         of_rank = math.ceil(len(self._dataset("train")) / ranks)
         leaves_one = of_rank > self.batch_size > 1 and of_rank % self.batch_size == 1
-        return self._loader("train", shuffle=True, drop_last=leaves_one)
+        return self._loader("train", sampler=self._sampler(), drop_last=leaves_one)
 
     @override
     def val_dataloader(self) -> Loader | list[Loader]:
@@ -187,16 +203,31 @@ class ImageDataModule(LightningDataModule):
         geometry = self.train_geometry(self.data_config)
         return train_transform(self.data_config, self.train_augmentation, geometry)
 
-    def _loader(self, part: Part, *, shuffle: bool = False, drop_last: bool = False) -> Loader:
+    def _sampler(self) -> EpochSampler:
+        trainer = self.trainer
+        return EpochSampler(
+            self._dataset("train"),
+            num_replicas=trainer.world_size if trainer else 1,
+            rank=trainer.global_rank if trainer else 0,
+            seed=torch.initial_seed() if self._run_seed is None else self._run_seed,
+            batch_size=self.batch_size,
+            place=partial(place_in_run, trainer.fit_loop) if trainer else partial(Place, 0, 0),
+        )
+
+    def _loader(
+        self, part: Part, *, sampler: EpochSampler | None = None, drop_last: bool = False
+    ) -> Loader:
         dataset = self._dataset(part)
         num_workers = self._num_workers(len(dataset))
         return DataLoader(
             dataset,
             batch_size=self.batch_size,
-            shuffle=shuffle,
+            sampler=sampler,
             drop_last=drop_last,
             num_workers=num_workers,
             persistent_workers=num_workers > 0 and part in PARTS["fit"],
+            # Its own, so that loading leaves alone what the model draws (dropout, mixing).
+            generator=torch.Generator().manual_seed(self.seed),
             pin_memory=self.trainer is not None
             and self.trainer.strategy.root_device.type == "cuda",
         )

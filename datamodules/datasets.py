@@ -12,6 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lit_finetune.images import load_image
+from lit_finetune.seeding import drawing_from
+
+from .order import Draw
 
 UNLABELLED = -1
 
@@ -72,7 +75,11 @@ class ArraySamples:
 
 
 class PictureDataset(Dataset[tuple[Tensor, int]]):
-    """Transformed pictures with their labels."""
+    """Transformed pictures with their labels.
+
+    A `Draw` in the place of an index brings the seed from which its transform draws, whichever
+    process loads it and whatever was drawn before.
+    """
 
     def __init__(self, samples: Samples, transform: Callable[[Image.Image], Tensor]) -> None:
         self.samples = samples
@@ -81,5 +88,8 @@ class PictureDataset(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.samples.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int | Draw) -> tuple[Tensor, int]:
+        if isinstance(index, Draw):
+            with drawing_from(index.seed):
+                return self[index.picture]
         return self.transform(self.samples.load(index)), self.samples.labels[index]

@@ -20,7 +20,7 @@ SPLIT_FOLDERS: Mapping[Split, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where the pictures of each split lie, and which classes training has."""
+    """Where the pictures of each split lie, and which classes the first of them has."""
 
     root: Path
     folders: Mapping[Split, Path]
@@ -43,11 +43,12 @@ def find_layout(root: Path) -> Layout:
         ValueError: it does not hold two classes or more.
     """
     folders = split_folders(root)
-    classes = subfolders(folders["train"])
+    first = next(iter(folders.values()))
+    classes = subfolders(first)
     if len(classes) < 2:
         raise ValueError(
-            f"'{folders['train']}' needs a folder of pictures for each class, two at the least, "
-            f"but holds {describe(folders['train'], classes)}."
+            f"'{first}' needs a folder of pictures for each class, two at the least, but holds "
+            f"{describe(first, classes)}."
         )
     return Layout(root, folders, tuple(classes))
 
@@ -62,12 +63,7 @@ def split_folders(root: Path) -> dict[Split, Path]:
             raise ValueError(f"'{root}' has more than one folder for {split}: {', '.join(here)}.")
         if here:
             found[split] = root / here[0]
-    if not found:
-        return {"train": root}
-    if "train" not in found:
-        there = ", ".join(folder.name for folder in found.values())
-        raise ValueError(f"'{root}' has {there}, but no folder called 'train'.")
-    return found
+    return found or {"train": root}
 
 
 def check_folder(folder: Path) -> None:

@@ -27,7 +27,8 @@ class ImageFolderDataModule(ImageDataModule):
     folder is split from the training pictures, class by class, and the split is written to a small
     file, so that every process and every resumed run has the same. It stays as it is: pictures that
     come later are left out with a warning until the file is deleted. The label of a class is its
-    place among the sorted names of the training folders, in every split.
+    place among the sorted names of the training folders, in every split; without a `train` folder
+    there is only validation and testing, and the labels come from what there is.
 
     Args:
         data_dir: Folder that holds the pictures.
@@ -95,9 +96,9 @@ class ImageFolderDataModule(ImageDataModule):
     def where_from(self, part: Part) -> str:
         if part == "predict" and self.predict_dir:
             return f"'{self.predict_dir}' holds none"
-        there = ", ".join(folder.name for folder in self.layout.folders.values())
+        there = ", ".join(f"{split} ('{path}')" for split, path in self.layout.folders.items())
         return (
-            f"'{self.data_dir}' has {there}, `val_split` is {self.plan.val_split}, "
+            f"there is {there}, `val_split` is {self.plan.val_split}, "
             f"`test_split` is {self.plan.test_split}, `predict_dir` is {self.predict_dir}"
         )
 
@@ -105,7 +106,7 @@ class ImageFolderDataModule(ImageDataModule):
         if part == "predict":
             return self._find_predict_samples()
         samples = self._readable(self.data_dir, self._labels(part))
-        if part == "train":
+        if part == "train" and part in self.layout.folders:
             self._refuse_empty(samples)
         return samples
 
@@ -159,6 +160,8 @@ class ImageFolderDataModule(ImageDataModule):
     @cached_property
     def _parts(self) -> Mapping[str, list[str]]:
         """The names of the pictures in the training folder, as they are divided."""
+        if "train" not in self.layout.folders:
+            return {}
         if len(self.plan.fractions()) == 1:
             return {"train": list(self._pool)}
         if not self.split_file.exists():

@@ -60,8 +60,8 @@ def read_split(path: Path, plan: SplitPlan) -> dict[str, list[str]]:
     """
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        parts: dict[str, list[str]] = stored.pop("files")
-    except (ValueError, KeyError, AttributeError) as error:
+        parts = {split: list(names) for split, names in stored.pop("files").items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"'{path}' holds no split. Delete it, and the pictures are divided anew."
         ) from error
