@@ -43,15 +43,14 @@ def list_blocks(model: nn.Module, head_name: str | None = None) -> list[Block]:
 
     Args:
         model: A network, or a module that holds one and no other parameters.
-        head_name: The network's classifier, if it is not the one that `find_head` finds.
+        head_name: The network's classifier, if it is not the one that `find_head` finds. Where
+            there is none to be found, the last block is the head.
 
     Raises:
         ValueError: There is no module `head_name`.
     """
     prefix, network = _network_in(model)
     head = _head_path(network, prefix, head_name)
-    if head is None:
-        return []
     return [_block(name, parts, prefix) for name, parts in _grouped(_parts(network, head), head)]
 
 
@@ -62,10 +61,10 @@ class _Part:
     path: str
     is_module: bool
     parameters: tuple[str, ...]
-    layers: int
-    """How many of its modules have weights, that is: are more than an activation or a norm."""
+    has_layers: bool
+    """Whether it is more than an activation or a norm."""
     is_big: bool
-    """Whether it is more than a layer, or a plain chain of layers: no stem."""
+    """Whether it is more than a layer, or a plain chain of layers, as a stem may be."""
     in_trunk: bool
     """Whether it is a member of the sequence that makes up most of the network."""
 
@@ -82,7 +81,7 @@ def _network_in(model: nn.Module) -> tuple[str, nn.Module]:
 
 
 def _head_path(network: nn.Module, prefix: str, head_name: str | None) -> str | None:
-    """The head's name in the network; without a head the last module with parameters, if any."""
+    """The head's name in the network, if it has one."""
     if head_name is not None:
         modules = dict(network.named_modules(remove_duplicate=False))
         wanted = modules.get(head_name, modules.get(head_name.removeprefix(prefix)))
@@ -93,19 +92,16 @@ def _head_path(network: nn.Module, prefix: str, head_name: str | None) -> str | 
     try:
         return find_head(network)
     except ValueError:
-        whole = [part for part in _parts(network, "") if part.is_module and part.parameters]
-        return whole[-1].path if whole else None
+        return None
 
 
-def _parts(network: nn.Module, head: str) -> list[_Part]:
+def _parts(network: nn.Module, head: str | None) -> list[_Part]:
     """What the blocks are made of, in order of registration."""
     opened, trunk = _opened(network, head)
-    ways = [path for path, _ in _unopened(network, opened)]
-    modules = {path: network.get_submodule(path) for path in ways}
-    owned: dict[str, list[str]] = {path: [] for path in ways}
+    modules = dict(_unopened(network, opened))
+    owned: dict[str, list[str]] = {path: [] for path in modules}
     for name, _ in network.named_parameters():
-        owner = _owner(name, modules)
-        owned.setdefault(owner, []).append(name)
+        owned.setdefault(_owner(name, modules), []).append(name)
     order = [path for path, _ in network.named_modules() if path in owned]
     return [_part(path, modules.get(path), tuple(owned[path]), trunk) for path in order]
 
@@ -119,13 +115,13 @@ def _owner(parameter: str, modules: dict[str, nn.Module]) -> str:
 
 
 def _part(path: str, module: nn.Module | None, parameters: tuple[str, ...], trunk: str) -> _Part:
-    layers = _num_layers(module) if module and parameters else 0
+    layers = _num_layers(module) if module and parameters else 0  # none of its own if all are tied
     return _Part(
         path=path,
         is_module=module is not None,
         parameters=parameters,
-        layers=layers,
-        is_big=bool(module and layers > 1 and not _is_chain_of_layers(module)),
+        has_layers=layers > 0,
+        is_big=module is not None and layers > 1 and not _is_chain_of_layers(module),
         in_trunk=bool(trunk) and path.startswith(f"{trunk}."),
     )
 
@@ -140,7 +136,7 @@ def _unopened(
         yield from _unopened(child, opened, _join(path, name))
 
 
-def _opened(network: nn.Module, head: str) -> tuple[set[str], str]:
+def _opened(network: nn.Module, head: str | None) -> tuple[set[str], str]:
     """The modules whose members are taken instead, and the sequence that is the trunk ("": none).
 
     These are the head's ancestors, and from the network down each child that holds most layers.
@@ -158,15 +154,15 @@ def _opened(network: nn.Module, head: str) -> tuple[set[str], str]:
     return opened, trunk
 
 
-def _main_child(module: nn.Module, path: str, head: str) -> str | None:
+def _main_child(module: nn.Module, path: str, head: str | None) -> str | None:
     """The child to open: it holds most layers, is no stage among stages, and not one block."""
     layers = {name: _num_layers(child) for name, child in module.named_children()}
     on_way = [name for name in layers if f"{head}.".startswith(f"{_join(path, name)}.")]
     rest = {name: n for name, n in layers.items() if name not in on_way}
-    for name in rest:
-        has_peers = sum(n > 1 and _stem_of(other) == _stem_of(name) for other, n in rest.items())
-        most = 2 * rest[name] > sum(rest.values())
-        if most and has_peers == 1 and _can_open(module.get_submodule(name)):
+    for name, size in rest.items():
+        peers = [other for other, n in rest.items() if n > 1 and _kind_of(other) == _kind_of(name)]
+        most = 2 * size > sum(rest.values())
+        if most and peers == [name] and _can_open(module.get_submodule(name)):
             return _join(path, name)
     for name in on_way:
         if _join(path, name) != head and 2 * layers[name] > sum(layers.values()):
@@ -182,28 +178,32 @@ def _can_open(module: nn.Module) -> bool:
     return any(size > 1 for size in sizes)
 
 
-def _stem_of(name: str) -> str:
+def _kind_of(name: str) -> str:
     """A name without its digits: what `layer1` and `layer2` have in common."""
     return re.sub(r"\d+", "#", name)
 
 
 def _num_layers(module: nn.Module) -> int:
-    """How many modules hold weights themselves: parameters that are more than a vector."""
-    return sum(
-        any(parameter.ndim > 1 for parameter in child.parameters(recurse=False))
-        for child in module.modules()
-    )
+    """How many layers a module is made of."""
+    return sum(map(_is_layer, module.modules()))
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether a module itself holds weights: parameters that are more than a vector."""
+    return any(parameter.ndim > 1 for parameter in module.parameters(recurse=False))
 
 
 def _is_chain_of_layers(module: nn.Module) -> bool:
+    """Whether it is a sequence of layers, each of which may have a norm with it: no blocks."""
     return isinstance(module, nn.Sequential) and all(
-        _num_layers(child) <= 1 for child in module.children()
+        _num_layers(child) <= sum(map(_is_layer, [child, *child.children()])) <= 1
+        for child in module.children()
     )
 
 
-def _grouped(parts: list[_Part], head: str) -> list[tuple[str, list[_Part]]]:
+def _grouped(parts: list[_Part], head: str | None) -> list[tuple[str, list[_Part]]]:
     """The name and the parts of each block: the stem first if there is one, the head last."""
-    body, tail = _split_off_head(parts, head)
+    body, tail = (parts, []) if head is None else _split_off_head(parts, head)
     start = _end_of_stem(body)
     groups: list[tuple[str, list[_Part]]] = []
     waiting = body[:start]
@@ -211,11 +211,13 @@ def _grouped(parts: list[_Part], head: str) -> list[tuple[str, list[_Part]]]:
         groups.append(("stem", waiting))
         waiting = []
     for part in body[start:]:
-        if part.layers:
+        if part.has_layers:
             groups.append((_free(part.path, groups), [*waiting, part]))
             waiting = []
         else:
             groups[-1][1].append(part)
+    if head is None:
+        return [*groups[:-1], *(("head", group) for _, group in groups[-1:])]
     return [*groups, ("head", [*waiting, *tail])]
 
 
@@ -237,14 +239,13 @@ def _split_off_head(parts: list[_Part], head: str) -> tuple[list[_Part], list[_P
 
 
 def _end_of_stem(body: list[_Part]) -> int:
-    """How many parts come before the trunk, or else before the first big part."""
-    trunk = next((i for i, part in enumerate(body) if part.in_trunk), 0)
-    if any(part.layers for part in body[:trunk]):
-        return trunk
-    sizes = [part.is_big for part in body]
-    if any(sizes):
-        return sizes.index(True)
-    return next((i for i, part in enumerate(body) if part.layers), len(body))
+    """How many parts come before the trunk, or else before its first big part."""
+    trunk = [i for i, part in enumerate(body) if part.in_trunk] or list(range(len(body)))
+    if any(part.has_layers for part in body[: trunk[0] if trunk else 0]):
+        return trunk[0]
+    big = [i for i in trunk if body[i].is_big]
+    layered = [i for i in range(len(body)) if body[i].has_layers]
+    return (big or layered or [len(body)])[0]
 
 
 def _block(name: str, parts: list[_Part], prefix: str) -> Block:

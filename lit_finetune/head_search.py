@@ -2,11 +2,14 @@
 
 import re
 from collections.abc import Iterator
+from typing import TypeGuard
 
 from torch import nn
 
 Layer = nn.Linear | nn.Conv2d
 """What a classifier is made of."""
+
+Candidates = list[tuple[str, Layer]]
 
 _ADVICE = "Say which module it is with `head_name=`."
 _AUXILIARY = re.compile(r"(^|\.)aux", re.IGNORECASE)
@@ -68,40 +71,41 @@ def declared_heads(network: nn.Module) -> list[str]:
         kind = type(modules[names[0]]).__name__
         raise ValueError(
             f"{type(network).__name__} was built without a classifier: `{names[0]}` is an "
-            f"{kind}. Build it with its classes (`num_classes`)."
+            f"{kind}. Build it with one: `backbone_kwargs: {{num_classes: 1000}}`."
         )
     return names
 
 
-def _candidates(network: nn.Module) -> list[tuple[str, Layer]]:
+def _candidates(network: nn.Module) -> Candidates:
     """The layers that may be the head, in order of registration."""
     layers = [
         (name, module)
         for name, module in network.named_modules()
         if next(module.parameters(recurse=False), None) is not None and not _AUXILIARY.search(name)
     ]
-    last = layers[-1:] if layers and _is_pointwise(layers[-1][1]) else []
-    return [
-        (name, layer)
-        for name, layer in last or layers
-        if isinstance(layer, Layer)
-        and (last or isinstance(layer, nn.Linear))
-        and not _in_repeated_block(network, name, layer)
-    ]
+    ends: Candidates = [(name, layer) for name, layer in layers[-1:] if _is_pointwise(layer)]
+    linears: Candidates = [(name, m) for name, m in layers if isinstance(m, nn.Linear)]
+    for found in (ends, linears):
+        alone = [item for item in found if not _in_repeated_block(network, *item)]
+        if alone:
+            return alone
+    return []
 
 
-def _is_pointwise(module: nn.Module) -> bool:
+def _is_pointwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:
     return isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)
 
 
 def _in_repeated_block(network: nn.Module, name: str, layer: Layer) -> bool:
-    """Whether a layer is the end of, say, a transformer block: several alike, width kept."""
+    """Whether a layer is a part of one of several blocks alike, as in a transformer."""
     width = layer_sizes(layer)[1]
     for parent, path in _ancestors(network, name):
         member = network.get_submodule(path)
         alike = sum(type(child) is type(member) for child in parent.children())
         if alike < 2 or isinstance(member, nn.Sequential | Layer):
             continue
+        if layer is not last_layer(member):
+            return True
         if any(layer_sizes(other)[0] == width for other in _layers(member)):
             return True
     return False
@@ -114,7 +118,7 @@ def _ancestors(network: nn.Module, name: str) -> Iterator[tuple[nn.Module, str]]
         yield network.get_submodule(".".join(parts[: depth - 1])), ".".join(parts[:depth])
 
 
-def _rivals(candidates: list[tuple[str, Layer]]) -> list[str]:
+def _rivals(candidates: Candidates) -> list[str]:
     """The last layers that take the same features: more than one if they stand in parallel."""
     *others, (last_name, last) = candidates
     names = [last_name]

@@ -27,10 +27,6 @@ class DropoutLinear(nn.Linear):
         """The scores of each class."""
         return super().forward(functional.dropout(input, self.drop_rate, self.training))
 
-    def extra_repr(self) -> str:
-        """What `print` shows."""
-        return f"{super().extra_repr()}, drop_rate={self.drop_rate}"
-
 
 class DropoutConv2d(nn.Conv2d):
     """A convolution that drops some of its input, under the parameter names of `nn.Conv2d`."""
@@ -42,10 +38,6 @@ class DropoutConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """The scores of each class, at each place."""
         return super().forward(functional.dropout(input, self.drop_rate, self.training))
-
-    def extra_repr(self) -> str:
-        """What `print` shows."""
-        return f"{super().extra_repr()}, drop_rate={self.drop_rate}"
 
 
 def replace_head(
@@ -202,10 +194,12 @@ def _layer_like(
         if drop_rate:
             return DropoutLinear(in_features, out_features, drop_rate=drop_rate)
         return nn.Linear(in_features, out_features)
-    sizes = (in_features, out_features, layer.kernel_size, layer.stride, layer.padding)
+    sizes: dict[str, Any] = {
+        key: getattr(layer, key) for key in ("kernel_size", "stride", "padding")
+    }
     if drop_rate:
-        return DropoutConv2d(*sizes, drop_rate=drop_rate)
-    return nn.Conv2d(*sizes)
+        return DropoutConv2d(in_features, out_features, **sizes, drop_rate=drop_rate)
+    return nn.Conv2d(in_features, out_features, **sizes)
 
 
 def _check_fit(head: nn.Module, in_features: int, num_classes: int) -> None:
@@ -228,6 +222,6 @@ def _note_num_classes(network: nn.Module, head_name: str, num_classes: int) -> N
         for attribute in {"num_classes", "num_labels"} & vars(module).keys():
             setattr(module, attribute, num_classes)
         module = module.get_submodule(part)
-    config = vars(network).get("config")
+    config: Any = vars(network).get("config")
     if hasattr(config, "num_labels"):
         config.num_labels = num_classes

@@ -49,8 +49,8 @@ def _build(name: str, weights: WeightsEnum | None, kwargs: dict[str, Any]) -> nn
         raise ValueError(f"`backbone_kwargs` do not fit torchvision's {name}: {error}.") from error
     except OSError as error:
         raise ConnectionError(
-            f"Could not get the weights {weights and weights.name} of {name}: {error}. Without a network, load them "
-            "from a file: `weights: path/to/file.pth`."
+            f"Could not get the weights {weights and weights.name} of {name}: {error}. Without a "
+            "network, load them from a file: `weights: path/to/file.pth`."
         ) from error
     return network
 
@@ -59,7 +59,7 @@ def _drop_auxiliary_heads(network: nn.Module) -> None:
     for name in AUXILIARY_HEADS:
         if hasattr(network, name):
             setattr(network, name, None)
-            network.aux_logits = False
+            setattr(network, "aux_logits", False)  # noqa: B010  # typed as a module or a tensor
 
 
 def _data_config(network: nn.Module, weights: WeightsEnum) -> DataConfig:
