@@ -18,7 +18,7 @@ from typing_extensions import Self, override
 
 from lit_finetune.assemble import Assembled, assemble
 from lit_finetune.blocks import Block, list_blocks
-from lit_finetune.class_weights import balanced_weights
+from lit_finetune.classes import balanced_weights, check_classes
 from lit_finetune.data_config import DataConfig, eval_transform
 from lit_finetune.freezing import eval_mode
 from lit_finetune.heads import forward_features, replace_head
@@ -28,6 +28,7 @@ from lit_finetune.metrics import accuracy, classification_metrics
 from lit_finetune.mixing import make_mixing
 from lit_finetune.optim import DEFAULT_LR, build_optimizer, cosine_with_warmup, join_groups
 from lit_finetune.param_groups import ParamGroup, make_param_groups
+from lit_finetune.seeding import derive_seed
 
 _KEY = "lit_finetune"
 """Where a checkpoint holds what `load_from_checkpoint` needs besides weights and arguments."""
@@ -75,7 +76,9 @@ class FinetuneClassifier(LightningModule):
     """
 
     lr: float
+    classes: list[str]
     class_weights: Tensor | None
+    _is_named: bool
 
     def __init__(  # noqa: PLR0913 (the signature is the configuration: the command line reads it)
         self,
@@ -123,7 +126,8 @@ class FinetuneClassifier(LightningModule):
         self.head_name = built.head_name
         self.load_report = built.load_report
         self.data_config: DataConfig = built.data_config
-        self._set_classes([str(index) for index in range(num_classes)])
+        self._run_seed: int | None = None
+        self._set_num_classes(num_classes)
         _tell(built, num_classes)
 
     @property
@@ -165,7 +169,7 @@ class FinetuneClassifier(LightningModule):
             drop_rate=self.hparams["drop_rate"],
         )
         self.hparams.update(num_classes=num_classes, class_weights=None, head="linear")
-        self._set_classes([str(index) for index in range(num_classes)])
+        self._set_num_classes(num_classes)
 
     def make_head(self, in_features: int, num_classes: int) -> nn.Module | None:
         """Override to build your own head; None, as here, leaves it to the argument `head`.
@@ -175,7 +179,7 @@ class FinetuneClassifier(LightningModule):
         return None
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss of logits (N, classes) against labels (N) or, mixed, probabilities (N, classes)."""
+        """The loss of logits (N, classes) against labels (N), or probabilities like the logits."""
         return F.cross_entropy(
             logits,
             target,
@@ -200,15 +204,13 @@ class FinetuneClassifier(LightningModule):
         if self._lr_scheduler == "constant":
             return None
         if self._lr_scheduler is None:
-            return {
-                "scheduler": cosine_with_warmup(optimizer, total=self._num_steps()),
-                "interval": "step",
-            }
+            steps = self.trainer.estimated_stepping_batches
+            return {"scheduler": cosine_with_warmup(optimizer, total=steps), "interval": "step"}
         scheduler = self._lr_scheduler(optimizer)
-        config = {"scheduler": scheduler, "interval": self.hparams["lr_scheduler_interval"]}
-        if isinstance(scheduler, ReduceLROnPlateau):
-            config["monitor"] = getattr(scheduler, "monitor", "val/loss")
-        return config
+        monitor = getattr(scheduler, "monitor", "val/loss")
+        plateau = {"monitor": monitor} if isinstance(scheduler, ReduceLROnPlateau) else {}
+        interval = self.hparams["lr_scheduler_interval"]
+        return {"scheduler": scheduler, "interval": interval, **plateau}
 
     def param_groups(self) -> list[ParamGroup]:
         """The named groups of all parameters, the head's first."""
@@ -236,18 +238,26 @@ class FinetuneClassifier(LightningModule):
     @override
     def setup(self, stage: str) -> None:
         datamodule = getattr(self.trainer, "datamodule", None)
-        classes = getattr(datamodule, "classes", None)
-        if classes is not None and len(classes) != self.num_classes:
-            raise ValueError(
-                f"The data has {len(classes)} classes ({', '.join(classes[:10])}{'…' * (len(classes) > 10)}),"
-                f" but the model num_classes={self.num_classes}. Build the model with"
-                f" num_classes={len(classes)}."
-            )
-        if stage == "fit" and classes is not None:
-            self.classes = list(classes)
-            self.data_config = getattr(datamodule, "data_config", self.data_config)
+        if (classes := getattr(datamodule, "classes", None)) is not None:
+            check_classes(classes, self.classes, named=stage != "fit" and self._is_named)
+            if stage == "fit":
+                self.classes, self._is_named = list(classes), True
+                self.data_config = getattr(datamodule, "data_config", self.data_config)
         if stage == "fit" and self.hparams["class_weights"] == "balanced":
-            self._balance(getattr(datamodule, "class_counts", None))
+            counts = getattr(datamodule, "class_counts", None)
+            self._set_class_weights(balanced_weights(counts, self.classes))
+
+    @override
+    def on_fit_start(self) -> None:
+        if self._run_seed is None:
+            self._run_seed = torch.initial_seed()
+
+    @override
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # What a step draws (dropout, mixing) follows from its place, so a resumed run repeats it.
+        if self._run_seed is not None:
+            place = (self.current_epoch, batch_idx, self.global_rank)
+            torch.manual_seed(derive_seed(self._run_seed, *place))
 
     @override
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -258,12 +268,10 @@ class FinetuneClassifier(LightningModule):
         logits = self(images)
         loss = self.loss(logits, target)
         self.train_acc(logits, labels)
-        size = len(labels)
-        self.log(
-            "train/loss_step", loss, prog_bar=True, on_step=True, on_epoch=False, batch_size=size
-        )
-        self.log("train/loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=size)
-        self.log("train/acc", self.train_acc, on_step=False, on_epoch=True, batch_size=size)
+        epoch: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(labels)}
+        self.log("train/loss_step", loss, prog_bar=True, on_step=True, on_epoch=False)
+        self.log("train/loss", loss, sync_dist=True, **epoch)
+        self.log("train/acc", self.train_acc, **epoch)
         return loss
 
     @override
@@ -301,17 +309,20 @@ class FinetuneClassifier(LightningModule):
         hparams = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {**hparams, "weights": None}
         checkpoint[_KEY] = {
-            "classes": self.classes,
+            "classes": self.classes if self._is_named else None,
             "data_config": self.data_config.to_dict(),
-            "head_name": self.head_name,
+            "run_seed": self._run_seed,
             "weights": self.hparams["weights"],
         }
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if own := checkpoint.get(_KEY):
-            self._set_classes(own["classes"])
-            self.data_config = DataConfig.from_dict(own["data_config"])
+        own = checkpoint[_KEY]
+        if own["classes"] is not None:
+            check_classes(self.classes, own["classes"], named=self._is_named)
+            self.classes, self._is_named = own["classes"], True
+        self.data_config = DataConfig.from_dict(own["data_config"])
+        self._run_seed = own["run_seed"]
 
     @classmethod
     @override
@@ -322,41 +333,21 @@ class FinetuneClassifier(LightningModule):
         """
         return super().load_from_checkpoint(*args, **{"weights_only": True, **kwargs})
 
-    def _set_classes(self, classes: list[str]) -> None:
-        """Name the classes, and measure and mix as many."""
-        self.classes = list(classes)
-        num_classes = len(classes)
+    def _set_num_classes(self, num_classes: int) -> None:
+        """Measure, mix and weigh as many classes, and call them by their numbers for now."""
+        self.classes = [str(index) for index in range(num_classes)]
+        self._is_named = False
         self.train_acc = accuracy(num_classes)
         self.val_metrics = self.metrics(num_classes, "val/")
         self.test_metrics = self.metrics(num_classes, "test/")
-        self._mixing = make_mixing(
-            num_classes,
-            mixup_alpha=self.hparams["mixup_alpha"],
-            cutmix_alpha=self.hparams["cutmix_alpha"],
-        )
+        alphas = {key: self.hparams[key] for key in ("mixup_alpha", "cutmix_alpha")}
+        self._mixing = make_mixing(num_classes, **alphas)
         weights = self.hparams["class_weights"]
         self._set_class_weights(None if weights == "balanced" else weights)
 
     def _set_class_weights(self, weights: list[float] | None) -> None:
         tensor = None if weights is None else torch.tensor(weights, device=self.device)
         self.register_buffer("class_weights", tensor, persistent=False)
-
-    def _balance(self, counts: dict[str, int] | None) -> None:
-        if counts is None:
-            raise ValueError(
-                "class_weights='balanced' counts the pictures of a datamodule of lit_finetune; with"
-                " another loader, pass a list of weights, such as those of `balanced_weights(counts)`."
-            )
-        self._set_class_weights(balanced_weights([counts[name] for name in self.classes]))
-
-    def _num_steps(self) -> int:
-        steps = self.trainer.estimated_stepping_batches
-        if steps == float("inf"):
-            raise ValueError(
-                "The default scheduler, a cosine, needs the length of the run: set the Trainer's"
-                " max_epochs or max_steps, or lr_scheduler='constant'."
-            )
-        return int(steps)
 
     def _evaluate(
         self, batch: tuple[Tensor, Tensor], metrics: MetricCollection, stage: str
@@ -366,7 +357,8 @@ class FinetuneClassifier(LightningModule):
         metrics.update(logits, labels)
         loss = self.loss(logits, labels)
         self.log(f"{stage}/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(labels))
-        self.log_dict(metrics, prog_bar=False, batch_size=len(labels))
+        for name, metric in metrics.items():
+            self.log(name, metric, prog_bar=name == f"{stage}/acc", batch_size=len(labels))
 
 
 def _tell(built: Assembled, num_classes: int) -> None:

@@ -31,11 +31,20 @@ def warmup_cosine(step: int, *, warmup: int, total: int) -> float:
 
 
 def cosine_with_warmup(
-    optimizer: Optimizer, *, total: int, warmup_share: float = 0.05
+    optimizer: Optimizer, *, total: float, warmup_share: float = 0.05
 ) -> LRScheduler:
-    """Linear warm-up over a share of all steps, then half a cosine down to 0."""
+    """Linear warm-up over a share of all steps, then half a cosine down to 0, step by step.
+
+    Raises:
+        ValueError: The run has no known length.
+    """
+    if not math.isfinite(total):
+        raise ValueError(
+            "The default scheduler, a cosine, needs the length of the run: set the Trainer's"
+            " max_epochs or max_steps, or lr_scheduler='constant'."
+        )
     warmup = round(total * warmup_share)
-    return LambdaLR(optimizer, partial(warmup_cosine, warmup=warmup, total=total))
+    return LambdaLR(optimizer, partial(warmup_cosine, warmup=warmup, total=int(total)))
 
 
 def leading_groups(groups: Sequence[ParamGroup]) -> list[ParamGroup]:
