@@ -30,6 +30,7 @@ def find_head(network: nn.Module) -> str:
     """
     declared = declared_heads(network)
     if declared:
+        _check_is_there(network, declared[0])
         return declared[0]
     candidates = _candidates(network)
     if not candidates:
@@ -66,14 +67,16 @@ def declared_heads(network: nn.Module) -> list[str]:
     names = config.get("classifier") if isinstance(config, dict) else None
     names = [names] if isinstance(names, str) else list(names or [])
     modules = dict(network.named_modules())
-    names = [name for name in names if name in modules]
-    if names and last_layer(modules[names[0]]) is None:
-        kind = type(modules[names[0]]).__name__
+    return [name for name in names if name in modules]
+
+
+def _check_is_there(network: nn.Module, name: str) -> None:
+    module = network.get_submodule(name)
+    if last_layer(module) is None:
         raise ValueError(
-            f"{type(network).__name__} was built without a classifier: `{names[0]}` is an "
-            f"{kind}. Build it with one: `backbone_kwargs: {{num_classes: 1000}}`."
+            f"{type(network).__name__} was built without a classifier: `{name}` is of type "
+            f"{type(module).__name__}. Build it with one: `backbone_kwargs: {{num_classes: 1000}}`."
         )
-    return names
 
 
 def _candidates(network: nn.Module) -> Candidates:
