@@ -20,7 +20,7 @@ from lit_finetune.data_config import DataConfig, Interpolation, eval_transform
 
 from .counts import count_table
 from .datasets import PictureDataset, Samples
-from .order import EpochSampler, Place, place_in_run
+from .order import EpochSampler, Place, ResumableLoader, place_in_run
 from .transforms import Augmentation, Transform, photo_geometry, train_transform
 
 Part = Literal["train", "val", "test", "predict"]
@@ -219,7 +219,8 @@ class ImageDataModule(LightningDataModule):
     ) -> Loader:
         dataset = self._dataset(part)
         num_workers = self._num_workers(len(dataset))
-        return DataLoader(
+        make = ResumableLoader if sampler else DataLoader
+        return make(
             dataset,
             batch_size=self.batch_size,
             sampler=sampler,

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import Dataset, DistributedSampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from typing_extensions import override
 
 from lit_finetune.seeding import derive_seed
@@ -62,6 +63,21 @@ class EpochSampler(DistributedSampler[int]):
         for position in list(super().__iter__())[batches * self._batch_size :]:
             index = order[position]
             yield Draw(index, derive_seed(self._run_seed, epoch, index))
+
+
+class ResumableLoader(DataLoader[tuple[Tensor, int]]):
+    """A loader that goes on where the run stands: its sampler finds out by itself.
+
+    So there is no state to keep; but Lightning asks for these methods, or else warns on resume
+    that the batches would start over.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the place in the run is the Trainer's to keep."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take nothing back."""
 
 
 def place_in_run(loop: Any) -> Place:

@@ -1,0 +1,71 @@
+"""Several processes train one network, before and after it is unfrozen."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = Path(__file__).with_name("two_processes.py")
+
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "static_graph": {"strategy": {"static_graph": True}},
+    "bucket views": {"strategy": {"gradient_as_bucket_view": True}},
+    "accumulated and clipped": {
+        "trainer": {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1}
+    },
+}
+
+
+def run(folder: Path, options: dict[str, Any], ranks: int = 2) -> dict[int, list[dict[str, Any]]]:
+    """What each process wrote down at the end of each epoch."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(PROGRAM), str(folder), json.dumps(options)]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {
+        rank: [
+            torch.load(folder / f"rank{rank}-epoch{epoch}.pt", weights_only=True)
+            for epoch in range(3)
+        ]
+        for rank in range(ranks)
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_the_replicas_are_the_same_bits_in_every_phase(tmp_path: Path, name: str) -> None:
+    results = run(tmp_path, STRATEGIES[name])
+
+    for epoch, (one, other) in enumerate(zip(results[0], results[1], strict=True)):
+        assert len(one["trainable"]) == [2, 6, 10][epoch]
+        for key, value in one["weights"].items():
+            is_statistic = "running" in key  # each process has seen its own pictures
+            assert is_statistic or torch.equal(value, other["weights"][key]), key
+        for state, twin in zip(
+            one["optimizer"]["state"].values(), other["optimizer"]["state"].values(), strict=True
+        ):
+            assert all(torch.equal(state[key], twin[key]) for key in state)
+
+
+@pytest.mark.slow
+def test_what_is_frozen_does_not_move_and_what_trains_does(tmp_path: Path) -> None:
+    head_only, with_layer2, everything = run(tmp_path, {})[0]
+
+    def moved(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+        pairs = ((key, value, after["weights"][key]) for key, value in before["weights"].items())
+        return {key.split(".")[1] for key, old, new in pairs if not torch.equal(old, new)}
+
+    assert moved(head_only, with_layer2) == {"layer2", "fc"}
+    assert moved(with_layer2, everything) == {"layer1", "layer2", "fc"}
+    assert [len(state["optimizer"]["param_groups"]) for state in (head_only, everything)] == [2, 6]
+    # Gradients of 4 bytes: a frozen phase sends what trains, and no more.
+    assert [state["bytes"] for state in (head_only, with_layer2, everything)] == [108, 1356, 1836]
