@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from lit_finetune.backbones.create import create_backbone, is_weights_file
@@ -62,7 +63,8 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
         head_name = replace_head(
             network, num_classes, head=head, head_name=head_name, drop_rate=drop_rate
         )
-        if keeps:
+        if keeps:  # a new layer has a bias; a head that had none goes on without
+            state.setdefault("bias", torch.zeros(num_classes))
             network.get_submodule(head_name).load_state_dict(state)
     report = load_weights(network, file, min_match=min_match, head_name=head_name) if file else None
     return Assembled(

@@ -161,7 +161,7 @@ class FinetuneClassifier(LightningModule):
             num_classes: How many classes there are now; they are called by their numbers until
                 a datamodule names them.
         """
-        check_hparams({**self.hparams, "num_classes": num_classes, "class_weights": None})
+        check_hparams({"num_classes": num_classes})
         self.head_name = replace_head(
             self.backbone,
             num_classes,

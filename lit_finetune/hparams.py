@@ -21,7 +21,7 @@ def plain_hparams(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_hparams(arguments: Mapping[str, Any]) -> None:
-    """Refuse arguments that cannot be.
+    """Refuse arguments, all or some of a classifier's, that cannot be.
 
     Raises:
         ValueError: Names every problem at once.
@@ -29,9 +29,9 @@ def check_hparams(arguments: Mapping[str, Any]) -> None:
     problems = [
         f"`{key}` {rule}, but got {arguments[key]!r}"
         for key, rule, holds in _RULES
-        if not holds(arguments[key])
+        if key in arguments and not holds(arguments[key])
     ]
-    weights, classes = arguments["class_weights"], arguments["num_classes"]
+    weights, classes = arguments.get("class_weights"), arguments.get("num_classes")
     if isinstance(weights, Sequence) and not isinstance(weights, str) and len(weights) != classes:
         problems.append(f"`class_weights` has {len(weights)} entries for num_classes={classes}")
     if problems:
