@@ -20,7 +20,14 @@ from lit_finetune.data_config import DataConfig, Interpolation, eval_transform
 
 from .counts import count_table
 from .datasets import PictureDataset, Samples
-from .order import EpochSampler, Place, ResumableLoader, place_in_run
+from .order import (
+    EpochSampler,
+    Place,
+    ResumableLoader,
+    UnpaddedSampler,
+    even_batch_size,
+    place_in_run,
+)
 from .transforms import Augmentation, Transform, photo_geometry, train_transform
 
 Part = Literal["train", "val", "test", "predict"]
@@ -177,19 +184,25 @@ class ImageDataModule(LightningDataModule):
         ranks = self.trainer.world_size if self.trainer else 1
         of_rank = math.ceil(len(self._dataset("train")) / ranks)
         leaves_one = of_rank > self.batch_size > 1 and of_rank % self.batch_size == 1
-        return self._loader("train", sampler=self._sampler(), drop_last=leaves_one)
+        return self._loader(
+            ResumableLoader,
+            "train",
+            batch_size=self.batch_size,
+            sampler=self._train_sampler(),
+            drop_last=leaves_one,
+        )
 
     @override
     def val_dataloader(self) -> Loader | list[Loader]:
-        return self._loader("val") if len(self._dataset("val")) else []
+        return self._eval_loader("val") if len(self._dataset("val")) else []
 
     @override
     def test_dataloader(self) -> Loader:
-        return self._loader("test")
+        return self._eval_loader("test")
 
     @override
     def predict_dataloader(self) -> Loader:
-        return self._loader("predict")
+        return self._loader(DataLoader, "predict", batch_size=self.batch_size)
 
     def _dataset(self, part: Part) -> PictureDataset:
         if part not in self._datasets:
@@ -203,34 +216,44 @@ class ImageDataModule(LightningDataModule):
         geometry = self.train_geometry(self.data_config)
         return train_transform(self.data_config, self.train_augmentation, geometry)
 
-    def _sampler(self) -> EpochSampler:
+    def _ranks(self) -> dict[str, int]:
+        trainer = self.trainer
+        if trainer is None:
+            return {"num_replicas": 1, "rank": 0}
+        return {"num_replicas": trainer.world_size, "rank": trainer.global_rank}
+
+    def _train_sampler(self) -> EpochSampler:
         trainer = self.trainer
         return EpochSampler(
             self._dataset("train"),
-            num_replicas=trainer.world_size if trainer else 1,
-            rank=trainer.global_rank if trainer else 0,
+            **self._ranks(),
             seed=torch.initial_seed() if self._run_seed is None else self._run_seed,
             batch_size=self.batch_size,
             place=partial(place_in_run, trainer.fit_loop) if trainer else partial(Place, 0, 0),
         )
 
-    def _loader(
-        self, part: Part, *, sampler: EpochSampler | None = None, drop_last: bool = False
-    ) -> Loader:
+    def _eval_loader(self, part: Part) -> Loader:
+        """A loader of each picture once, in order, whichever process asks."""
+        ranks = self._ranks()
+        if ranks["num_replicas"] == 1:
+            return self._loader(DataLoader, part, batch_size=self.batch_size)
+        dataset = self._dataset(part)
+        size = even_batch_size(len(dataset), self.batch_size, ranks["num_replicas"])
+        sampler = UnpaddedSampler(dataset, **ranks)
+        return self._loader(DataLoader, part, batch_size=size, sampler=sampler)
+
+    def _loader(self, make: type[Loader], part: Part, **options: Any) -> Loader:
         dataset = self._dataset(part)
         num_workers = self._num_workers(len(dataset))
-        make = ResumableLoader if sampler else DataLoader
+        on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return make(
             dataset,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            drop_last=drop_last,
             num_workers=num_workers,
             persistent_workers=num_workers > 0 and part in PARTS["fit"],
             # Its own, so that loading leaves alone what the model draws (dropout, mixing).
             generator=torch.Generator().manual_seed(self.seed),
-            pin_memory=self.trainer is not None
-            and self.trainer.strategy.root_device.type == "cuda",
+            pin_memory=on_cuda,
+            **options,
         )
 
     def _num_workers(self, num_pictures: int) -> int:

@@ -1,6 +1,7 @@
-"""The order of the training pictures, as a function of seed and place in the run alone."""
+"""Which process loads which picture, and when: a function of seed and place in the run alone."""
 
 from collections.abc import Callable, Iterator
+from itertools import chain, count
 from typing import Any, NamedTuple
 
 import torch
@@ -63,6 +64,49 @@ class EpochSampler(DistributedSampler[int]):
         for position in list(super().__iter__())[batches * self._batch_size :]:
             index = order[position]
             yield Draw(index, derive_seed(self._run_seed, epoch, index))
+
+
+class UnpaddedSampler(DistributedSampler[int]):
+    """Share pictures out among processes, each once, so that metrics count every one once.
+
+    Torch's own sampler repeats a few where the processes do not divide them evenly.
+
+    Raises:
+        ValueError: There are fewer pictures than processes, and one would have none.
+    """
+
+    def __init__(self, dataset: Dataset[object], *, num_replicas: int, rank: int) -> None:
+        super().__init__(dataset, num_replicas, rank, shuffle=False)
+        num_pictures = len(dataset)  # type: ignore[arg-type]  # torch's datasets need no length
+        if num_pictures < num_replicas:
+            raise ValueError(
+                f"{num_pictures} pictures cannot be evaluated by {num_replicas} processes, each once:"
+                " use fewer processes, or more pictures."
+            )
+        self._own = range(rank, num_pictures, num_replicas)
+
+    @override
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._own)
+
+    @override
+    def __len__(self) -> int:
+        return len(self._own)
+
+
+def even_batch_size(num_pictures: int, batch_size: int, num_replicas: int) -> int:
+    """The batch size nearest to the one asked for with which all processes have as many batches.
+
+    They would wait for each other for ever otherwise: DistributedDataParallel exchanges buffers in
+    every forward pass. Shares differ by one picture at most, so only a size that divides the
+    smaller share is wrong.
+
+    >>> even_batch_size(65, batch_size=32, num_replicas=2)
+    31
+    """
+    share, rest = divmod(num_pictures, num_replicas)
+    sizes = chain(range(batch_size, 1, -1), count(batch_size + 1))
+    return next(size for size in sizes if share % size) if rest else batch_size
 
 
 class ResumableLoader(DataLoader[tuple[Tensor, int]]):

@@ -69,3 +69,12 @@ def test_what_is_frozen_does_not_move_and_what_trains_does(tmp_path: Path) -> No
     assert [len(state["optimizer"]["param_groups"]) for state in (head_only, everything)] == [2, 6]
     # Gradients of 4 bytes: a frozen phase sends what trains, and no more.
     assert [state["bytes"] for state in (head_only, with_layer2, everything)] == [108, 1356, 1836]
+
+
+@pytest.mark.slow
+def test_validation_counts_every_picture_once(tmp_path: Path) -> None:
+    results = run(tmp_path, {})
+    batches = [results[rank][0]["evaluated"] for rank in (0, 1)]
+
+    assert sum(map(sum, batches)) == 107
+    assert len(batches[0]) == len(batches[1]), "or one process would wait for the other"

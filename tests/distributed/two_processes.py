@@ -41,6 +41,14 @@ class WriteDown(Callback):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.evaluated: list[int] = []
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        self.evaluated.append(len(batch[1]))
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         wrapped = trainer.strategy.model
         in_buckets = wrapped._get_ddp_logging_data().get("bucket_sizes", "")
@@ -48,6 +56,7 @@ class WriteDown(Callback):
             "weights": pl_module.state_dict(),
             "optimizer": trainer.optimizers[0].state_dict(),
             "trainable": [n for n, p in pl_module.named_parameters() if p.requires_grad],
+            "evaluated": self.evaluated,
             "bytes": sum(int(size) for size in in_buckets.split(",") if size.strip()),
         }
         name = f"rank{trainer.global_rank}-epoch{trainer.current_epoch}.pt"
@@ -61,7 +70,6 @@ def main(folder: Path, options: dict[str, Any]) -> None:
     trainer = Trainer(
         max_epochs=3,
         limit_train_batches=3,
-        limit_val_batches=2,
         accelerator="cpu",
         devices=options.get("devices", 2),
         strategy=DDPStrategy(**options.get("strategy", {})),
