@@ -80,7 +80,7 @@ class UnpaddedSampler(DistributedSampler[int]):
         num_pictures = len(dataset)  # type: ignore[arg-type]  # torch's datasets need no length
         if num_pictures < num_replicas:
             raise ValueError(
-                f"{num_pictures} pictures cannot be evaluated by {num_replicas} processes, each once:"
+                f"{num_pictures} pictures cannot be shared out among {num_replicas} processes:"
                 " use fewer processes, or more pictures."
             )
         self._own = range(rank, num_pictures, num_replicas)
