@@ -12,7 +12,7 @@ def nearest(name: str, options: Iterable[str], *, most: int = 3) -> str:
     >>> nearest("xyz", ["stem"])
     ''
     """
-    close = get_close_matches(name, list(options), n=most)
+    close = get_close_matches(name, list(dict.fromkeys(options)), n=most)
     return f" Did you mean {', '.join(map(repr, close))}?" if close else ""
 
 

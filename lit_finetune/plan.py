@@ -123,7 +123,7 @@ def _resolve(
         twice = [name for name in names if name in taken]
         new = [name for name in names if name not in taken]
         # `all` means what is left; anything else that is named twice is a mistake in the schedule.
-        if not new or (twice and selector != "all"):
+        if not new or (twice and str(selector).strip() != "all"):
             since = min(taken[name] for name in twice)
             what = "all of it trains" if not new else f"{len(twice)} of its parameters train"
             problems.append(

@@ -5,6 +5,7 @@ selectors or the name of a strategy, and knows neither torch nor a network: `sel
 a selector means in one, and `plan` checks the whole.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,8 +33,8 @@ class Selection:
         if self.lr is not None and self.lr_scale is not None:
             raise ValueError(f"{self} gives both `lr` and `lr_scale`: keep one of them.")
         for name, rate in (("lr", self.lr), ("lr_scale", self.lr_scale)):
-            if rate is not None and not rate > 0:
-                raise ValueError(f"`{name}` must be positive, but {self} has {rate}.")
+            if rate is not None and not (isinstance(rate, int | float) and 0 < rate < math.inf):
+                raise ValueError(f"`{name}` must be a positive number, but {self} has {rate!r}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +98,7 @@ def parse_schedule(entries: Mapping[Any, Any]) -> Schedule:
 def _epoch(key: Any) -> int:
     try:
         epoch = int(key)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError("an epoch is a whole number from 0 on, such as `2: layer4`") from None
     if epoch < 0 or epoch != float(key) or isinstance(key, bool):
         raise ValueError("an epoch is a whole number from 0 on, such as `2: layer4`")
@@ -107,12 +108,17 @@ def _epoch(key: Any) -> int:
 def _selections(value: Any) -> tuple[Selection, ...]:
     """Plain selectors of one entry together, each mapping on its own."""
     items = list(value) if isinstance(value, list | tuple) else [value]
-    plain = tuple(item for item in items if not isinstance(item, Mapping))
-    for item in plain:
-        if not isinstance(item, str | int) or isinstance(item, bool):
-            raise ValueError(f"a selector is a name or a block's index, but got {item!r}")
+    plain = _selectors([item for item in items if not isinstance(item, Mapping)])
     mappings = [_from_mapping(item) for item in items if isinstance(item, Mapping)]
     return (*([Selection(modules=plain)] if plain or not mappings else []), *mappings)
+
+
+def _selectors(value: Any) -> tuple[Selector, ...]:
+    items = tuple(value) if isinstance(value, list | tuple) else (value,)
+    for item in items:
+        if not isinstance(item, str | int) or isinstance(item, bool):
+            raise ValueError(f"a selector is a name or a block's index, but got {item!r}")
+    return items
 
 
 def _from_mapping(entry: Mapping[str, Any]) -> Selection:
@@ -123,6 +129,5 @@ def _from_mapping(entry: Mapping[str, Any]) -> Selection:
             raise ValueError(f"unknown key {key!r}.{hint} An entry has the keys {', '.join(known)}")
     if "modules" not in entry:
         raise ValueError(f"{dict(entry)} names no `modules`")
-    modules = entry["modules"]
-    modules = tuple(modules) if isinstance(modules, list | tuple) else (modules,)
+    modules = _selectors(entry["modules"])
     return Selection(modules=modules, lr=entry.get("lr"), lr_scale=entry.get("lr_scale"))

@@ -21,7 +21,8 @@ def select(selector: Selector, blocks: Sequence[Block]) -> tuple[str, ...]:
         selector: `all`; a block's name (`layer4`, `head`); a block's index or slice (`-1`, `-2:`);
             a module's or a parameter's name (`layer4.1.bn2`); a glob over such names
             (`layer4.*`); `re:` and a regular expression that matches a whole name; `children[:6]`
-            for the network's first six children.
+            for the network's first six children. A text such as `"3"` is the block of that name
+            if there is one, and else an index; a number is always an index.
         blocks: What there is.
 
     Raises:
@@ -32,8 +33,11 @@ def select(selector: Selector, blocks: Sequence[Block]) -> tuple[str, ...]:
     (('fc.w', 'fc.b'), ('conv.w',), ('conv.w',))
     """
     text = str(selector).strip()
+    have = [block.name for block in blocks]
     if text == "all":
         found = _parameters(blocks)
+    elif isinstance(selector, str) and text in have:
+        found = _parameters(block for block in blocks if block.name == text)
     elif _is_slice(text):
         found = _parameters(_cut(text, blocks, selector))
     elif children := _CHILDREN.fullmatch(text):
@@ -45,11 +49,10 @@ def select(selector: Selector, blocks: Sequence[Block]) -> tuple[str, ...]:
     else:
         found = _matching(blocks, lambda name: name == text)
     if not found:
-        names = [name for parameter in _parameters(blocks) for name in _names(parameter, "")]
-        options = [block.name for block in blocks] + names
-        have = ", ".join(block.name for block in blocks)
+        names = [n for p in _parameters(blocks) for n in _names(p, _prefix(blocks))]
         raise ValueError(
-            f"{selector!r} matches nothing.{nearest(text, options)} The blocks are: {have}."
+            f"{selector!r} matches nothing.{nearest(text, have + names)}"
+            f" The blocks are: {', '.join(have)}."
         )
     return found
 
@@ -116,10 +119,16 @@ def _names(parameter: str, prefix: str) -> list[str]:
 
 
 def _prefix(blocks: Sequence[Block]) -> str:
-    """The attribute that holds the network, when all parameters stand in one: `backbone.`."""
+    """The way to the network in a module that holds it: `backbone.`; empty for a bare network.
+
+    A block is called as its module is in the network, but for the stem and the head.
+    """
+    for block in blocks:
+        for module in block.modules:
+            if block.name not in ("stem", "head") and f".{module}".endswith(f".{block.name}"):
+                return module.removesuffix(block.name)
     first = {name.split(".")[0] for name in _parameters(blocks)}
-    named_so = any(block.name.split(".")[0] in first for block in blocks)
-    return f"{first.pop()}." if len(first) == 1 and not named_so else ""
+    return f"{first.pop()}." if len(first) == 1 else ""
 
 
 def _pattern(expression: str, selector: Selector) -> re.Pattern[str]:

@@ -34,8 +34,6 @@ def gradual(
     >>> [p.epoch for p in gradual(["stem", "layer1", "head"], max_epochs=9)]
     [0, 3, 6]
     """
-    if every is not None and every < 1:
-        raise ValueError(f"`every` is a number of epochs from 1 on, but got {every}.")
     if every is None and max_epochs is None:
         raise ValueError("`gradual` needs `every` where the Trainer has no `max_epochs`.")
     starts: dict[int, list[str]] = {}
@@ -59,8 +57,6 @@ def lp_ft(max_epochs: int | None, head_epochs: int | None = None) -> Schedule:
         if max_epochs is None:
             raise ValueError("`lp_ft` needs `head_epochs` where the Trainer has no `max_epochs`.")
         head_epochs = max(1, max_epochs // 3)
-    if head_epochs < 1:
-        raise ValueError(f"`head_epochs` is a number of epochs from 1 on, but got {head_epochs}.")
     return (_phase(0, "head"), _phase(head_epochs, "all"))
 
 
@@ -91,7 +87,7 @@ def split_strategy(schedule: str | Mapping[Any, Any]) -> tuple[str, dict[str, An
     True
 
     Raises:
-        ValueError: There is no such strategy, or it takes no such argument.
+        ValueError: There is no such strategy, or it takes no such argument or value.
     """
     if isinstance(schedule, str):
         schedule = {schedule: {}}
@@ -99,14 +95,8 @@ def split_strategy(schedule: str | Mapping[Any, Any]) -> tuple[str, dict[str, An
     if len(keys) != 1 or not isinstance(keys[0], str) or keys[0].strip().lstrip("-").isdigit():
         return None
     name = one_of(keys[0], STRATEGIES, "strategy")
-    options = _options(name)
-    arguments = schedule[name] or {}
-    if not isinstance(arguments, Mapping):
-        raise ValueError(
-            f"Write the strategy's arguments by name: {{{name}: {{{', '.join(options)}: …}}}}."
-        )
-    for argument in arguments:
-        one_of(str(argument), options, f"argument of the strategy {name!r}")
+    arguments = {} if schedule[name] is None else schedule[name]
+    _check_arguments(name, arguments)
     return name, dict(arguments)
 
 
@@ -129,6 +119,24 @@ def make_schedule(
 
 def _phase(epoch: int, *modules: str) -> Phase:
     return Phase(epoch=epoch, adds=(Selection(modules=modules),))
+
+
+def _check_arguments(name: str, arguments: Any) -> None:
+    """Refuse what a strategy does not take: its arguments are counts, given by name."""
+    options = _options(name)
+    if not options and arguments != {}:
+        raise ValueError(f"The strategy {name!r} takes no arguments, but got {arguments!r}.")
+    if not isinstance(arguments, Mapping):
+        raise ValueError(
+            f"Write the strategy's arguments by name: {{{name}: {{{', '.join(options)}: …}}}}."
+        )
+    for argument, value in arguments.items():
+        one_of(str(argument), options, f"argument of the strategy {name!r}")
+        if type(value) is not int or value < 1:
+            raise ValueError(
+                f"`{argument}` of the strategy {name!r} is a whole number from 1 on,"
+                f" but got {value!r}."
+            )
 
 
 def _options(name: str) -> list[str]:
