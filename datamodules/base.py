@@ -17,16 +17,15 @@ from typing_extensions import override
 
 from lit_finetune._names import one_of
 from lit_finetune.data_config import DataConfig, Interpolation, eval_transform
+from lit_finetune.place import Place, place_in_run
 
 from .counts import count_table
 from .datasets import PictureDataset, Samples
 from .order import (
     EpochSampler,
-    Place,
     ResumableLoader,
     UnpaddedSampler,
     even_batch_size,
-    place_in_run,
 )
 from .transforms import Augmentation, Transform, photo_geometry, train_transform
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from typing_extensions import override
 
+from lit_finetune.place import Place
 from lit_finetune.seeding import derive_seed
 
 
@@ -17,13 +18,6 @@ class Draw(NamedTuple):
 
     picture: int
     seed: int
-
-
-class Place(NamedTuple):
-    """Where a run stands: the epoch that trains next, and how many of its batches are done."""
-
-    epoch: int
-    batches: int
 
 
 class EpochSampler(DistributedSampler[int]):
@@ -122,15 +116,3 @@ class ResumableLoader(DataLoader[tuple[Tensor, int]]):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take nothing back."""
-
-
-def place_in_run(loop: Any) -> Place:
-    """Where a Trainer's `fit_loop` stands when the training loader is about to be iterated.
-
-    On resume Lightning iterates it before it has settled on the epoch: a checkpoint of an epoch's
-    end may or may not count that epoch as processed.
-    """
-    epochs, batches = loop.epoch_progress.current, loop.epoch_loop.batch_progress
-    if batches.is_last_batch:
-        return Place(max(epochs.processed, epochs.started), 0)
-    return Place(epochs.processed, batches.current.ready)

@@ -28,6 +28,7 @@ from lit_finetune.metrics import accuracy, classification_metrics
 from lit_finetune.mixing import make_mixing
 from lit_finetune.optim import DEFAULT_LR, build_optimizer, cosine_with_warmup, join_groups
 from lit_finetune.param_groups import ParamGroup, make_param_groups
+from lit_finetune.place import catch_up, monitored, place_in_run
 from lit_finetune.seeding import derive_seed
 
 _KEY = "lit_finetune"
@@ -127,6 +128,7 @@ class FinetuneClassifier(LightningModule):
         self.load_report = built.load_report
         self.data_config: DataConfig = built.data_config
         self._run_seed: int | None = None
+        self._monitored: dict[str, float] = {}
         self._set_num_classes(num_classes)
         _tell(built, num_classes)
 
@@ -260,6 +262,15 @@ class FinetuneClassifier(LightningModule):
             torch.manual_seed(derive_seed(self._run_seed, *place))
 
     @override
+    def on_train_start(self) -> None:
+        catch_up(self.trainer, place_in_run(self.trainer.fit_loop).epoch, self._monitored)
+
+    @override
+    def on_train_epoch_end(self) -> None:
+        if self.trainer.fit_loop.restarting:
+            catch_up(self.trainer, self.current_epoch + 1, {})
+
+    @override
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, labels = batch
         target = labels
@@ -312,6 +323,7 @@ class FinetuneClassifier(LightningModule):
             "classes": self.classes if self._is_named else None,
             "data_config": self.data_config.to_dict(),
             "run_seed": self._run_seed,
+            "monitored": monitored(self.trainer),
             "weights": self.hparams["weights"],
         }
 
@@ -322,7 +334,7 @@ class FinetuneClassifier(LightningModule):
             check_classes(self.classes, own["classes"], named=self._is_named)
             self.classes, self._is_named = own["classes"], True
         self.data_config = DataConfig.from_dict(own["data_config"])
-        self._run_seed = own["run_seed"]
+        self._run_seed, self._monitored = own["run_seed"], own["monitored"]
 
     @classmethod
     @override
