@@ -199,7 +199,7 @@ class FreezeUnfreezeCallback(Callback):
         sizes = [(p.numel(), p.requires_grad) for p in pl_module.parameters()]
         total, trained = sum(n for n, _ in sizes), sum(n for n, trains in sizes if trains)
         rates = {
-            str(group.get("name", index)).split("/")[0]: f"{float(group['lr']):.3g}"
+            str(group.get("name", f"pg{index + 1}")).split("/")[0]: f"{float(group['lr']):.3g}"
             for optimizer in trainer.optimizers
             for index, group in enumerate(optimizer.param_groups)
         }

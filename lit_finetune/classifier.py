@@ -21,7 +21,7 @@ from lit_finetune.blocks import Block, list_blocks
 from lit_finetune.classes import balanced_weights, check_classes
 from lit_finetune.data_config import DataConfig, eval_transform
 from lit_finetune.freezing import eval_mode
-from lit_finetune.heads import forward_features, replace_head
+from lit_finetune.heads import forward_features, head_in_features, replace_head
 from lit_finetune.hparams import check_hparams, plain_hparams
 from lit_finetune.images import load_image, to_rgb
 from lit_finetune.metrics import accuracy, classification_metrics
@@ -157,20 +157,22 @@ class FinetuneClassifier(LightningModule):
         return self.backbone.get_submodule(self.head_name)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Put a new linear head for another number of classes in the place of the head.
+        """Put a new head, of the same kind, for another number of classes in the place of the head.
 
         Args:
             num_classes: How many classes there are now; they are called by their numbers until
                 a datamodule names them.
         """
         check_hparams({"num_classes": num_classes})
+        own = self.make_head(head_in_features(self.backbone, self.head_name), num_classes)
         self.head_name = replace_head(
             self.backbone,
             num_classes,
+            head=own or self.hparams["head"] or "linear",
             head_name=self.head_name,
-            drop_rate=self.hparams["drop_rate"],
+            drop_rate=0.0 if own else self.hparams["drop_rate"],
         )
-        self.hparams.update(num_classes=num_classes, class_weights=None, head="linear")
+        self.hparams.update(num_classes=num_classes, class_weights=None)
         self._set_num_classes(num_classes)
 
     def make_head(self, in_features: int, num_classes: int) -> nn.Module | None:

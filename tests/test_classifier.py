@@ -358,6 +358,15 @@ def test_loss_metrics_head_and_optimizer_are_one_method_each() -> None:
     assert run.optimizers[0].param_groups[0]["momentum"] == 0.5
 
 
+def test_a_new_head_for_other_classes_is_of_the_same_kind() -> None:
+    mlp, custom = FinetuneClassifier(Net(), num_classes=3, head="mlp"), Custom(Net(), num_classes=3)
+    kinds = [[type(layer) for layer in model.get_classifier()] for model in (mlp, custom)]
+    mlp.reset_classifier(5)
+    custom.reset_classifier(5)
+
+    assert [[type(layer) for layer in m.get_classifier()] for m in (mlp, custom)] == kinds
+
+
 def test_the_default_cosine_needs_a_length() -> None:
     endless = trainer(max_epochs=-1, limit_train_batches=None)
 
