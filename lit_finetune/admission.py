@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_finetune.plan import Admission
@@ -34,6 +34,9 @@ class GroupKeeper:
         schedulers: All their schedulers.
         parameters: The model's parameters by name.
         block_of: The name of the block of each parameter.
+
+    Raises:
+        ValueError: An optimizer knows one group only.
     """
 
     def __init__(
@@ -50,8 +53,15 @@ class GroupKeeper:
         self._block_of = block_of
         self._waiting: list[_Waiting] = []
         for optimizer in optimizers:
+            if isinstance(optimizer, LBFGS):
+                raise ValueError(
+                    "LBFGS has one group of parameters for good: what starts to train later would"
+                    " never move. Use another optimizer, such as AdamW."
+                )
             leader = base_lr(optimizer.param_groups[0])
             for group in optimizer.param_groups:
+                # Most schedulers note it themselves; later `lr` alone no longer tells.
+                group.setdefault("initial_lr", base_lr(group))
                 group.setdefault("lr_ratio", base_lr(group) / leader if leader else 1.0)
 
     def start(self, admissions: Iterable[Admission], norms: Collection[str] = ()) -> None:
@@ -64,19 +74,19 @@ class GroupKeeper:
         admissions = list(admissions)
         first = {name for admission in admissions for name in admission.parameters}
         for admission in admissions:
-            self._add_unknown(admission.parameters, admission)
+            self._add_unknown(admission)
         self._withhold(set(self._parameters) - first)
         for admission in admissions:
             if admission.lr is not None or admission.lr_scale is not None:
                 self._set_rate(admission)
-        self._admit(
-            Admission(label="", parameters=tuple(norms), lr=None, lr_scale=None), kind="norm"
-        )
+        extra = Admission(label="norms", parameters=tuple(norms), lr=None, lr_scale=None)
+        self._admit(extra, kind="norm")
+        self._add_unknown(extra, kind="norm")
 
     def admit(self, admission: Admission) -> None:
         """Register parameters that start to train as new groups, one for each block and kind."""
         self._admit(admission)
-        self._add_unknown(admission.parameters, admission)
+        self._add_unknown(admission)
 
     def _withhold(self, names: Collection[str]) -> None:
         taken: list[_Waiting] = []
@@ -94,6 +104,9 @@ class GroupKeeper:
     def _keep(self, optimizer: Optimizer, index: int, keeps: list[bool]) -> None:
         """Keep some of a group's parameters; a group without any goes, unless it is the last."""
         group = optimizer.param_groups[index]
+        for parameter, keep in zip(group["params"], keeps, strict=True):
+            if not keep:
+                optimizer.state.pop(parameter, None)
         if not any(keeps) and len(optimizer.param_groups) > 1:
             remove_group(optimizer, self._of(optimizer), index)
             return
@@ -106,13 +119,14 @@ class GroupKeeper:
         chosen = set(admission.parameters)
         partly: set[str] = set()
         for optimizer in self._optimizers:
+            leader = optimizer.param_groups[0]
+            ratio = (_asked_scale(admission, leader) or 1.0) * leader["lr_ratio"]
             for index, group in enumerate(optimizer.param_groups):
                 names = {self._names.get(id(parameter), "") for parameter in group["params"]}
                 if names and names <= chosen:
-                    own = admission.lr / base_lr(group) if admission.lr else admission.lr_scale
-                    assert own is not None
-                    scale_group(optimizer, self._of(optimizer), index, own)
-                    group["lr_ratio"] *= own
+                    factor = _proportion(ratio, group["lr_ratio"])
+                    scale_group(optimizer, self._of(optimizer), index, factor)
+                    group["lr_ratio"] *= factor
                 else:
                     partly |= names & chosen
         self._withhold(partly)
@@ -127,25 +141,24 @@ class GroupKeeper:
                 name = f"{block}/{kind}" if kind else _named(waiting.options.get("name"), block)
                 self._add(waiting.optimizer, {**waiting.options, "name": name}, names, admission)
 
-    def _add_unknown(self, names: Iterable[str], admission: Admission) -> None:
+    def _add_unknown(self, admission: Admission, kind: str | None = None) -> None:
         """Parameters that no optimizer ever had join the first, with the leader's options."""
         optimizer = self._optimizers[0]
         known = {id(p) for o in self._optimizers for g in o.param_groups for p in g["params"]}
-        new = [name for name in names if id(self._parameters[name]) not in known]
+        new = [name for name in admission.parameters if id(self._parameters[name]) not in known]
         leader = optimizer.param_groups[0]
         for block, coming in self._by_block(new):
-            options = {"name": block, "lr_ratio": leader["lr_ratio"]}
+            name = f"{block}/{kind}" if kind else block
+            options = {"name": name, "lr_ratio": leader["lr_ratio"]}
             self._add(optimizer, options, coming, admission)
 
     def _add(
         self, optimizer: Optimizer, options: dict[str, Any], names: list[str], admission: Admission
     ) -> None:
         leader = optimizer.param_groups[0]
-        scale = options["lr_ratio"] / leader["lr_ratio"]
-        if admission.lr is not None:
-            scale = admission.lr / base_lr(leader)
-        elif admission.lr_scale is not None:
-            scale = admission.lr_scale
+        scale = _asked_scale(admission, leader)
+        if scale is None:
+            scale = _proportion(options["lr_ratio"], leader["lr_ratio"])
         parameters: list[Any] = [self._parameters[name] for name in names]
         group = {
             **options,
@@ -165,6 +178,22 @@ class GroupKeeper:
         for name in names:
             blocks.setdefault(self._block_of[name], []).append(name)
         return list(blocks.items())
+
+
+def _asked_scale(admission: Admission, leader: Mapping[str, Any]) -> float | None:
+    """The rate that an admission asks for as a multiple of the leader's; None if for none."""
+    if admission.lr is not None:
+        return _proportion(admission.lr, base_lr(leader))
+    return admission.lr_scale
+
+
+def _proportion(rate: float, of: float) -> float:
+    if of == 0:
+        raise ValueError(
+            "A parameter group of the optimizer has the learning rate 0, and another one should be"
+            " in proportion to it. Give it a rate; to freeze its parameters, use the schedule."
+        )
+    return rate / of
 
 
 def _named(group: str | None, block: str) -> str:

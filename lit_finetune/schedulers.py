@@ -13,7 +13,7 @@ there from the start, as far on its way from its own base rate to the common flo
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -85,7 +85,7 @@ def scale_group(
         )
 
 
-def base_lr(group: dict[str, Any]) -> float:
+def base_lr(group: Mapping[str, Any]) -> float:
     """The rate that a group was given: what its scheduler starts from, or OneCycleLR's peak."""
     return float(group.get("max_lr", group.get("initial_lr", group["lr"])))
 
