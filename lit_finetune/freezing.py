@@ -51,7 +51,8 @@ def frozen_modules(
     """The modules to keep in eval mode, so that batch statistics and dropout stand still.
 
     A module is frozen when it has parameters and none of them trains; so are the modules inside
-    it, and those without parameters (dropout, drop-path) that belong to a frozen block.
+    it, and those without parameters (dropout, drop-path) that belong to a frozen block. One that
+    is also used outside of all these is not.
 
     Args:
         model: Some of its parameters require a gradient, some do not.
@@ -63,12 +64,13 @@ def frozen_modules(
     named = dict(model.named_parameters(remove_duplicate=False))
     live = {name for name, parameter in named.items() if parameter.requires_grad} - norms
     alive, known = _ancestors(live), _ancestors(named)
-    modules = dict(model.named_modules(remove_duplicate=False))
-    roots = [name for name in modules if name and name in known and name not in alive]
+    modules = list(model.named_modules(remove_duplicate=False))
+    roots = {name for name, _ in modules if name and name in known and name not in alive}
     for block in blocks:
         if not live.intersection(block.parameters):
-            roots += [name for name in block.modules if name not in alive]
-    found = {id(module): module for name in roots for module in modules[name].modules()}
+            roots.update(name for name in block.modules if name not in alive)
+    awake = {id(module) for name, module in modules if not _is_within(name, roots)}
+    found = {id(m): m for name, m in modules if _is_within(name, roots) and id(m) not in awake}
     return [m for m in found.values() if not (norms_train and isinstance(m, NORM_LAYERS))]
 
 
@@ -99,6 +101,12 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def _is_within(name: str, roots: Collection[str]) -> bool:
+    """Whether a module is one of the roots, or inside one."""
+    parts = name.split(".")
+    return any(".".join(parts[:length]) in roots for length in range(1, len(parts) + 1))
 
 
 def _ancestors(parameters: Iterable[str]) -> set[str]:
