@@ -1,6 +1,7 @@
 """A classifier's arguments: checked at the door, and as plain data for a checkpoint."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -9,14 +10,16 @@ from torch import nn
 def plain_hparams(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments that a checkpoint can hold: plain data, no modules and no callables.
 
-    A backbone or a head that was given as an object becomes None, and has to be given again when
-    the checkpoint is loaded; optimizer and scheduler are left out, as loading needs neither.
+    A backbone or a head that was given as an object, or a backbone that was built from objects,
+    becomes None, and has to be given again when the checkpoint is loaded; optimizer and scheduler
+    are left out, as loading needs neither.
     """
-    objects = ("optimizer", "lr_scheduler")
+    given = {k: v for k, v in arguments.items() if k not in ("optimizer", "lr_scheduler")}
+    if _holds_objects(given.get("backbone_kwargs")):
+        given["backbone"] = None
     return {
-        key: None if isinstance(value, nn.Module) or callable(value) else value
-        for key, value in arguments.items()
-        if key not in objects
+        key: None if _holds_objects(value) else str(value) if isinstance(value, Path) else value
+        for key, value in given.items()
     }
 
 
@@ -38,10 +41,19 @@ def check_hparams(arguments: Mapping[str, Any]) -> None:
         raise ValueError("These arguments cannot be:\n  " + "\n  ".join(problems))
 
 
+def _holds_objects(value: Any) -> bool:
+    """Whether a value is, or has in it, what only code could bring back."""
+    if isinstance(value, Mapping):
+        return any(map(_holds_objects, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_holds_objects, value))
+    return isinstance(value, nn.Module) or callable(value)
+
+
 _RULES = (
     (
         "backbone",
-        "must be given again: the checkpoint's network was passed as a module",
+        "must be given again: the checkpoint's network was passed as a module, or from objects",
         lambda value: value is not None,
     ),
     (

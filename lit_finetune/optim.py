@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from lit_finetune.param_groups import ParamGroup
-from lit_finetune.schedulers import add_group
+from lit_finetune.schedulers import add_group, refuse_unknown
 
 DEFAULT_LR = 1e-3
 
@@ -75,9 +75,10 @@ def build_optimizer(
     """
     leading = leading_groups(groups)
     optimizer = factory([_options(group, parameters, weight_decay) for group in leading])
-    rate = _leading_rate(optimizer, lr)
+    rate, own = _leading_rate(optimizer, lr), optimizer.defaults.get("lr")
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        if group["lr"] == own:  # else the factory gave it a rate of its own
+            group["lr"] = rate
     optimizer.defaults["lr"] = rate
     return optimizer
 
@@ -92,7 +93,12 @@ def join_groups(
 
     They join once the scheduler is made, since some (OneCycleLR, CyclicLR) would level all rates.
     What they do not say themselves, such as weight decay, they take from the leader.
+
+    Raises:
+        ValueError: A scheduler of the user's own could not follow.
     """
+    for scheduler in schedulers:
+        refuse_unknown(scheduler, len(optimizer.param_groups))
     for group in groups[len(leading_groups(groups)) :]:
         options = _options(group, parameters, weight_decay=None)
         add_group(optimizer, schedulers, options, scale=group.lr_ratio)
