@@ -23,9 +23,10 @@ class Selection:
     modules: tuple[Selector, ...]
     """What is selected."""
     lr: float | None = None
-    """Their base learning rate; the scheduler moves it like the head's."""
+    """Their learning rate before any schedule; the scheduler moves it like the leader's."""
     lr_scale: float | None = None
-    """Their learning rate as a multiple of the leader's, the optimizer's first group."""
+    """Their learning rate as a multiple of the leader's, the optimizer's first group; for the
+    leader itself, of its own."""
 
     def __post_init__(self) -> None:
         if not self.modules:
