@@ -9,7 +9,13 @@ from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_finetune.plan import Admission
-from lit_finetune.schedulers import add_group, base_lr, remove_group, scale_group
+from lit_finetune.schedulers import (
+    add_group,
+    base_lr,
+    refuse_unknown,
+    remove_group,
+    scale_group,
+)
 
 
 @dataclass(slots=True)
@@ -36,7 +42,7 @@ class GroupKeeper:
         block_of: The name of the block of each parameter.
 
     Raises:
-        ValueError: An optimizer knows one group only.
+        ValueError: An optimizer knows one group only, or a scheduler could not follow a new one.
     """
 
     def __init__(
@@ -52,6 +58,8 @@ class GroupKeeper:
         self._names = {id(parameter): name for name, parameter in parameters.items()}
         self._block_of = block_of
         self._waiting: list[_Waiting] = []
+        for scheduler in schedulers:
+            refuse_unknown(scheduler, len(scheduler.optimizer.param_groups))
         for optimizer in optimizers:
             if isinstance(optimizer, LBFGS):
                 raise ValueError(

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_finetune import FinetuneClassifier
@@ -316,6 +317,28 @@ def test_a_schedule_that_cannot_be_followed_is_refused_before_training(
 def test_a_schedule_that_cannot_be_read_is_refused_at_once(schedule: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FreezeUnfreezeCallback(schedule)
+
+
+class Listed(LRScheduler):
+    """A scheduler of the user's own, with a list that nobody else knows."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.factors = [0.9] * len(optimizer.param_groups)
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float]:
+        groups = self.optimizer.param_groups
+        return [g["lr"] * factor for g, factor in zip(groups, self.factors, strict=True)]
+
+
+def test_a_scheduler_that_could_not_follow_is_refused_before_training() -> None:
+    class Own(Plain):
+        def configure_optimizers(self) -> Any:
+            optimizer = SGD(self.net.parameters(), lr=0.1)
+            return [optimizer], [Listed(optimizer)]
+
+    with pytest.raises(ValueError, match="Listed keeps `factors`"):
+        fit(Own(), FreezeUnfreezeCallback({0: "head", 1: "layer2"}))
 
 
 def test_each_phase_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
