@@ -22,16 +22,20 @@ class PredictionWriter(BasePredictionWriter):
 
     Args:
         path: The CSV file; by default `predictions.csv` in the folder of the logs.
+
+    Raises:
+        ValueError: The pictures' places in the dataset are not known, so that they have no order.
     """
 
     def __init__(self, path: str | None = None) -> None:
         super().__init__("batch")
         self.path = path
-        self._rows: dict[int, list[float]] = {}
+        self._numbers: list[int] = []
+        self._probabilities: list[Tensor] = []
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._rows = {}
+        self._numbers, self._probabilities = [], []
 
     @override
     def write_on_batch_end(
@@ -44,57 +48,65 @@ class PredictionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        # Without indices the loader is none of ours: then batches come in order, on one device.
-        start = len(self._rows)
-        indices = batch_indices or range(start, start + len(prediction))
-        self._rows.update(zip(indices, prediction.float().tolist(), strict=True))
+        if dataloader_idx > 0:
+            raise ValueError("Predictions of several loaders are no table: give a single one.")
+        if not batch_indices:  # the loader is none of Lightning's making
+            if trainer.world_size > 1:
+                raise ValueError(
+                    "Which process has predicted which pictures is not known, since the loader has"
+                    " a batch sampler of its own: predict on one device."
+                )
+            batch_indices = range(len(self._numbers), len(self._numbers) + len(prediction))
+        self._numbers += batch_indices
+        self._probabilities.append(prediction.float().cpu())
 
     @override
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        rows = _gather(self._rows, trainer.world_size)
-        folder = trainer.log_dir or trainer.default_root_dir  # asks all ranks: not below
+        numbers, probabilities = _gather(self._numbers, self._probabilities, trainer.world_size)
+        folder = trainer.log_dir or trainer.default_root_dir  # asks all processes: not below
         if not trainer.is_global_zero:
             return
-        classes = list(
-            getattr(pl_module, "classes", map(str, range(len(next(iter(rows.values()))))))
-        )
-        names = getattr(getattr(trainer, "datamodule", None), "predict_names", None)
         path = Path(self.path or Path(folder) / "predictions.csv")
-        write_predictions(path, rows, classes=classes, names=names)
-        rank_zero_info(f"Predictions for {len(rows)} pictures are in {path}.")
+        places = {number: place for place, number in enumerate(numbers)}  # a repeated one once
+        order = sorted(places)
+        names = getattr(getattr(trainer, "datamodule", None), "predict_names", None)
+        write_predictions(
+            path,
+            probabilities[[places[number] for number in order]],
+            names=[names[number] if names else str(number) for number in order],
+            classes=getattr(pl_module, "classes", None) or range(probabilities.shape[1]),
+        )
+        rank_zero_info(f"Predictions for {len(order)} pictures are in {path}")
 
 
 def write_predictions(
-    path: Path,
-    rows: dict[int, list[float]],
-    *,
-    classes: Sequence[str],
-    names: Sequence[str] | None = None,
+    path: Path, probabilities: Tensor, *, names: Sequence[str], classes: Sequence[Any]
 ) -> None:
-    """Write a CSV file of probabilities, in the order of the pictures' numbers.
+    """Write a table as a CSV file, which holds old content or new, and never a part.
 
     Args:
-        path: Written beside its place first, so that no half file is ever there.
-        rows: From a picture's number to the probability of each class.
+        path: The file; folders above it are made.
+        probabilities: Of each picture (N) for each class.
+        names: The pictures' names.
         classes: The classes' names.
-        names: The pictures' names; by default their numbers.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.part")
+    best = probabilities.argmax(dim=1).tolist()
     with partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["file", "predicted", *classes])
-        for number, probabilities in sorted(rows.items()):
-            best = max(range(len(classes)), key=probabilities.__getitem__)
-            name = names[number] if names is not None else number
-            writer.writerow([name, classes[best], *(f"{p:.6g}" for p in probabilities)])
+        for name, predicted, row in zip(names, best, probabilities, strict=True):
+            writer.writerow([name, classes[predicted], *(f"{p:.6g}" for p in row.tolist())])
     os.replace(partial, path)
 
 
-def _gather(rows: dict[int, list[float]], world_size: int) -> dict[int, list[float]]:
-    """The rows of all processes."""
-    if world_size == 1:
-        return rows
-    parts: list[Any] = [None] * world_size
-    torch.distributed.all_gather_object(parts, rows)
-    return {number: row for part in parts for number, row in part.items()}
+def _gather(
+    numbers: list[int], probabilities: list[Tensor], world_size: int
+) -> tuple[list[int], Tensor]:
+    """The pictures' numbers and their probabilities, of all processes."""
+    parts: list[Any] = [(numbers, probabilities)] * world_size
+    if world_size > 1:
+        torch.distributed.all_gather_object(parts, (numbers, probabilities))
+    together = torch.cat([rows for _, part in parts for rows in part])
+    return [number for numbers, _ in parts for number in numbers], together

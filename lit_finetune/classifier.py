@@ -96,7 +96,7 @@ class FinetuneClassifier(LightningModule):
         layer_decay: float | None = None,
         weight_decay: float | None = None,
         optimizer: OptimizerCallable | None = None,
-        lr_scheduler: LRSchedulerCallable | Literal["constant"] | None = None,
+        lr_scheduler: Literal["constant"] | LRSchedulerCallable | None = None,
         lr_scheduler_interval: Literal["epoch", "step"] = "epoch",
         label_smoothing: float = 0.0,
         class_weights: list[float] | Literal["balanced"] | None = None,

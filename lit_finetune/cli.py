@@ -1,7 +1,17 @@
 """The command line: Lightning's, with our models, data and defaults."""
 
-from typing import Any
+import io
+import logging
+import os
+import sys
+import traceback
+from argparse import Action
+from pathlib import Path
+from typing import Any, NoReturn
 
+from jsonargparse import DefaultHelpFormatter
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import (
     LearningRateMonitor,
@@ -11,12 +21,17 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
-from lit_finetune.callbacks import PredictionWriter, RunReport
+import lit_finetune.datamodules  # noqa: F401  # so that `--data DigitsDataModule` finds it
+from lit_finetune.callbacks import BestAndLast, PredictionWriter, RunReport
 from lit_finetune.classifier import FinetuneClassifier
 
-_BEST = {
+MOST_CLASSES = 40
+"""How many known classes the help lists for an argument."""
+
+_CHECKPOINT = {
     "monitor": "val/acc",
     "mode": "max",
     "save_last": True,
@@ -25,40 +40,109 @@ _BEST = {
 }
 
 
+_NUM_CLASSES_GIVEN = "`model.num_classes` is not to be given: it follows from the data."
+
+
+class BriefHelp(DefaultHelpFormatter):
+    """Help that lists the known classes of an argument only where they are few.
+
+    Of `torch.nn.Module`, which a backbone may be, there are more than a thousand.
+    """
+
+    @override
+    def _get_help_string(self, action: Action) -> str:
+        text = super()._get_help_string(action)
+        head, _, classes = text.partition(", known subclasses: ")
+        return text if classes.count(",") < MOST_CLASSES else f"{head})"
+
+
+class FinetuneParser(LightningArgumentParser):
+    """A parser whose errors can be found on the screen."""
+
+    @override
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        is_linked = message.startswith('Linked "model.num_classes"')
+        super().error(_NUM_CLASSES_GIVEN if is_linked else message, ex)
+
+
 class FinetuneCLI(LightningCLI):
     """`fit`, `validate`, `test` and `predict`, with the number of classes taken from the data."""
 
     @override
+    def setup_parser(self, *args: Any, **kwargs: Any) -> None:
+        super().setup_parser(*args, **kwargs)
+        for parser in self._subcommand_parsers.values():
+            parser.set_defaults(weights_only=True)  # or Lightning unpickles what `http` brings
+        # The table of predictions has them all.
+        self._subcommand_parsers["predict"].set_defaults(return_predictions=False)
+
+    @override
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--seed_everything",
+            type=bool | int,
+            default=self.seed_everything_default,
+            help="The seed of all that is random, so that a run can be repeated; true for another"
+            " one each time.",
+        )
+
+    @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults({f"checkpoint.{key}": value for key, value in _BEST.items()})
-        parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.add_class_arguments(BestAndLast, "checkpoint")
+        parser.set_defaults({f"checkpoint.{key}": value for key, value in _CHECKPOINT.items()})
+        parser.add_class_arguments(PredictionWriter, "predictions")
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        if "num_classes" in self._get(self.config, "model"):  # a file has it: of no effect so far
+            self._parser(self.subcommand).error(_NUM_CLASSES_GIVEN)
+        if self.subcommand != "fit" and not self._get(self.config, "ckpt_path"):
+            rank_zero_warn("Without `--ckpt_path` the network is as before any training here.")
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The Trainer of the configuration, with loggers, progress bar and report by default."""
+        """The Trainer of the configuration, with loggers, checkpoints and report by default."""
         given = self._get(self.config_init, "trainer")
-        if given.get("logger") in (None, True):
-            kwargs["logger"] = default_loggers(given.get("default_root_dir") or ".")
-        kwargs["callbacks"] = with_default_callbacks(
-            given.get("callbacks"),
-            logs=kwargs.get("logger", given.get("logger")) is not False,
-            progress_bar=given.get("enable_progress_bar") is not False,
-        )
-        return super().instantiate_trainer(**kwargs)
+        logger = given["logger"]
+        if logger is None or logger is True:
+            logger = default_loggers(given["default_root_dir"] or os.getcwd())
+        if not logger:
+            self.save_config_callback = None  # without a folder of logs it has no place
+        checkpoint = self._get(self.config_init, "checkpoint")
+        defaults: dict[type[Callback], Callback | None] = {
+            ProgressBar: RichProgressBar() if given["enable_progress_bar"] is not False else None,
+            LearningRateMonitor: LearningRateMonitor() if logger else None,
+            ModelCheckpoint: checkpoint if given["enable_checkpointing"] is not False else None,
+            PredictionWriter: self._get(self.config_init, "predictions"),
+            RunReport: RunReport(),
+        }
+        callbacks = with_defaults(given["callbacks"], defaults)
+        trainer = super().instantiate_trainer(logger=logger, callbacks=callbacks, **kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeFileIO()
+        return trainer
 
     def after_fit(self) -> None:
         """Predict with the best checkpoint, so that a run ends with something to look at."""
         checkpoint = self.trainer.checkpoint_callback
-        if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_path:
+        if not isinstance(checkpoint, ModelCheckpoint) or not self.trainer.loggers:
+            return
+        best = checkpoint.best_model_path or checkpoint.last_model_path
+        if not best:
+            return
+        try:
             self.trainer.predict(
                 self.model,
                 datamodule=self.datamodule,
-                ckpt_path=checkpoint.best_model_path,
+                ckpt_path=best,
                 return_predictions=False,
                 weights_only=True,
             )
+        except (ValueError, MisconfigurationException) as error:
+            # The training is done and saved: whatever is the matter with the pictures to predict
+            # must not make it look otherwise.
+            rank_zero_info(f"Nothing was predicted: {error}")
 
     @override
     def _parse_ckpt_path(self) -> None:
@@ -69,29 +153,80 @@ class FinetuneCLI(LightningCLI):
         """
 
 
+class WholeFileIO(TorchCheckpointIO):
+    """Write a checkpoint beside its place first, so that a run that is killed leaves a whole one.
+
+    Lightning moves it there from the folder of temporary files; from another file system that is
+    a copy, which a kill can interrupt, and `last.ckpt` is lost.
+    """
+
+    @override
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        partial = f"{path}.part"
+        super().save_checkpoint(checkpoint, partial, storage_options)
+        os.replace(partial, path)
+
+
 def default_loggers(root: str) -> list[Logger]:
     """TensorBoard and CSV, in one folder a run."""
-    board = TensorBoardLogger(root, name="lightning_logs")
-    # A folder below, since CSVLogger takes an existing one for that of another run.
-    return [board, CSVLogger(root, name=board.name, version=f"version_{board.version}/csv")]
+    table = CSVLogger(root)  # the first, since it would warn of a folder that has files already
+    return [table, TensorBoardLogger(root, name=table.name, version=table.version)]
 
 
-def with_default_callbacks(
-    given: Callback | list[Callback] | None, *, logs: bool, progress_bar: bool
+def with_defaults(
+    given: Callback | list[Callback] | None, defaults: dict[type[Callback], Callback | None]
 ) -> list[Callback]:
-    """The user's callbacks, and those that every run has unless the user brings their like."""
+    """The user's callbacks, and each default of whose kind the user has brought none."""
     callbacks = given if isinstance(given, list) else [given] if given else []
-    defaults: list[tuple[type[Callback], bool, type[Callback]]] = [
-        (ProgressBar, progress_bar, RichProgressBar),
-        (LearningRateMonitor, logs, LearningRateMonitor),
-        (RunReport, True, RunReport),
-    ]
     missing = [
-        make()
-        for kind, wanted, make in defaults
-        if wanted and not any(isinstance(callback, kind) for callback in callbacks)
+        default
+        for kind, default in defaults.items()
+        if default and not any(isinstance(callback, kind) for callback in callbacks)
     ]
     return [*callbacks, *missing]
+
+
+def find_refusal(error: BaseException | None) -> BaseException | None:
+    """What a check of ours, or of Lightning's, has refused, among an error and its causes."""
+    while error is not None:
+        if isinstance(error, MisconfigurationException):
+            return error
+        if isinstance(error, ValueError | OSError | ImportError) and _is_a_check(error):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _is_a_check(error: BaseException) -> bool:
+    """Whether the statement that raised an error stands in this package or in Lightning."""
+    modules = [frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__)]
+    package = modules[-1].split(".")[0] if modules else ""
+    return package in ("lit_finetune", "callbacks", "datamodules", "lightning")
+
+
+class _Stderr(io.TextIOBase):
+    """Whatever `sys.stderr` is at the moment."""
+
+    @override
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    @override
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def log_above_progress_bar() -> None:
+    """Let Lightning's messages pass through the progress bar, which would else overwrite them."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        for handler in logging.getLogger(name).handlers:
+            if type(handler) is logging.StreamHandler:
+                handler.setStream(_Stderr())
 
 
 def main(
@@ -102,15 +237,31 @@ def main(
     Args:
         model_class: The classifier to train; pass your own subclass to train that.
         args: The command's words; by default those that the program was called with.
+
+    Raises:
+        SystemExit: The command cannot be followed; what is wrong has been printed. With
+            `JSONARGPARSE_DEBUG=1` in the environment the error itself is raised.
     """
-    FinetuneCLI(
-        model_class,
-        LightningDataModule,
-        subclass_mode_data=True,
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        # Our checkpoints hold the model's arguments as plain data by themselves.
-        load_from_checkpoint_support=False,
-        save_config_kwargs={"overwrite": True},
-        args=args,
-    )
+    log_above_progress_bar()
+    options = {"usage": "%(prog)s [options]", "formatter_class": BriefHelp}
+    try:
+        FinetuneCLI(
+            model_class,
+            LightningDataModule,
+            subclass_mode_data=True,
+            trainer_defaults={"log_every_n_steps": 5},  # small data sets have few steps an epoch
+            seed_everything_default=0,
+            parser_class=FinetuneParser,
+            parser_kwargs={name: {**options} for name in FinetuneCLI.subcommands()},
+            auto_configure_optimizers=False,
+            # Our checkpoints hold the model's arguments as plain data by themselves.
+            load_from_checkpoint_support=False,
+            save_config_kwargs={"overwrite": True},
+            args=args,
+        )
+    except Exception as error:
+        refusal = find_refusal(error)
+        if refusal is None or os.environ.get("JSONARGPARSE_DEBUG"):
+            raise
+        print(f"error: {refusal}", file=sys.stderr)
+        sys.exit(2)
