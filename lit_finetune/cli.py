@@ -243,7 +243,7 @@ def main(
             `JSONARGPARSE_DEBUG=1` in the environment the error itself is raised.
     """
     log_above_progress_bar()
-    options = {"usage": "%(prog)s [options]", "formatter_class": BriefHelp}
+    usages = {name: {"usage": "%(prog)s [options]"} for name in FinetuneCLI.subcommands()}
     try:
         FinetuneCLI(
             model_class,
@@ -252,7 +252,7 @@ def main(
             trainer_defaults={"log_every_n_steps": 5},  # small data sets have few steps an epoch
             seed_everything_default=0,
             parser_class=FinetuneParser,
-            parser_kwargs={name: {**options} for name in FinetuneCLI.subcommands()},
+            parser_kwargs={"formatter_class": BriefHelp, **usages},
             auto_configure_optimizers=False,
             # Our checkpoints hold the model's arguments as plain data by themselves.
             load_from_checkpoint_support=False,
