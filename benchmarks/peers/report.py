@@ -88,6 +88,8 @@ def cell(outcome: Outcome) -> str:
 def share(column: Iterable[Outcome]) -> str:
     """How many of the outcomes are right."""
     verdicts = [outcome.verdict for outcome in column]
+    if set(verdicts) == {"not installed"}:
+        return "not installed"
     return f"{verdicts.count('right')} of {len(verdicts)}"
 
 

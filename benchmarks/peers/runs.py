@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from typing_extensions import override
 
-from benchmarks.peers.rates import largest_rate_error
+from benchmarks.peers.rates import SCHEDULERS, largest_rate_error
 from benchmarks.peers.systems import WHOLE_BACKBONE, NotOfferedError, Request, System
 from benchmarks.peers.training import (
     BATCHES,
@@ -95,12 +96,9 @@ def resumed(system: System, folder: Path) -> Iterator[float]:
     """A run is stopped after each epoch in turn, and resumed from its checkpoint."""
     request = Request()
     whole = train(system, request, folder / "whole")
-    last = whole.seen.weights[request.max_epochs - 1]
+    last = whole.model.state_dict()
     yield float(sum(not loads_safely(path) for path in whole.checkpoints))
-    runs = [
-        train(system, request, folder / path.stem, resume_from=path)
-        for path in whole.checkpoints[:-1]
-    ]
+    runs = resumed_from_each(whole, system, request, folder)
     still = 0
     for run in runs:
         start = min(run.seen.weights)
@@ -108,6 +106,35 @@ def resumed(system: System, folder: Path) -> Iterator[float]:
         still += len(wanted - moved(run.seen.weights[start], run.model.state_dict(), run.model))
     yield float(still)
     yield max(largest_difference(last, run.model.state_dict()) for run in runs)
+
+
+def resumed_on_plateau(system: System, folder: Path) -> Iterator[float]:
+    """The same, with a scheduler that waits for a metric; the rates are compared."""
+    request, scheduled = Request(), SCHEDULERS["ReduceLROnPlateau"]
+    model = make_model(system, request, make_scheduler=scheduled.make)
+    whole = train(system, request, folder / "whole", model=model)
+    wanted = head_rates(whole)
+    yield max(
+        abs(rate / wanted[-steps_left] - 1)
+        for run in resumed_from_each(whole, system, request, folder, make_scheduler=scheduled.make)
+        for steps_left, rate in enumerate(reversed(head_rates(run)), start=1)
+    )
+
+
+def head_rates(run: Run) -> list[float]:
+    """The head's rate at each step."""
+    return [rates["head.weight"] for _, rates in run.seen.rates]
+
+
+def resumed_from_each(
+    whole: Run, system: System, request: Request, folder: Path, **options: Any
+) -> list[Run]:
+    """Runs that go on from each checkpoint of another but the last, which has nothing left."""
+    runs = []
+    for path in whole.checkpoints[:-1]:
+        model = make_model(system, request, **options)
+        runs.append(train(system, request, folder / path.stem, model=model, resume_from=path))
+    return runs
 
 
 def loads_safely(path: Path) -> bool:

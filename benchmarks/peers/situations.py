@@ -86,6 +86,17 @@ SITUATIONS: tuple[Situation, ...] = (
         ),
     ),
     Situation(
+        "resumed-plateau",
+        runs.resumed_on_plateau,
+        (
+            Question(
+                "Resumed after any epoch under `ReduceLROnPlateau`: the head's rate goes on",
+                "largest relative error of the rate",
+                rates.TOLERANCE,
+            ),
+        ),
+    ),
+    Situation(
         "frozen",
         frozen.frozen,
         (

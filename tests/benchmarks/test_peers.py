@@ -85,6 +85,6 @@ def test_the_table_has_a_row_for_each_question_and_counts_what_is_right() -> Non
     assert rows[0][2:] == ["lit-finetune", "by hand", "finetuning-scheduler"]
     assert rows[2][2:] == ["right", "**crashes**", "not installed"]
     assert rows[3][2:] == ["right", "**wrong**: 5", "not installed"]
-    assert rows[4][2:] == ["2 of 2", "0 of 2", "0 of 2"]
+    assert rows[4][2:] == ["2 of 2", "0 of 2", "not installed"]
     assert "`KeyError: 'a|b'`" in text
     assert "## How each system was used" in as_markdown(results, seconds=1.0)
