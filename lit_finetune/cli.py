@@ -101,7 +101,9 @@ class FinetuneCLI(LightningCLI):
         if "num_classes" in self._get(self.config, "model"):  # a file has it: of no effect so far
             self._parser(self.subcommand).error(_NUM_CLASSES_GIVEN)
         if self.subcommand != "fit" and not self._get(self.config, "ckpt_path"):
-            rank_zero_info("No `ckpt_path`: the network is as it was built, without training here.")
+            rank_zero_info(
+                "No `ckpt_path` is given: the network is as the configuration builds it."
+            )
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -112,14 +114,18 @@ class FinetuneCLI(LightningCLI):
             logger = default_loggers(given["default_root_dir"] or os.getcwd())
         if not logger:
             self.save_config_callback = None  # without a folder of logs it has no place
-        defaults: list[Callback] = [self._get(self.config_init, "predictions"), RunReport()]
-        if logger:
-            defaults.insert(0, LearningRateMonitor())
-        if given["enable_progress_bar"] is not False:
-            defaults.insert(0, RichProgressBar())
-        if given["enable_checkpointing"] is not False:
-            keys = ("checkpoint", "last_checkpoint")
-            defaults += [self._get(self.config_init, key) for key in keys]
+        has_bar = given["enable_progress_bar"] is not False
+        keeps = given["enable_checkpointing"] is not False
+        checkpoints = [
+            self._get(self.config_init, key) for key in ("checkpoint", "last_checkpoint")
+        ]
+        defaults = [
+            *([RichProgressBar()] if has_bar else []),
+            *([LearningRateMonitor()] if logger else []),
+            *(checkpoints if keeps else []),
+            self._get(self.config_init, "predictions"),
+            RunReport(),
+        ]
         callbacks = with_defaults(given["callbacks"], defaults)
         trainer = super().instantiate_trainer(logger=logger, callbacks=callbacks, **kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
