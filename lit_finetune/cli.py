@@ -38,8 +38,6 @@ _BEST = {
     "filename": "epoch={epoch}-acc={val/acc:.4f}",
     "auto_insert_metric_name": False,
 }
-
-
 _KINDS = (ProgressBar, LearningRateMonitor, PredictionWriter, RunReport, ModelCheckpoint)
 _NUM_CLASSES_GIVEN = "`model.num_classes` is not to be given: it follows from the data."
 
@@ -146,7 +144,7 @@ class FinetuneCLI(LightningCLI):
                 return_predictions=False,
                 weights_only=True,
             )
-        except (ValueError, MisconfigurationException) as error:
+        except (ValueError, OSError, MisconfigurationException) as error:
             # The training is done and saved: whatever is the matter with the pictures to predict
             # must not make it look otherwise.
             rank_zero_info(f"Nothing was predicted: {error}")
@@ -201,13 +199,15 @@ def find_refusal(error: BaseException | None) -> BaseException | None:
             return error
         if isinstance(error, ValueError | OSError | ImportError) and _is_a_check(error):
             return error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ if error.__suppress_context__ else error.__context__
     return None
 
 
 def _is_a_check(error: BaseException) -> bool:
     """Whether the statement that raised an error stands in this package or in Lightning."""
-    modules = [frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__)]
+    modules = [
+        frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)
+    ]
     package = modules[-1].split(".")[0] if modules else ""
     return package in ("lit_finetune", "callbacks", "datamodules", "lightning")
 

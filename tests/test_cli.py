@@ -67,6 +67,15 @@ def run(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) ->
     return run
 
 
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Two classes for training, of which validation has one and another besides."""
+    for folder in ("train/cat", "train/dog", "val/cat", "val/dgo"):
+        (tmp_path / "pictures" / folder).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / folder / "one.png")
+    return tmp_path / "pictures"
+
+
 def last(version: Path = VERSION) -> dict[str, Any]:
     return torch.load(version / "checkpoints/last.ckpt", weights_only=True)
 
@@ -297,6 +306,18 @@ def test_a_run_without_validation_keeps_its_last_checkpoint(run: Command, words:
     assert "Nothing was predicted" in text or "--data.val_split=0" not in words
 
 
+def test_pictures_that_cannot_be_predicted_leave_the_training_as_it_is(
+    run: Command, pictures: Path
+) -> None:
+    words = ["--data", "ImageFolderDataModule", "--data.data_dir", str(pictures / "train")]
+    words += ["--data.val_split", "0", "--data.predict_dir", "nowhere", "--data.num_workers", "0"]
+
+    text = run("fit", *QUICK, *words)
+
+    assert "Nothing was predicted: There is no folder" in text
+    assert last()["epoch"] == 1
+
+
 def test_a_resumed_run_remembers_the_best_of_before(run: Command) -> None:
     worst = ["--checkpoint.mode", "min"]  # so that the first epoch is the best
     run("fit", *QUICK, *worst, "--model.lr", "0.01")
@@ -345,15 +366,6 @@ def test_messages_pass_through_whatever_has_taken_over_the_screen(
 
 
 # What is refused
-
-
-@pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """Two classes for training, of which validation has one and another besides."""
-    for folder in ("train/cat", "train/dog", "val/cat", "val/dgo"):
-        (tmp_path / "pictures" / folder).mkdir(parents=True)
-        Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / folder / "one.png")
-    return tmp_path / "pictures"
 
 
 @pytest.mark.parametrize(
