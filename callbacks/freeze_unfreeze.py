@@ -54,6 +54,7 @@ class FreezeUnfreezeCallback(Callback):
         self._phase = 0
         self._groups: GroupKeeper | None = None
         self._frozen: list[nn.Module] = []
+        self._before: dict[str, bool] = {}
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -62,8 +63,11 @@ class FreezeUnfreezeCallback(Callback):
         refuse_unsupported(trainer.strategy)
         self.plan = self._make_plan(trainer, pl_module)
         self._phase = self.plan.index_at(trainer.current_epoch)
-        # Before the strategy wraps the module: DDP takes note of what requires a gradient.
+        # Before the strategy wraps the module: DDP takes note of what requires a gradient. And
+        # before the Tuner trains on trial, during which no callback is asked.
+        self._before = {n: p.requires_grad for n, p in pl_module.named_parameters()}
         set_trainable(pl_module, self._trainable(pl_module))
+        self._hold_anew(pl_module)
 
     @override
     def on_load_checkpoint(
@@ -75,6 +79,7 @@ class FreezeUnfreezeCallback(Callback):
         self._refuse_other_schedule(state)
         self._phase = state["phase"]
         set_trainable(pl_module, self._trainable(pl_module))
+        self._hold_anew(pl_module)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -92,6 +97,7 @@ class FreezeUnfreezeCallback(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._before = {}
         self._hold_anew(pl_module)
         self._tell(trainer, pl_module)
 
@@ -124,8 +130,16 @@ class FreezeUnfreezeCallback(Callback):
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        release(self._frozen)
-        self._groups, self._frozen = None, []
+        self._let_go()
+        # A run of the Tuner ends before training begins, and leaves no trace.
+        for name, parameter in pl_module.named_parameters():
+            parameter.requires_grad_(self._before.get(name, parameter.requires_grad))
+
+    @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._let_go()  # there will be no teardown, and maybe another run
 
     def _make_plan(self, trainer: Trainer, pl_module: LightningModule) -> Plan:
         blocks = getattr(pl_module, "blocks", None) or list_blocks(pl_module)
@@ -167,6 +181,10 @@ class FreezeUnfreezeCallback(Callback):
         self._frozen = frozen_modules(pl_module, blocks, norms_train=self.train_bn)
         release(before)
         hold(self._frozen)
+
+    def _let_go(self) -> None:
+        release(self._frozen)
+        self._groups, self._frozen = None, []
 
     def _refuse_other_schedule(self, state: Mapping[str, Any] | None) -> None:
         """The phases that lie behind must be the same ones; what comes later may change."""
