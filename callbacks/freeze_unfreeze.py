@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
 from lit_finetune.admission import GroupKeeper
@@ -86,7 +87,7 @@ class FreezeUnfreezeCallback(Callback):
         plan = self._planned()
         self._groups = GroupKeeper(
             trainer.optimizers,
-            [config.scheduler for config in trainer.lr_scheduler_configs],
+            schedulers_of(trainer),
             dict(pl_module.named_parameters()),
             {name: block.name for block in plan.blocks for name in block.parameters},
         )
@@ -103,6 +104,7 @@ class FreezeUnfreezeCallback(Callback):
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._follow(trainer)
         target = self._planned().index_at(trainer.current_epoch)
         if target > self._phase:
             while self._phase < target:
@@ -116,6 +118,7 @@ class FreezeUnfreezeCallback(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        self._follow(trainer)  # callbacks behind this one have had their epoch's start, too
         hold(self._frozen)
 
     @override
@@ -165,6 +168,10 @@ class FreezeUnfreezeCallback(Callback):
         assert self._groups is not None, "Lightning calls on_fit_start() first"
         for admission in self._planned().phases[index].admissions:
             self._groups.admit(admission)
+
+    def _follow(self, trainer: Trainer) -> None:
+        assert self._groups is not None, "Lightning calls on_fit_start() first"
+        self._groups.follow(schedulers_of(trainer))
 
     def _apply(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the parameters of the phase train; whoever took note of the old ones starts anew."""
@@ -226,3 +233,8 @@ class FreezeUnfreezeCallback(Callback):
             f" {trained:,} of {total:,} parameters train ({trained / total:.1%}). Learning rates: "
             + ", ".join(f"{name} {rate}" for name, rate in rates.items())
         )
+
+
+def schedulers_of(trainer: Trainer) -> list[LRScheduler]:
+    """The learning rate schedulers that a run uses now."""
+    return [config.scheduler for config in trainer.lr_scheduler_configs]
