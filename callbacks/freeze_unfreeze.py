@@ -14,7 +14,16 @@ from typing_extensions import override
 from lit_finetune.admission import GroupKeeper
 from lit_finetune.blocks import list_blocks
 from lit_finetune.distributed import refuse_unsupported, wrap_again
-from lit_finetune.freezing import frozen_modules, hold, norm_parameters, release, set_trainable
+from lit_finetune.freezing import (
+    Statistics,
+    frozen_modules,
+    give_back,
+    hold,
+    norm_parameters,
+    release,
+    set_trainable,
+    take_statistics,
+)
 from lit_finetune.plan import Plan, make_plan
 from lit_finetune.schedule import parse_schedule
 from lit_finetune.strategies import make_schedule, split_strategy
@@ -55,6 +64,7 @@ class FreezeUnfreezeCallback(Callback):
         self._phase = 0
         self._groups: GroupKeeper | None = None
         self._frozen: list[nn.Module] = []
+        self._statistics: list[Statistics] = []
         self._before: dict[str, bool] = {}
 
     @override
@@ -120,6 +130,7 @@ class FreezeUnfreezeCallback(Callback):
     ) -> None:
         self._follow(trainer)  # callbacks behind this one have had their epoch's start, too
         hold(self._frozen)
+        give_back(self._statistics)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -188,10 +199,11 @@ class FreezeUnfreezeCallback(Callback):
         self._frozen = frozen_modules(pl_module, blocks, norms_train=self.train_bn)
         release(before)
         hold(self._frozen)
+        self._statistics = take_statistics(self._frozen)
 
     def _let_go(self) -> None:
         release(self._frozen)
-        self._groups, self._frozen = None, []
+        self._groups, self._frozen, self._statistics = None, [], []
 
     def _refuse_other_schedule(self, state: Mapping[str, Any] | None) -> None:
         """The phases that lie behind must be the same ones; what comes later may change."""

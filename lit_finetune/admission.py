@@ -98,7 +98,7 @@ class GroupKeeper:
         self._add_unknown(admission)
 
     def follow(self, schedulers: Sequence[LRScheduler]) -> None:
-        """From now on work with these: StochasticWeightAveraging puts its own in place of others."""
+        """Work with these from now on: StochasticWeightAveraging puts one in place of another."""
         for scheduler in schedulers:
             if all(scheduler is not known for known in self._schedulers):
                 keep_proportion(scheduler)
