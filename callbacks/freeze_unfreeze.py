@@ -8,25 +8,18 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
-from torch.optim.lr_scheduler import LRScheduler
 from typing_extensions import override
 
 from lit_finetune.admission import GroupKeeper
+from lit_finetune.averaging import Statistics, give_back, take_statistics
 from lit_finetune.blocks import list_blocks
 from lit_finetune.distributed import refuse_unsupported, wrap_again
-from lit_finetune.freezing import (
-    Statistics,
-    frozen_modules,
-    give_back,
-    hold,
-    norm_parameters,
-    release,
-    set_trainable,
-    take_statistics,
-)
+from lit_finetune.freezing import frozen_modules, hold, norm_parameters, release, set_trainable
 from lit_finetune.plan import Plan, make_plan
 from lit_finetune.schedule import parse_schedule
 from lit_finetune.strategies import make_schedule, split_strategy
+
+from .beside import has_finder, keep_averages_exact, schedulers_of
 
 
 class FreezeUnfreezeCallback(Callback):
@@ -74,11 +67,11 @@ class FreezeUnfreezeCallback(Callback):
         refuse_unsupported(trainer.strategy)
         self.plan = self._make_plan(trainer, pl_module)
         self._phase = self.plan.index_at(trainer.current_epoch)
-        # Before the strategy wraps the module: DDP takes note of what requires a gradient. And
-        # before the Tuner trains on trial, during which no callback is asked.
         self._before = {n: p.requires_grad for n, p in pl_module.named_parameters()}
+        # Before the strategy wraps the module: DDP takes note of what requires a gradient.
         set_trainable(pl_module, self._trainable(pl_module))
-        self._hold_anew(pl_module)
+        if has_finder(trainer):  # else later: Lightning would warn of modules in eval mode
+            self._hold_anew(pl_module)
 
     @override
     def on_load_checkpoint(
@@ -90,7 +83,8 @@ class FreezeUnfreezeCallback(Callback):
         self._refuse_other_schedule(state)
         self._phase = state["phase"]
         set_trainable(pl_module, self._trainable(pl_module))
-        self._hold_anew(pl_module)
+        if has_finder(trainer):
+            self._hold_anew(pl_module)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -105,6 +99,7 @@ class FreezeUnfreezeCallback(Callback):
         self._groups.start(plan.phases[0].admissions, sorted(norms))
         for index in range(1, self._phase + 1):
             self._admit(index)
+        keep_averages_exact(trainer)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -144,10 +139,10 @@ class FreezeUnfreezeCallback(Callback):
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._let_go()
         # A run of the Tuner ends before training begins, and leaves no trace.
         for name, parameter in pl_module.named_parameters():
             parameter.requires_grad_(self._before.get(name, parameter.requires_grad))
+        self._let_go()
 
     @override
     def on_exception(
@@ -203,7 +198,7 @@ class FreezeUnfreezeCallback(Callback):
 
     def _let_go(self) -> None:
         release(self._frozen)
-        self._groups, self._frozen, self._statistics = None, [], []
+        self._groups, self._frozen, self._statistics, self._before = None, [], [], {}
 
     def _refuse_other_schedule(self, state: Mapping[str, Any] | None) -> None:
         """The phases that lie behind must be the same ones; what comes later may change."""
@@ -245,8 +240,3 @@ class FreezeUnfreezeCallback(Callback):
             f" {trained:,} of {total:,} parameters train ({trained / total:.1%}). Learning rates: "
             + ", ".join(f"{name} {rate}" for name, rate in rates.items())
         )
-
-
-def schedulers_of(trainer: Trainer) -> list[LRScheduler]:
-    """The learning rate schedulers that a run uses now."""
-    return [config.scheduler for config in trainer.lr_scheduler_configs]

@@ -2,9 +2,8 @@
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from lit_finetune.blocks import Block
 
@@ -84,36 +83,6 @@ def hold(frozen: Iterable[nn.Module]) -> None:
     for module in frozen:
         if module.training:
             module.training = False
-
-
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """The buffers of a frozen normalisation layer, and what was in them."""
-
-    layer: nn.Module
-    buffers: dict[str, Tensor]
-    values: dict[str, Tensor]
-
-
-def take_statistics(frozen: Iterable[nn.Module]) -> list[Statistics]:
-    """Take note of the running statistics that frozen modules keep."""
-    return [
-        Statistics(module, buffers, {name: buffer.clone() for name, buffer in buffers.items()})
-        for module in frozen
-        if "running_mean" in (buffers := dict(module.named_buffers(recurse=False)))
-    ]
-
-
-def give_back(statistics: Iterable[Statistics]) -> None:
-    """Give layers their statistics back where someone has put fresh ones in their place.
-
-    StochasticWeightAveraging does, to gather them anew; a layer in eval mode would gather none.
-    """
-    for noted in statistics:
-        if noted.layer.running_mean is not noted.buffers["running_mean"]:
-            for name, buffer in noted.buffers.items():
-                buffer.copy_(noted.values[name])
-                setattr(noted.layer, name, buffer)
 
 
 def release(frozen: Iterable[nn.Module]) -> None:
