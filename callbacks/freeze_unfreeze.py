@@ -11,12 +11,15 @@ from torch import nn
 from typing_extensions import override
 
 from lit_finetune.admission import GroupKeeper
+from lit_finetune.averaging import Statistics, give_back, take_statistics
 from lit_finetune.blocks import list_blocks
 from lit_finetune.distributed import refuse_unsupported, wrap_again
 from lit_finetune.freezing import frozen_modules, hold, norm_parameters, release, set_trainable
 from lit_finetune.plan import Plan, make_plan
 from lit_finetune.schedule import parse_schedule
 from lit_finetune.strategies import make_schedule, split_strategy
+
+from .beside import has_finder, keep_averages_exact, schedulers_of
 
 
 class FreezeUnfreezeCallback(Callback):
@@ -54,6 +57,8 @@ class FreezeUnfreezeCallback(Callback):
         self._phase = 0
         self._groups: GroupKeeper | None = None
         self._frozen: list[nn.Module] = []
+        self._statistics: list[Statistics] = []
+        self._before: dict[str, bool] = {}
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -62,8 +67,11 @@ class FreezeUnfreezeCallback(Callback):
         refuse_unsupported(trainer.strategy)
         self.plan = self._make_plan(trainer, pl_module)
         self._phase = self.plan.index_at(trainer.current_epoch)
+        self._before = {n: p.requires_grad for n, p in pl_module.named_parameters()}
         # Before the strategy wraps the module: DDP takes note of what requires a gradient.
         set_trainable(pl_module, self._trainable(pl_module))
+        if has_finder(trainer):  # else later: Lightning would warn of modules in eval mode
+            self._hold_anew(pl_module)
 
     @override
     def on_load_checkpoint(
@@ -75,13 +83,15 @@ class FreezeUnfreezeCallback(Callback):
         self._refuse_other_schedule(state)
         self._phase = state["phase"]
         set_trainable(pl_module, self._trainable(pl_module))
+        if has_finder(trainer):
+            self._hold_anew(pl_module)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         plan = self._planned()
         self._groups = GroupKeeper(
             trainer.optimizers,
-            [config.scheduler for config in trainer.lr_scheduler_configs],
+            schedulers_of(trainer),
             dict(pl_module.named_parameters()),
             {name: block.name for block in plan.blocks for name in block.parameters},
         )
@@ -89,14 +99,17 @@ class FreezeUnfreezeCallback(Callback):
         self._groups.start(plan.phases[0].admissions, sorted(norms))
         for index in range(1, self._phase + 1):
             self._admit(index)
+        keep_averages_exact(trainer)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._before = {}
         self._hold_anew(pl_module)
         self._tell(trainer, pl_module)
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._follow(trainer)
         target = self._planned().index_at(trainer.current_epoch)
         if target > self._phase:
             while self._phase < target:
@@ -110,7 +123,9 @@ class FreezeUnfreezeCallback(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        self._follow(trainer)  # callbacks behind this one have had their epoch's start, too
         hold(self._frozen)
+        give_back(self._statistics)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -124,8 +139,16 @@ class FreezeUnfreezeCallback(Callback):
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        release(self._frozen)
-        self._groups, self._frozen = None, []
+        # A run of the Tuner ends before training begins, and leaves no trace.
+        for name, parameter in pl_module.named_parameters():
+            parameter.requires_grad_(self._before.get(name, parameter.requires_grad))
+        self._let_go()
+
+    @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._let_go()  # there will be no teardown, and maybe another run
 
     def _make_plan(self, trainer: Trainer, pl_module: LightningModule) -> Plan:
         blocks = getattr(pl_module, "blocks", None) or list_blocks(pl_module)
@@ -152,6 +175,10 @@ class FreezeUnfreezeCallback(Callback):
         for admission in self._planned().phases[index].admissions:
             self._groups.admit(admission)
 
+    def _follow(self, trainer: Trainer) -> None:
+        assert self._groups is not None, "Lightning calls on_fit_start() first"
+        self._groups.follow(schedulers_of(trainer))
+
     def _apply(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the parameters of the phase train; whoever took note of the old ones starts anew."""
         set_trainable(pl_module, self._trainable(pl_module))
@@ -167,6 +194,11 @@ class FreezeUnfreezeCallback(Callback):
         self._frozen = frozen_modules(pl_module, blocks, norms_train=self.train_bn)
         release(before)
         hold(self._frozen)
+        self._statistics = take_statistics(self._frozen)
+
+    def _let_go(self) -> None:
+        release(self._frozen)
+        self._groups, self._frozen, self._statistics, self._before = None, [], [], {}
 
     def _refuse_other_schedule(self, state: Mapping[str, Any] | None) -> None:
         """The phases that lie behind must be the same ones; what comes later may change."""

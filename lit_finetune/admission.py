@@ -12,6 +12,7 @@ from lit_finetune.plan import Admission
 from lit_finetune.schedulers import (
     add_group,
     base_lr,
+    keep_proportion,
     refuse_unknown,
     remove_group,
     scale_group,
@@ -95,6 +96,13 @@ class GroupKeeper:
         """Register parameters that start to train as new groups, one for each block and kind."""
         self._admit(admission)
         self._add_unknown(admission)
+
+    def follow(self, schedulers: Sequence[LRScheduler]) -> None:
+        """Work with these from now on: StochasticWeightAveraging puts one in place of another."""
+        for scheduler in schedulers:
+            if all(scheduler is not known for known in self._schedulers):
+                keep_proportion(scheduler)
+        self._schedulers = schedulers
 
     def _withhold(self, names: Collection[str]) -> None:
         taken: list[_Waiting] = []

@@ -25,6 +25,7 @@ from torch.optim.lr_scheduler import (
     LRScheduler,
     SequentialLR,
 )
+from torch.optim.swa_utils import SWALR
 
 _RATE_LISTS = ("base_lrs", "_last_lr", "min_lrs", "max_lrs")
 _OTHER_LISTS = ("lr_lambdas", "base_momentums", "max_momentums")
@@ -83,6 +84,27 @@ def scale_group(
             _RATE_LISTS,
             lambda old: [*old[:index], _scaled(old[index], factor), *old[index + 1 :]],
         )
+
+
+def keep_proportion(scheduler: Any) -> None:
+    """Give each group its share of the one rate that a new SWALR has for all of them.
+
+    Lightning's StochasticWeightAveraging brings one into a running training, and again into one
+    that is resumed. Rates that differ were chosen group by group, and stay.
+
+    Args:
+        scheduler: It has moved no rate yet; others than SWALR are left alone. Its groups bear
+            their `lr_ratio`.
+    """
+    if not isinstance(scheduler, SWALR):
+        return
+    leader, *others = scheduler.optimizer.param_groups
+    if all(group["swa_lr"] == leader["swa_lr"] for group in others):
+        # Without annealing the rate has gone there at once.
+        keys = ("swa_lr", "initial_lr", *([] if scheduler.anneal_epochs else ["lr"]))
+        for group in others:
+            share = group["lr_ratio"] / leader["lr_ratio"]
+            group.update({key: leader[key] * share for key in keys})
 
 
 def base_lr(group: Mapping[str, Any]) -> float:
