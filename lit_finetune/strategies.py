@@ -78,8 +78,10 @@ STRATEGIES: Mapping[str, Callable[..., Schedule]] = {
 }
 
 
-def split_strategy(schedule: str | Mapping[Any, Any]) -> tuple[str, dict[str, Any]] | None:
-    """A strategy's name and arguments, or None where epochs are given.
+def split_strategy(
+    schedule: str | Mapping[Any, Any] | Sequence[Any],
+) -> tuple[str, dict[str, Any]] | None:
+    """A strategy's name and arguments, or None where epochs or entries are given.
 
     >>> split_strategy({"gradual": {"every": 2}})
     ('gradual', {'every': 2})
@@ -91,8 +93,10 @@ def split_strategy(schedule: str | Mapping[Any, Any]) -> tuple[str, dict[str, An
     """
     if isinstance(schedule, str):
         schedule = {schedule: {}}
+    if not isinstance(schedule, Mapping) or len(schedule) != 1:
+        return None
     keys = list(schedule)
-    if len(keys) != 1 or not isinstance(keys[0], str) or keys[0].strip().lstrip("-").isdigit():
+    if not isinstance(keys[0], str) or keys[0].strip().lstrip("-").isdigit():
         return None
     name = one_of(keys[0], STRATEGIES, "strategy")
     arguments = {} if schedule[name] is None else schedule[name]
