@@ -67,7 +67,7 @@ def parse_plateau(value: Any) -> Plateau:
         ValueError: Names every problem at once.
     """
     if not isinstance(value, Mapping) or not isinstance(value.get("monitor"), str):
-        raise ValueError(f"give a metric's name, as {{monitor: val/loss}}, but got {value!r}")
+        raise ValueError(f"it names a metric, as {{monitor: val/loss}}, but got {value!r}")
     known = [field.name for field in fields(Plateau)]
     values, problems = _read(value, {key: _PLATEAU_READERS.get(key) for key in known})
     if problems:

@@ -48,15 +48,18 @@ def _with_step(phase: PlannedPhase, num_steps: int | None) -> PlannedPhase:
     at = phase.entry.at
     if at is None or num_steps is None:
         return phase
-    return replace(phase, entry=replace(phase.entry, step=round(at * num_steps)))
+    return replace(
+        phase, entry=replace(phase.entry, step=min(round(at * num_steps), num_steps - 1))
+    )
 
 
 def _problems(entries: list[Phase], num_steps: int | None) -> Iterator[str]:
     for entry in entries:
         if entry.at is not None and num_steps is None:
             yield (
-                f"{entry.begins}: a share of what is not known. Set the Trainer's max_epochs or"
-                " max_steps, with a loader that has a length; or give `step` or `epoch`"
+                f"{entry.begins}: a share of an unknown number of steps. That is known when the"
+                " Trainer has max_epochs or max_steps, the loader a length, and optimization is"
+                " automatic, without a GradientAccumulationScheduler; or give `step` or `epoch`"
             )
         elif entry.step is not None and num_steps is not None and entry.step >= num_steps:
             last = num_steps - 1
