@@ -258,13 +258,16 @@ class FreezeUnfreezeCallback(Callback):
 
     def _restore_best(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the network the best weights of the phase that ends, if the next one wants them."""
-        plan, progress = self._planned(), self._progress
         best = trainer.strategy.broadcast(self._best)
         self._best = {}
-        if plan.phases[progress.phase + 1].entry.restore_best:
-            put_back(pl_module, best)
-            value = f"at {progress.stall.best:.4g}" if best else "of which none are known yet"
-            rank_zero_info(f"Back to the best weights of the phase, {value}.")
+        if not self._planned().phases[self._progress.phase + 1].entry.restore_best:
+            return
+        put_back(pl_module, best)
+        rank_zero_info(
+            f"Back to the best weights of the phase, at {self._progress.stall.best:.4g}."
+            if best
+            else "There are no best weights of the phase to go back to: nothing was validated."
+        )
 
     def _tell(self, trainer: Trainer, pl_module: LightningModule) -> None:
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
