@@ -1,29 +1,38 @@
 """Freeze a network, and unfreeze it block by block."""
 
+import math
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import override
 
 from lit_finetune.admission import GroupKeeper
 from lit_finetune.averaging import Statistics, give_back, take_statistics
+from lit_finetune.best import copy_trained, put_back
 from lit_finetune.blocks import list_blocks
 from lit_finetune.distributed import refuse_unsupported, wrap_again
+from lit_finetune.entries import read_schedule
 from lit_finetune.freezing import frozen_modules, hold, norm_parameters, release, set_trainable
+from lit_finetune.length import fit_to_length, needs_length
 from lit_finetune.plan import Plan, make_plan
-from lit_finetune.schedule import parse_schedule
+from lit_finetune.resume import load_progress, save_progress
 from lit_finetune.strategies import make_schedule, split_strategy
+from lit_finetune.telling import phase_line, unreached_line
+from lit_finetune.triggers import Position, Progress, observe, refuse_unlogged
+from lit_finetune.warmup import Rise, Warmup
 
 from .beside import has_finder, keep_averages_exact, schedulers_of
 
 
 class FreezeUnfreezeCallback(Callback):
-    """Train what the schedule says, from the epoch on that it says, and hold all else frozen.
+    """Train what the schedule says, from when on it says, and hold all else frozen.
 
     Works with any `LightningModule`. Whatever the module's optimizer holds, frozen parameters are
     taken out of it, and registered as new named groups when they start to train: with the options
@@ -38,24 +47,34 @@ class FreezeUnfreezeCallback(Callback):
             module names, globs (`layer4.*`), regular expressions (`re:…`), `children[:n]` and
             `all`, which means the rest. Or the name of a strategy, `head_only`, `full`, `gradual`,
             `lp_ft`, `last_n`, `first_n_frozen`, with its arguments as `{gradual: {every: 2}}`.
+            Or a list of entries `{modules, lr, lr_scale, freeze, restore_best, warmup_steps}`,
+            each of which begins at an `epoch`, at a `step` of the optimizer, after a share `at` of
+            the run, or `on_plateau: {monitor, mode, patience, min_delta, max_epochs}`, when a
+            metric of validation gets no better; the first begins at the start. What `freeze`
+            selects trains no longer; with `restore_best` the best weights of the phase before
+            come back first; over `warmup_steps` the rate of what the entry adds rises.
         train_bn: Whether normalisation layers train in frozen blocks too, statistics and weights,
             in groups of their own.
 
     Raises:
         ValueError: The schedule cannot be read; or, when training is about to start, does not fit
-            the network or the run.
+            the network or the run; or, when validation first ends, watches what nobody logs.
     """
 
-    def __init__(self, schedule: str | dict[Any, Any], train_bn: bool = False) -> None:
+    def __init__(
+        self, schedule: str | dict[Any, Any] | list[dict[str, Any]], train_bn: bool = False
+    ) -> None:
         self.schedule = schedule
         self.train_bn = train_bn
         self.plan: Plan | None = None
         self._strategy = split_strategy(schedule)
         self._phases = (
-            parse_schedule(schedule) if isinstance(schedule, dict) and not self._strategy else ()
+            () if self._strategy or isinstance(schedule, str) else read_schedule(schedule)
         )
-        self._phase = 0
+        self._progress = Progress()
+        self._best: dict[str, Tensor] = {}
         self._groups: GroupKeeper | None = None
+        self._warmup: Warmup | None = None
         self._frozen: list[nn.Module] = []
         self._statistics: list[Statistics] = []
         self._before: dict[str, bool] = {}
@@ -66,7 +85,15 @@ class FreezeUnfreezeCallback(Callback):
             return
         refuse_unsupported(trainer.strategy)
         self.plan = self._make_plan(trainer, pl_module)
-        self._phase = self.plan.index_at(trainer.current_epoch)
+        if self.plan.monitors(0) and not trainer.enable_validation:
+            raise ValueError(
+                "`on_plateau` waits for a metric of validation, but there is none: give validation"
+                " data and a `validation_step`, and leave `limit_val_batches` above 0."
+            )
+        here = _position(trainer)
+        if here == Position(0, 0):  # else a second `fit` goes on
+            self._progress, self._best = Progress(), {}
+        self._progress = self._progress.moved(self.plan.index_at(*here), here)
         self._before = {n: p.requires_grad for n, p in pl_module.named_parameters()}
         # Before the strategy wraps the module: DDP takes note of what requires a gradient.
         set_trainable(pl_module, self._trainable(pl_module))
@@ -80,43 +107,40 @@ class FreezeUnfreezeCallback(Callback):
         if trainer.state.fn != TrainerFn.FITTING:
             return
         state = checkpoint["callbacks"].get(self.state_key)
-        self._refuse_other_schedule(state)
-        self._phase = state["phase"]
+        self._progress = load_progress(self._planned(), state, train_bn=self.train_bn)
+        self._best = state.get("best_weights", {}) if self._progress.stall.best is not None else {}
         set_trainable(pl_module, self._trainable(pl_module))
         if has_finder(trainer):
             self._hold_anew(pl_module)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        plan = self._planned()
+        blocks = self._planned().blocks
         self._groups = GroupKeeper(
             trainer.optimizers,
             schedulers_of(trainer),
             dict(pl_module.named_parameters()),
-            {name: block.name for block in plan.blocks for name in block.parameters},
+            {name: block.name for block in blocks for name in block.parameters},
         )
-        norms = norm_parameters(pl_module) - plan.trainable(0) if self.train_bn else ()
-        self._groups.start(plan.phases[0].admissions, sorted(norms))
-        for index in range(1, self._phase + 1):
-            self._admit(index)
+        self._warmup = Warmup(trainer.optimizers, lambda: trainer.global_step)
+        for index in range(self._progress.phase + 1):
+            self._regroup(index, pl_module)
         keep_averages_exact(trainer)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._before = {}
+        plan = self._planned()
+        if needs_length(plan) and not _is_trial(trainer):
+            num_steps, epoch_steps = _run_length(trainer)
+            self.plan = fit_to_length(plan, num_steps=num_steps, epoch_steps=epoch_steps)
         self._hold_anew(pl_module)
         self._tell(trainer, pl_module)
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._follow(trainer)
-        target = self._planned().index_at(trainer.current_epoch)
-        if target > self._phase:
-            while self._phase < target:
-                self._phase += 1
-                self._admit(self._phase)
-            self._apply(trainer, pl_module)
-            self._tell(trainer, pl_module)
+        self._move_on(trainer, pl_module)
         hold(self._frozen)
 
     @override
@@ -124,18 +148,42 @@ class FreezeUnfreezeCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._follow(trainer)  # callbacks behind this one have had their epoch's start, too
+        if batch_idx % trainer.accumulate_grad_batches == 0:  # no gradient is waiting for its step
+            self._move_on(trainer, pl_module)
         hold(self._frozen)
         give_back(self._statistics)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        if monitors := self._planned().monitors(self._progress.phase):
+            logged = trainer.callback_metrics
+            known = {name: float(logged[name]) for name in monitors if name in logged}
+            # One process decides for all, whether or not the metric is the same in each.
+            values = trainer.strategy.broadcast(known)
+            refuse_unlogged(monitors, values, logged)
+            self._observe(trainer, pl_module, values)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not _is_trial(trainer) and (line := unreached_line(self._planned(), self._progress)):
+            rank_zero_info(line)
+
+    @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        if self._warmup:
+            self._warmup.put_back()
+        self._let_go()  # there will be no teardown, and maybe another run
 
     @override
     def state_dict(self) -> dict[str, Any]:
         if self.plan is None:
             return {}
-        return {
-            "phase": self._phase,
-            "phases": self.plan.to_list(self._phase),
-            "train_bn": self.train_bn,
-        }
+        state = save_progress(self.plan, self._progress, train_bn=self.train_bn)
+        return {**state, "best_weights": self._best} if self._best else state
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -143,12 +191,6 @@ class FreezeUnfreezeCallback(Callback):
         for name, parameter in pl_module.named_parameters():
             parameter.requires_grad_(self._before.get(name, parameter.requires_grad))
         self._let_go()
-
-    @override
-    def on_exception(
-        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
-    ) -> None:
-        self._let_go()  # there will be no teardown, and maybe another run
 
     def _make_plan(self, trainer: Trainer, pl_module: LightningModule) -> Plan:
         blocks = getattr(pl_module, "blocks", None) or list_blocks(pl_module)
@@ -158,22 +200,48 @@ class FreezeUnfreezeCallback(Callback):
             name, arguments = self._strategy
             names = [block.name for block in blocks]
             phases = make_schedule(name, arguments, block_names=names, max_epochs=limit)
-        # A trial run of one epoch may use the schedule of the long one. (mypy knows no attribute.)
-        is_trial = bool(getattr(trainer, "fast_dev_run", False))
-        return make_plan(phases, blocks, None if is_trial else limit)
+        # A trial run of one epoch may use the schedule of the long one.
+        return make_plan(phases, blocks, None if _is_trial(trainer) else limit)
 
     def _planned(self) -> Plan:
         assert self.plan is not None, "Lightning calls setup() first"
         return self.plan
 
     def _trainable(self, pl_module: LightningModule) -> frozenset[str]:
-        names = self._planned().trainable(self._phase)
+        names = self._planned().trainable(self._progress.phase)
         return names | norm_parameters(pl_module) if self.train_bn else names
 
-    def _admit(self, index: int) -> None:
+    def _move_on(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the phases that are due."""
+        here = _position(trainer)
+        target = self._planned().next_index(self._progress, here)
+        first = self._progress.phase + 1
+        if target < first:
+            return
+        self._restore_best(trainer, pl_module)
+        self._progress = self._progress.moved(target, here)
+        for index in range(first, target + 1):
+            self._regroup(index, pl_module)
+        self._apply(trainer, pl_module)
+        self._tell(trainer, pl_module)
+
+    def _regroup(self, index: int, pl_module: LightningModule) -> None:
+        """Bring the optimizers' groups from the phase before to the phase of this index."""
         assert self._groups is not None, "Lightning calls on_fit_start() first"
-        for admission in self._planned().phases[index].admissions:
-            self._groups.admit(admission)
+        assert self._warmup is not None
+        plan = self._planned()
+        phase = plan.phases[index]
+        norms = norm_parameters(pl_module) if self.train_bn else frozenset()
+        if index == 0:
+            self._groups.start(phase.admissions, sorted(norms - plan.trainable(0)))
+            names = list(phase.parameters)
+        else:
+            names = [name for part in phase.admissions for name in self._groups.admit(part)]
+        self._groups.withhold(set(phase.frozen) - norms)
+        if steps := phase.entry.warmup_steps:
+            rise = Rise(self._progress.began[index].step, steps)
+            parameters = dict(pl_module.named_parameters())
+            self._warmup.add((parameters[name] for name in names), rise)
 
     def _follow(self, trainer: Trainer) -> None:
         assert self._groups is not None, "Lightning calls on_fit_start() first"
@@ -198,45 +266,61 @@ class FreezeUnfreezeCallback(Callback):
 
     def _let_go(self) -> None:
         release(self._frozen)
-        self._groups, self._frozen, self._statistics, self._before = None, [], [], {}
+        if self._warmup:
+            self._warmup.remove()
+        self._groups, self._warmup = None, None
+        self._frozen, self._statistics, self._before = [], [], {}
 
-    def _refuse_other_schedule(self, state: Mapping[str, Any] | None) -> None:
-        """The phases that lie behind must be the same ones; what comes later may change."""
-        if not state:
-            raise ValueError(
-                "The checkpoint was written without FreezeUnfreezeCallback, so its optimizer does"
-                " not fit the schedule. To start from its weights alone, pass it as `weights`."
-            )
-        if state["train_bn"] != self.train_bn:
-            raise ValueError(
-                f"The checkpoint was written with train_bn={state['train_bn']}, but now it is"
-                f" {self.train_bn}. Resume with the same value."
-            )
-        plan = self._planned()
-        ours = plan.to_list(state["phase"])
-        if ours != state["phases"]:
-            then, now = (
-                ", ".join(str(phase["epoch"]) for phase in phases)
-                for phases in (state["phases"], ours)
-            )
-            raise ValueError(
-                "The checkpoint was written under another schedule: its phases so far began at"
-                f" epochs {then}; those of this run at {now}, or with other parameters or rates."
-                " Resume with the same schedule up to this point, or start anew from its weights"
-                " alone, passed as `weights`."
-            )
+    def _observe(
+        self, trainer: Trainer, pl_module: LightningModule, values: Mapping[str, float]
+    ) -> None:
+        """Take note of the metric that ends the phase, and keep the weights if it is the best."""
+        plan, progress = self._planned(), self._progress
+        if plateau := plan.watched(progress.phase):
+            stall = observe(progress.stall, values[plateau.monitor], plateau)
+            is_best = stall.best != progress.stall.best
+            self._progress = replace(progress, stall=stall)
+            is_asked = plan.phases[progress.phase + 1].entry.restore_best
+            if is_best and is_asked and trainer.is_global_zero:
+                self._best = copy_trained(pl_module, self._frozen)
+
+    def _restore_best(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the network the best weights of the phase that ends, if the next one wants them."""
+        best = trainer.strategy.broadcast(self._best)
+        self._best = {}
+        if not self._planned().phases[self._progress.phase + 1].entry.restore_best:
+            return
+        put_back(pl_module, best)
+        rank_zero_info(
+            f"Back to the best weights of the phase, at {self._progress.stall.best:.4g}."
+            if best
+            else "There are no best weights of the phase to go back to: nothing was validated."
+        )
 
     def _tell(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        phase = self._planned().phases[self._phase]
-        sizes = [(p.numel(), p.requires_grad) for p in pl_module.parameters()]
-        total, trained = sum(n for n, _ in sizes), sum(n for n, trains in sizes if trains)
-        rates = {
-            str(group.get("name", f"pg{index + 1}")).split("/")[0]: f"{float(group['lr']):.3g}"
-            for optimizer in trainer.optimizers
-            for index, group in enumerate(optimizer.param_groups)
-        }
-        rank_zero_info(
-            f"Epoch {trainer.current_epoch}: training {phase.label} (since epoch {phase.epoch});"
-            f" {trained:,} of {total:,} parameters train ({trained / total:.1%}). Learning rates: "
-            + ", ".join(f"{name} {rate}" for name, rate in rates.items())
-        )
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        parameters, here = pl_module.parameters(), _position(trainer)
+        plan = self._planned()
+        rank_zero_info(phase_line(plan, self._progress, here, parameters=parameters, groups=groups))
+
+
+def _position(trainer: Trainer) -> Position:
+    return Position(trainer.current_epoch, trainer.global_step)
+
+
+def _is_trial(trainer: Trainer) -> bool:
+    return bool(getattr(trainer, "fast_dev_run", False))  # mypy knows no such attribute
+
+
+def _run_length(trainer: Trainer) -> tuple[int | None, int | None]:
+    """How many steps the optimizer makes in the run, and in an epoch; None if nobody knows."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+    if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
+        return None, None
+    if not trainer.lightning_module.automatic_optimization:
+        return None, None
+    num_steps, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
+    return (
+        int(num_steps) if 0 < num_steps < math.inf else None,
+        math.ceil(batches / trainer.accumulate_grad_batches) if batches < math.inf else None,
+    )

@@ -84,7 +84,7 @@ class GroupKeeper:
         first = {name for admission in admissions for name in admission.parameters}
         for admission in admissions:
             self._add_unknown(admission)
-        self._withhold(set(self._parameters) - first)
+        self.withhold(set(self._parameters) - first)
         for admission in admissions:
             if admission.lr is not None or admission.lr_scale is not None:
                 self._set_rate(admission)
@@ -92,10 +92,13 @@ class GroupKeeper:
         self._admit(extra, kind="norm")
         self._add_unknown(extra, kind="norm")
 
-    def admit(self, admission: Admission) -> None:
-        """Register parameters that start to train as new groups, one for each block and kind."""
-        self._admit(admission)
-        self._add_unknown(admission)
+    def admit(self, admission: Admission) -> list[str]:
+        """Register parameters that start to train as new groups, one for each block and kind.
+
+        Returns:
+            The names of those that have joined, without such as were in a group before.
+        """
+        return self._admit(admission) + self._add_unknown(admission)
 
     def follow(self, schedulers: Sequence[LRScheduler]) -> None:
         """Work with these from now on: StochasticWeightAveraging puts one in place of another."""
@@ -104,7 +107,8 @@ class GroupKeeper:
                 keep_proportion(scheduler)
         self._schedulers = schedulers
 
-    def _withhold(self, names: Collection[str]) -> None:
+    def withhold(self, names: Collection[str]) -> None:
+        """Take frozen parameters out of the optimizers; what these know of them is dropped."""
         taken: list[_Waiting] = []
         for optimizer in self._optimizers:
             for index in reversed(range(len(optimizer.param_groups))):
@@ -145,19 +149,22 @@ class GroupKeeper:
                     group["lr_ratio"] *= factor
                 else:
                     partly |= names & chosen
-        self._withhold(partly)
+        self.withhold(partly)
         self._admit(admission)
 
-    def _admit(self, admission: Admission, kind: str | None = None) -> None:
+    def _admit(self, admission: Admission, kind: str | None = None) -> list[str]:
         chosen = set(admission.parameters)
+        admitted: list[str] = []
         for waiting in self._waiting:
             coming = [name for name in waiting.names if name in chosen]
             waiting.names = [name for name in waiting.names if name not in chosen]
             for block, names in self._by_block(coming):
                 name = f"{block}/{kind}" if kind else _named(waiting.options.get("name"), block)
                 self._add(waiting.optimizer, {**waiting.options, "name": name}, names, admission)
+            admitted += coming
+        return admitted
 
-    def _add_unknown(self, admission: Admission, kind: str | None = None) -> None:
+    def _add_unknown(self, admission: Admission, kind: str | None = None) -> list[str]:
         """Parameters that no optimizer ever had join the first, with the leader's options."""
         optimizer = self._optimizers[0]
         known = {id(p) for o in self._optimizers for g in o.param_groups for p in g["params"]}
@@ -167,6 +174,7 @@ class GroupKeeper:
             name = f"{block}/{kind}" if kind else block
             options = {"name": name, "lr_ratio": leader["lr_ratio"]}
             self._add(optimizer, options, coming, admission)
+        return new
 
     def _add(
         self, optimizer: Optimizer, options: dict[str, Any], names: list[str], admission: Admission

@@ -1,12 +1,14 @@
-"""A schedule held against a network's blocks: which parameters train from which epoch on."""
+"""A schedule held against a network's blocks: which parameters train in which phase."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lit_finetune.blocks import Block
-from lit_finetune.schedule import Schedule, Selection, phase_at
+from lit_finetune.schedule import Phase, Schedule, Selection, Selector, phase_at
 from lit_finetune.selectors import select
+from lit_finetune.triggers import Plateau, Position, Progress, is_over
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,15 +23,19 @@ class Admission:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedPhase:
-    """From the start of `epoch` on, the admitted parameters train too."""
+    """From its beginning on, the admitted parameters train too, and the frozen ones no longer."""
 
-    epoch: int
+    entry: Phase
+    """What the schedule says of it."""
     admissions: tuple[Admission, ...]
+    frozen: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
-        """What the user called it: `layer3, layer2`."""
-        return ", ".join(admission.label for admission in self.admissions)
+        """What the user called it: `layer3, layer2`; and what it freezes."""
+        added = ", ".join(admission.label for admission in self.admissions)
+        stopped = ", ".join(map(str, self.entry.freezes))
+        return " ".join(filter(None, [added, stopped and f"(freezes {stopped})"]))
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -44,26 +50,62 @@ class Plan:
     phases: tuple[PlannedPhase, ...]
     blocks: tuple[Block, ...]
 
-    def index_at(self, epoch: int) -> int:
-        """The index of the phase in force at an epoch."""
-        return phase_at([phase.epoch for phase in self.phases], epoch)
+    def index_at(self, epoch: int, step: int = 0) -> int:
+        """The index of the last phase whose epoch or step has come."""
+        entries = [phase.entry for phase in self.phases]
+        epochs = [math.inf if entry.epoch is None else entry.epoch for entry in entries]
+        steps = [math.inf if entry.step is None else entry.step for entry in entries[1:]]
+        return max(phase_at(epochs, epoch), phase_at([0, *steps], step))
+
+    def next_index(self, progress: Progress, here: Position) -> int:
+        """The index of the phase to go on with: the present one, or a later one that is due.
+
+        A phase whose epoch or step has come begins, and with it whatever stands before it.
+        """
+        timed = self.index_at(here.epoch, here.step)
+        plateau = self.watched(progress.phase)
+        if timed > progress.phase or plateau is None:
+            return max(timed, progress.phase)
+        epochs = here.epoch - progress.began[-1].epoch
+        return progress.phase + is_over(plateau, progress.stall, epochs=epochs)
+
+    def watched(self, index: int) -> Plateau | None:
+        """The metric that ends the phase of this index, if one does."""
+        is_last = index + 1 == len(self.phases)
+        return None if is_last else self.phases[index + 1].entry.on_plateau
+
+    def monitors(self, index: int) -> list[str]:
+        """The metrics that end the phase of this index and later ones, each once."""
+        watched = [self.watched(later) for later in range(index, len(self.phases))]
+        return list(dict.fromkeys(plateau.monitor for plateau in watched if plateau))
 
     def trainable(self, index: int) -> frozenset[str]:
         """The names of the parameters that train in the phase of this index."""
-        return frozenset(name for phase in self.phases[: index + 1] for name in phase.parameters)
+        names: set[str] = set()
+        for phase in self.phases[: index + 1]:
+            names = (names - {*phase.frozen}) | {*phase.parameters}
+        return frozenset(names)
 
     def to_list(self, index: int) -> list[dict[str, Any]]:
         """The phases up to an index as plain data, for a checkpoint."""
-        return [
-            {
-                "epoch": phase.epoch,
-                "admits": [
-                    {"parameters": list(a.parameters), "lr": a.lr, "lr_scale": a.lr_scale}
-                    for a in phase.admissions
-                ],
-            }
-            for phase in self.phases[: index + 1]
-        ]
+        return [_plain(phase) for phase in self.phases[: index + 1]]
+
+
+def _plain(phase: PlannedPhase) -> dict[str, Any]:
+    """What a phase is, as plain data, without what a longer run would change."""
+    entry = phase.entry
+    begins: dict[str, Any] = {"epoch": entry.epoch, "at": entry.at}
+    if entry.at is None:
+        begins["step"] = entry.step
+    if entry.on_plateau:
+        begins["on_plateau"] = entry.on_plateau.monitor
+    admits = [
+        {"parameters": list(a.parameters), "lr": a.lr, "lr_scale": a.lr_scale}
+        for a in phase.admissions
+    ]
+    rest = {"freezes": list(phase.frozen), "warmup_steps": entry.warmup_steps}
+    given = {key: value for key, value in begins.items() if value is not None}
+    return {**given, "admits": admits, **{key: value for key, value in rest.items() if value}}
 
 
 def make_plan(schedule: Schedule, blocks: Sequence[Block], max_epochs: int | None) -> Plan:
@@ -80,25 +122,15 @@ def make_plan(schedule: Schedule, blocks: Sequence[Block], max_epochs: int | Non
     """
     problems: list[str] = []
     phases: list[PlannedPhase] = []
-    taken: dict[str, int] = {}
-    for phase in schedule:
-        where = f"epoch {phase.epoch}"
-        if max_epochs is not None and phase.epoch >= max_epochs:
+    taken: dict[str, str] = {}
+    for entry in schedule:
+        trouble: list[str] = []
+        if max_epochs is not None and entry.epoch is not None and entry.epoch >= max_epochs:
             last = max_epochs - 1
-            problems.append(
-                f"{where}: never reached, the last of max_epochs={max_epochs} is epoch {last}"
-            )
-        admissions: list[Admission] = []
-        for selection in phase.adds:
-            found, trouble = _resolve(selection, blocks, taken, phase.epoch)
-            problems += [f"{where}: {text}" for text in trouble]
-            label = ", ".join(map(str, selection.modules))
-            admissions.append(
-                Admission(
-                    label=label, parameters=found, lr=selection.lr, lr_scale=selection.lr_scale
-                )
-            )
-        phases.append(PlannedPhase(epoch=phase.epoch, admissions=tuple(admissions)))
+            trouble.append(f"never reached, the last of max_epochs={max_epochs} is epoch {last}")
+        phase, more = _plan_phase(entry, blocks, taken)
+        phases.append(phase)
+        problems += [f"{entry.begins}: {text}" for text in (*trouble, *more)]
     if problems:
         have = ", ".join(block.name for block in blocks)
         lines = "\n  ".join(problems)
@@ -108,8 +140,34 @@ def make_plan(schedule: Schedule, blocks: Sequence[Block], max_epochs: int | Non
     return Plan(tuple(phases), tuple(blocks))
 
 
+def _plan_phase(
+    entry: Phase, blocks: Sequence[Block], taken: dict[str, str]
+) -> tuple[PlannedPhase, list[str]]:
+    """What an entry means after those before it, and what is wrong with it.
+
+    Args:
+        entry: Of the schedule.
+        blocks: The network's.
+        taken: When each parameter that trains has begun to; brought up to date.
+    """
+    frozen, problems = _stopped(entry.freezes, blocks, taken)
+    admissions: list[Admission] = []
+    for selection in entry.adds:
+        found, trouble = _resolve(selection, blocks, taken, entry.begins)
+        problems += trouble
+        label = ", ".join(map(str, selection.modules))
+        admissions.append(
+            Admission(label=label, parameters=found, lr=selection.lr, lr_scale=selection.lr_scale)
+        )
+    for name in frozen:
+        del taken[name]
+    if not taken and not problems:
+        problems.append("nothing would train from then on")
+    return PlannedPhase(entry=entry, admissions=tuple(admissions), frozen=frozen), problems
+
+
 def _resolve(
-    selection: Selection, blocks: Sequence[Block], taken: dict[str, int], epoch: int
+    selection: Selection, blocks: Sequence[Block], taken: dict[str, str], begins: str
 ) -> tuple[tuple[str, ...], list[str]]:
     """The parameters of a selection, which become taken, and what is wrong with it."""
     found: list[str] = []
@@ -124,19 +182,37 @@ def _resolve(
         new = [name for name in names if name not in taken]
         # `all` means what is left; anything else that is named twice is a mistake in the schedule.
         if not new or (twice and str(selector).strip() != "all"):
-            since = min(taken[name] for name in twice)
             what = "all of it trains" if not new else f"{len(twice)} of its parameters train"
             problems.append(
-                f"{selector!r} overlaps: {what} from epoch {since} on, such as {twice[0]!r}."
+                f"{selector!r} overlaps: {what} from {taken[twice[0]]} on, such as {twice[0]!r}."
                 " Select each part once, or the rest with 'all'"
             )
-        taken.update(dict.fromkeys(new, epoch))
+        taken.update(dict.fromkeys(new, begins))
         found += new
     return tuple(found), problems
 
 
+def _stopped(
+    selectors: Sequence[Selector], blocks: Sequence[Block], taken: Mapping[str, str]
+) -> tuple[tuple[str, ...], list[str]]:
+    """The parameters that train and are to be frozen, and what is wrong with that."""
+    found: dict[str, None] = {}
+    problems: list[str] = []
+    for selector in selectors:
+        try:
+            names = select(selector, blocks)
+        except ValueError as error:
+            problems.append(f"`freeze`: {error}")
+            continue
+        training = [name for name in names if name in taken]
+        if not training:
+            problems.append(f"`freeze`: nothing of {selector!r} trains by then")
+        found.update(dict.fromkeys(training))
+    return tuple(found), problems
+
+
 def format_plan(plan: Plan, sizes: Mapping[str, int]) -> str:
-    """The plan as a table: epoch, what starts to train, trainable parameters and their share.
+    """The plan as a table: when, what starts to train, trainable parameters and their share.
 
     Args:
         plan: What is planned.
@@ -153,10 +229,14 @@ def format_plan(plan: Plan, sizes: Mapping[str, int]) -> str:
     total = sum(sizes.values())
     labels = [phase.label for phase in plan.phases]
     width = max(len("starts to train"), *map(len, labels))
-    lines = [f"epoch  {'starts to train':<{width}}  trainable  share"]
-    for index, phase in enumerate(plan.phases):
+    entries = [phase.entry for phase in plan.phases]
+    if all(entry.epoch is not None for entry in entries):
+        whens = ["epoch", *(f"{entry.epoch:>5}" for entry in entries)]
+    else:
+        words = ["begins", *(entry.begins for entry in entries)]
+        whens = [f"{text:<{max(map(len, words))}}" for text in words]
+    lines = [f"{whens[0]}  {'starts to train':<{width}}  trainable  share"]
+    for index, when in enumerate(whens[1:]):
         count = sum(sizes[name] for name in plan.trainable(index))
-        lines.append(
-            f"{phase.epoch:>5}  {labels[index]:<{width}}  {count:>9,}  {count / total:.1%}"
-        )
+        lines.append(f"{when}  {labels[index]:<{width}}  {count:>9,}  {count / total:.1%}")
     return "\n".join(lines)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_finetune._names import nearest
+from lit_finetune.triggers import Plateau
 
 Selector = str | int
 """A block, a module, a glob, `re:…`, a block index or slice, `children[…]`, or `all`."""
@@ -40,16 +41,45 @@ class Selection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
-    """From the start of `epoch` on, what `adds` selects trains too."""
+    """From its beginning on, what `adds` selects trains too, and what `freezes` selects no longer.
 
-    epoch: int
-    adds: tuple[Selection, ...]
+    Exactly one of `epoch`, `step`, `at` and `on_plateau` says when it begins.
+    """
+
+    epoch: int | None = None
+    """At the start of this epoch."""
+    step: int | None = None
+    """After so many steps of the optimizer; where `at` is given, what that comes to."""
+    at: float | None = None
+    """After this share of all steps of the run."""
+    on_plateau: Plateau | None = None
+    """When a metric stalls in the phase before."""
+    adds: tuple[Selection, ...] = ()
+    freezes: tuple[Selector, ...] = ()
+    restore_best: bool = False
+    """Whether the phase begins with the best weights of the one before it."""
+    warmup_steps: int = 0
+    """Over how many steps the rate of what it adds rises."""
+
+    @property
+    def begins(self) -> str:
+        """When it begins, in words.
+
+        >>> Phase(epoch=2).begins, Phase(step=500).begins, Phase(at=0.3).begins
+        ('epoch 2', 'step 500', '30%')
+        >>> Phase(at=0.3, step=240).begins, Phase(on_plateau=Plateau(monitor="loss")).begins
+        ('30% = step 240', 'when loss stalls (patience 2)')
+        """
+        words = [] if self.at is None else [f"{100 * self.at:.4g}%"]
+        words += [] if self.step is None else [f"step {self.step}"]
+        words += [] if self.epoch is None else [f"epoch {self.epoch}"]
+        return str(self.on_plateau) if self.on_plateau else " = ".join(words)
 
 
 Schedule = tuple[Phase, ...]
 
 
-def phase_at(epochs: Sequence[int], epoch: int) -> int:
+def phase_at(epochs: Sequence[float], epoch: int) -> int:
     """The index of the phase in force at an epoch, where phase i begins at `epochs[i]`.
 
     >>> [phase_at([0, 2, 5], epoch) for epoch in range(7)]
@@ -78,11 +108,11 @@ def parse_schedule(entries: Mapping[Any, Any]) -> Schedule:
     problems: list[str] = []
     for key, value in entries.items():
         try:
-            phases.append(Phase(epoch=_epoch(key), adds=_selections(value)))
+            phases.append(Phase(epoch=_epoch(key), adds=read_selections(value)))
         except ValueError as error:
             problems.append(f"{key!r}: {error}")
-    phases.sort(key=lambda phase: phase.epoch)
-    epochs = [phase.epoch for phase in phases]
+    phases.sort(key=lambda phase: phase.epoch or 0)
+    epochs = [phase.epoch or 0 for phase in phases]
     problems += [
         f"epoch {e} is given twice" for e in sorted({e for e in epochs if epochs.count(e) > 1})
     ]
@@ -96,25 +126,36 @@ def parse_schedule(entries: Mapping[Any, Any]) -> Schedule:
     return tuple(phases)
 
 
-def _epoch(key: Any) -> int:
+def whole_number(value: Any) -> int | None:
+    """A whole number from 0 on, which may be written as text; None if it is something else.
+
+    >>> [whole_number(value) for value in (2, " 2 ", 2.0, -1, 1.5, True, None)]
+    [2, 2, 2, None, None, None, None]
+    """
     try:
-        epoch = int(key)
+        number = int(value)
     except (TypeError, ValueError, OverflowError):
-        raise ValueError("an epoch is a whole number from 0 on, such as `2: layer4`") from None
-    if epoch < 0 or epoch != float(key) or isinstance(key, bool):
+        return None
+    return None if number < 0 or number != float(value) or isinstance(value, bool) else number
+
+
+def _epoch(key: Any) -> int:
+    epoch = whole_number(key)
+    if epoch is None:
         raise ValueError("an epoch is a whole number from 0 on, such as `2: layer4`")
     return epoch
 
 
-def _selections(value: Any) -> tuple[Selection, ...]:
+def read_selections(value: Any) -> tuple[Selection, ...]:
     """Plain selectors of one entry together, each mapping on its own."""
     items = list(value) if isinstance(value, list | tuple) else [value]
-    plain = _selectors([item for item in items if not isinstance(item, Mapping)])
+    plain = read_selectors([item for item in items if not isinstance(item, Mapping)])
     mappings = [_from_mapping(item) for item in items if isinstance(item, Mapping)]
     return (*([Selection(modules=plain)] if plain or not mappings else []), *mappings)
 
 
-def _selectors(value: Any) -> tuple[Selector, ...]:
+def read_selectors(value: Any) -> tuple[Selector, ...]:
+    """A selector, or several."""
     items = tuple(value) if isinstance(value, list | tuple) else (value,)
     for item in items:
         if not isinstance(item, str | int) or isinstance(item, bool):
@@ -130,5 +171,5 @@ def _from_mapping(entry: Mapping[str, Any]) -> Selection:
             raise ValueError(f"unknown key {key!r}.{hint} An entry has the keys {', '.join(known)}")
     if "modules" not in entry:
         raise ValueError(f"{dict(entry)} names no `modules`")
-    modules = _selectors(entry["modules"])
+    modules = read_selectors(entry["modules"])
     return Selection(modules=modules, lr=entry.get("lr"), lr_scale=entry.get("lr_scale"))

@@ -2,10 +2,13 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lit_finetune._names import one_of
+from lit_finetune.entries import parse_plateau
 from lit_finetune.schedule import Phase, Schedule, Selection
+from lit_finetune.triggers import Plateau
 
 
 def head_only() -> Schedule:
@@ -19,7 +22,10 @@ def full() -> Schedule:
 
 
 def gradual(
-    block_names: Sequence[str], max_epochs: int | None, every: int | None = None
+    block_names: Sequence[str],
+    max_epochs: int | None,
+    every: int | None = None,
+    on_plateau: Plateau | None = None,
 ) -> Schedule:
     """Unfreeze one block every few epochs, from the head down (ULMFiT, arXiv 1801.06146).
 
@@ -28,12 +34,21 @@ def gradual(
         max_epochs: The length of the run; None if it has no such limit.
         every: Epochs from one block to the next. By default the blocks are spread evenly over the
             run, several at a time where there are more blocks than epochs.
+        on_plateau: Instead, the metric that must stall before the next block starts.
 
     >>> [(p.epoch, p.adds[0].modules) for p in gradual(["stem", "layer1", "head"], None, every=2)]
     [(0, ('head',)), (2, ('layer1',)), (4, ('stem',))]
     >>> [p.epoch for p in gradual(["stem", "layer1", "head"], max_epochs=9)]
     [0, 3, 6]
+    >>> stalls = Plateau(monitor="val/loss")
+    >>> [p.begins for p in gradual(["stem", "head"], max_epochs=9, on_plateau=stalls)]
+    ['epoch 0', 'when val/loss stalls (patience 2)']
     """
+    if on_plateau:
+        if every is not None:
+            raise ValueError("`gradual` takes `every` or `on_plateau`, not both.")
+        head, *others = (_phase(0, name) for name in reversed(block_names))
+        return (head, *(replace(phase, epoch=None, on_plateau=on_plateau) for phase in others))
     if every is None and max_epochs is None:
         raise ValueError("`gradual` needs `every` where the Trainer has no `max_epochs`.")
     starts: dict[int, list[str]] = {}
@@ -78,8 +93,10 @@ STRATEGIES: Mapping[str, Callable[..., Schedule]] = {
 }
 
 
-def split_strategy(schedule: str | Mapping[Any, Any]) -> tuple[str, dict[str, Any]] | None:
-    """A strategy's name and arguments, or None where epochs are given.
+def split_strategy(
+    schedule: str | Mapping[Any, Any] | Sequence[Any],
+) -> tuple[str, dict[str, Any]] | None:
+    """A strategy's name and arguments, or None where epochs or entries are given.
 
     >>> split_strategy({"gradual": {"every": 2}})
     ('gradual', {'every': 2})
@@ -91,13 +108,14 @@ def split_strategy(schedule: str | Mapping[Any, Any]) -> tuple[str, dict[str, An
     """
     if isinstance(schedule, str):
         schedule = {schedule: {}}
+    if not isinstance(schedule, Mapping) or len(schedule) != 1:
+        return None
     keys = list(schedule)
-    if len(keys) != 1 or not isinstance(keys[0], str) or keys[0].strip().lstrip("-").isdigit():
+    if not isinstance(keys[0], str) or keys[0].strip().lstrip("-").isdigit():
         return None
     name = one_of(keys[0], STRATEGIES, "strategy")
     arguments = {} if schedule[name] is None else schedule[name]
-    _check_arguments(name, arguments)
-    return name, dict(arguments)
+    return name, _read_arguments(name, arguments)
 
 
 def make_schedule(
@@ -121,22 +139,26 @@ def _phase(epoch: int, *modules: str) -> Phase:
     return Phase(epoch=epoch, adds=(Selection(modules=modules),))
 
 
-def _check_arguments(name: str, arguments: Any) -> None:
-    """Refuse what a strategy does not take: its arguments are counts, given by name."""
+def _read_arguments(name: str, arguments: Any) -> dict[str, Any]:
+    """A strategy's arguments; refuse what it does not take. They are counts, given by name."""
     options = _options(name)
     if not options and arguments != {}:
         raise ValueError(f"The strategy {name!r} takes no arguments, but got {arguments!r}.")
     if not isinstance(arguments, Mapping):
         raise ValueError(
-            f"Write the strategy's arguments by name: {{{name}: {{{', '.join(options)}: …}}}}."
+            f"Write the strategy's arguments by name: {{{name}: {{{options[0]}: …}}}}."
         )
+    read = dict(arguments)
     for argument, value in arguments.items():
         one_of(str(argument), options, f"argument of the strategy {name!r}")
-        if type(value) is not int or value < 1:
+        if argument == "on_plateau":
+            read[argument] = parse_plateau(value)
+        elif type(value) is not int or value < 1:
             raise ValueError(
                 f"`{argument}` of the strategy {name!r} is a whole number from 1 on,"
                 f" but got {value!r}."
             )
+    return read
 
 
 def _options(name: str) -> list[str]:

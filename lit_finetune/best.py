@@ -1,0 +1,29 @@
+"""Keep what training changes in a network, and put it back."""
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+def copy_trained(model: nn.Module, frozen: Collection[nn.Module]) -> dict[str, Tensor]:
+    """Copies, on the CPU, of all that training changes: parameters that train, and statistics.
+
+    Args:
+        model: Its parameters that require a gradient are copied.
+        frozen: The modules whose buffers stand still.
+    """
+    held = {id(module) for module in frozen}
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for prefix, module in model.named_modules():
+        if id(module) not in held:
+            trained.update(module.named_buffers(prefix, recurse=False))
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in trained.items()}
+
+
+@torch.no_grad()
+def put_back(model: nn.Module, copies: Mapping[str, Tensor]) -> None:
+    """Give parameters and buffers the values of their copies."""
+    present = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, copy in copies.items():
+        present[name].copy_(copy)

@@ -1,0 +1,64 @@
+"""What a checkpoint says of a schedule, held against the schedule of the run that resumes."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from lit_finetune.plan import Plan
+from lit_finetune.triggers import Progress, Stall
+
+
+def save_progress(plan: Plan, progress: Progress, *, train_bn: bool) -> dict[str, Any]:
+    """What a run must know to go on from here, as plain data."""
+    plateau = plan.watched(progress.phase)
+    return {
+        "phase": progress.phase,
+        "phases": plan.to_list(progress.phase),
+        "train_bn": train_bn,
+        "progress": progress.to_dict(),
+        "watched": plateau and [plateau.monitor, plateau.mode],
+    }
+
+
+def load_progress(plan: Plan, state: Mapping[str, Any] | None, *, train_bn: bool) -> Progress:
+    """How far the run of a checkpoint had come.
+
+    The phases that lie behind must be the same ones; what comes later may change. A metric that is
+    watched instead of another one is watched from the start.
+
+    Args:
+        plan: Of the run that resumes.
+        state: What `save_progress` gave, if anything.
+        train_bn: Of the run that resumes.
+
+    Raises:
+        ValueError: There is no such state, or it is of another schedule.
+    """
+    if not state:
+        raise ValueError(
+            "The checkpoint was written without FreezeUnfreezeCallback, so its optimizer does"
+            " not fit the schedule. To start from its weights alone, pass it as `weights`."
+        )
+    if state["train_bn"] != train_bn:
+        raise ValueError(
+            f"The checkpoint was written with train_bn={state['train_bn']}, but now it is"
+            f" {train_bn}. Resume with the same value."
+        )
+    ours = plan.to_list(state["phase"])
+    if ours != state["phases"]:
+        then, now = (", ".join(map(_begin, phases)) for phases in (state["phases"], ours))
+        raise ValueError(
+            "The checkpoint was written under another schedule: its phases so far began at"
+            f" {then}; those of this run at {now}, or with other parameters or rates."
+            " Resume with the same schedule up to this point, or start anew from its weights"
+            " alone, passed as `weights`."
+        )
+    progress = Progress.from_dict(state["progress"])
+    plateau = plan.watched(progress.phase)
+    is_same = plateau and [plateau.monitor, plateau.mode] == state["watched"]
+    return progress if is_same else replace(progress, stall=Stall())
+
+
+def _begin(phase: Mapping[str, Any]) -> str:
+    """When a phase of a checkpoint began: `epoch 2`."""
+    return next(f"{key} {value}" for key, value in phase.items())

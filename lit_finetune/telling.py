@@ -1,0 +1,50 @@
+"""What a run says of its phases, line by line."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+
+from lit_finetune.plan import Plan
+from lit_finetune.triggers import Position, Progress
+
+
+def phase_line(
+    plan: Plan,
+    progress: Progress,
+    here: Position,
+    *,
+    parameters: Iterable[nn.Parameter],
+    groups: Iterable[Mapping[str, Any]],
+) -> str:
+    """Which phase a run is in, how much of the network trains, and how fast.
+
+    Args:
+        plan: Of the run.
+        progress: How far it has come.
+        here: Where it stands.
+        parameters: The network's.
+        groups: Those of its optimizers.
+    """
+    phase = plan.phases[progress.phase]
+    sizes = [(p.numel(), p.requires_grad) for p in parameters]
+    total, trained = sum(n for n, _ in sizes), sum(n for n, trains in sizes if trains)
+    rates = {
+        str(group.get("name", f"pg{index + 1}")).split("/")[0]: f"{float(group['lr']):.3g}"
+        for index, group in enumerate(groups)
+    }
+    since = phase.entry.begins
+    if phase.entry.on_plateau:
+        since = f"step {progress.began[-1].step}, {since}"
+    return (
+        f"Epoch {here.epoch}: training {phase.label} (since {since});"
+        f" {trained:,} of {total:,} parameters train ({trained / total:.1%}). Learning rates: "
+        + ", ".join(f"{name} {rate}" for name, rate in rates.items())
+    )
+
+
+def unreached_line(plan: Plan, progress: Progress) -> str | None:
+    """Which phases a run has ended before; None if it has come to all."""
+    rest = plan.phases[progress.phase + 1 :]
+    names = ", ".join(f"{phase.label} ({phase.entry.begins})" for phase in rest)
+    return f"The training ended before these phases began: {names}." if rest else None

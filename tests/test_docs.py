@@ -1,0 +1,44 @@
+"""What the documentation shows can be done."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lit_finetune.blocks import Block
+from lit_finetune.callbacks import FreezeUnfreezeCallback
+from lit_finetune.entries import read_schedule
+from lit_finetune.plan import make_plan
+from lit_finetune.strategies import make_schedule, split_strategy
+
+TEXT = (Path(__file__).parents[1] / "docs" / "schedules.md").read_text(encoding="utf-8")
+NAMES = ["stem", "layer1", "layer2", "layer3", "layer4", "head"]
+BLOCKS = [Block(name, (name,), (f"{name}.weight",)) for name in NAMES]
+
+
+def code(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("block", code("yaml"))
+def test_every_schedule_that_is_shown_can_be_followed(block: str) -> None:
+    schedule = yaml.safe_load(block)["schedule"]
+    FreezeUnfreezeCallback(schedule)
+
+    split = split_strategy(schedule)
+    phases = (
+        make_schedule(*split, block_names=NAMES, max_epochs=10)
+        if split
+        else read_schedule(schedule)
+    )
+    assert len(make_plan(phases, BLOCKS, max_epochs=10).phases) > 1
+
+
+@pytest.mark.parametrize("block", code("python"))
+def test_every_program_that_is_shown_runs(block: str) -> None:
+    exec(compile(block, "schedules.md", "exec"), {})
+
+
+def test_there_is_something_to_test() -> None:
+    assert (len(code("yaml")), len(code("python"))) == (7, 1)
