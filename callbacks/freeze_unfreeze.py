@@ -21,6 +21,7 @@ from lit_finetune.distributed import refuse_unsupported, wrap_again
 from lit_finetune.entries import read_schedule
 from lit_finetune.freezing import frozen_modules, hold, norm_parameters, release, set_trainable
 from lit_finetune.length import fit_to_length, needs_length
+from lit_finetune.place import MONITORED, catch_up, monitored, place_in_run
 from lit_finetune.plan import Plan, make_plan
 from lit_finetune.resume import load_progress, save_progress
 from lit_finetune.strategies import make_schedule, split_strategy
@@ -78,6 +79,7 @@ class FreezeUnfreezeCallback(Callback):
         self._frozen: list[nn.Module] = []
         self._statistics: list[Statistics] = []
         self._before: dict[str, bool] = {}
+        self._monitored: dict[str, float] = {}
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -109,9 +111,16 @@ class FreezeUnfreezeCallback(Callback):
         state = checkpoint["callbacks"].get(self.state_key)
         self._progress = load_progress(self._planned(), state, train_bn=self.train_bn)
         self._best = state.get("best_weights", {}) if self._progress.stall.best is not None else {}
+        self._monitored = checkpoint.get(MONITORED, {})
         set_trainable(pl_module, self._trainable(pl_module))
         if has_finder(trainer):
             self._hold_anew(pl_module)
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[MONITORED] = monitored(trainer)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -129,6 +138,7 @@ class FreezeUnfreezeCallback(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        catch_up(trainer, place_in_run(trainer.fit_loop).epoch, self._monitored)
         self._before = {}
         plan = self._planned()
         if needs_length(plan) and not _is_trial(trainer):
@@ -164,6 +174,11 @@ class FreezeUnfreezeCallback(Callback):
             values = trainer.strategy.broadcast(known)
             refuse_unlogged(monitors, values, logged)
             self._observe(trainer, pl_module, values)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.fit_loop.restarting:
+            catch_up(trainer, trainer.current_epoch + 1, {})
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -28,7 +28,7 @@ from lit_finetune.metrics import accuracy, classification_metrics
 from lit_finetune.mixing import make_mixing
 from lit_finetune.optim import DEFAULT_LR, build_optimizer, cosine_with_warmup, join_groups
 from lit_finetune.param_groups import ParamGroup, make_param_groups
-from lit_finetune.place import catch_up, monitored, place_in_run
+from lit_finetune.place import MONITORED, catch_up, monitored, place_in_run
 from lit_finetune.seeding import derive_seed
 
 _KEY = "lit_finetune"
@@ -318,6 +318,7 @@ class FinetuneClassifier(LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[MONITORED] = monitored(self.trainer)
         # The weights are in the checkpoint: whoever loads it must not need the file again.
         hparams = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {**hparams, "weights": None}
@@ -325,7 +326,6 @@ class FinetuneClassifier(LightningModule):
             "classes": self.classes if self._is_named else None,
             "data_config": self.data_config.to_dict(),
             "run_seed": self._run_seed,
-            "monitored": monitored(self.trainer),
             "weights": self.hparams["weights"],
         }
 
@@ -336,7 +336,7 @@ class FinetuneClassifier(LightningModule):
             check_classes(self.classes, own["classes"], named=self._is_named)
             self.classes, self._is_named = own["classes"], True
         self.data_config = DataConfig.from_dict(own["data_config"])
-        self._run_seed, self._monitored = own["run_seed"], own["monitored"]
+        self._run_seed, self._monitored = own["run_seed"], checkpoint.get(MONITORED, {})
 
     @classmethod
     @override

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+MONITORED = "lit_finetune_monitored"
+"""Where a checkpoint holds the metrics that plateau schedulers wait for."""
+
 
 class Place(NamedTuple):
     """The epoch that trains next, and how many of its batches are done."""
