@@ -24,7 +24,7 @@ from lit_finetune.freezing import eval_mode
 from lit_finetune.heads import forward_features, head_in_features, replace_head
 from lit_finetune.hparams import check_hparams, plain_hparams
 from lit_finetune.images import load_image, to_rgb
-from lit_finetune.metrics import accuracy, classification_metrics
+from lit_finetune.metrics import accuracy, classification_metrics, probabilities
 from lit_finetune.mixing import make_mixing
 from lit_finetune.optim import DEFAULT_LR, build_optimizer, cosine_with_warmup, join_groups
 from lit_finetune.param_groups import ParamGroup, make_param_groups
@@ -299,8 +299,7 @@ class FinetuneClassifier(LightningModule):
     def predict_step(self, batch: tuple[Tensor, Tensor] | Tensor, batch_idx: int) -> Tensor:
         """The probabilities (N, num_classes) of images, whether or not labels come along."""
         images = batch if isinstance(batch, Tensor) else batch[0]
-        probabilities: Tensor = self(images).softmax(dim=-1)
-        return probabilities
+        return probabilities(self(images))
 
     @torch.no_grad()
     def predict_image(self, image: str | Path | Image.Image) -> dict[str, float]:
@@ -310,10 +309,10 @@ class FinetuneClassifier(LightningModule):
             image: A picture, or the path of one.
         """
         picture = to_rgb(image) if isinstance(image, Image.Image) else load_image(image)
-        pixels = eval_transform(self.data_config)(picture)[None].to(self.device)
+        pixels = eval_transform(self.data_config)(picture)[None].to(self.device).type(self.dtype)
         with eval_mode(self):
-            probabilities = self(pixels).softmax(dim=-1)[0].tolist()
-        ranked = sorted(zip(self.classes, probabilities, strict=True), key=lambda pair: -pair[1])
+            found = probabilities(self(pixels))[0].tolist()
+        ranked = sorted(zip(self.classes, found, strict=True), key=lambda pair: -pair[1])
         return dict(ranked)
 
     @override
