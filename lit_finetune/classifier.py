@@ -280,12 +280,16 @@ class FinetuneClassifier(LightningModule):
             images, target = self._mixing(images, labels)
         logits = self(images)
         loss = self.loss(logits, target)
+        self._log_training(loss, logits, labels)
+        return loss
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # by torch
+    def _log_training(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         self.train_acc(logits, labels)
         epoch: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(labels)}
         self.log("train/loss_step", loss, prog_bar=True, on_step=True, on_epoch=False)
         self.log("train/loss", loss, sync_dist=True, **epoch)
         self.log("train/acc", self.train_acc, **epoch)
-        return loss
 
     @override
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -367,8 +371,13 @@ class FinetuneClassifier(LightningModule):
     ) -> None:
         images, labels = batch
         logits = self(images)
+        self._log_evaluation(self.loss(logits, labels), logits, labels, metrics, stage)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # by torch
+    def _log_evaluation(
+        self, loss: Tensor, logits: Tensor, labels: Tensor, metrics: MetricCollection, stage: str
+    ) -> None:
         metrics.update(logits, labels)
-        loss = self.loss(logits, labels)
         self.log(f"{stage}/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(labels))
         for name, metric in metrics.items():
             self.log(name, metric, prog_bar=name == f"{stage}/acc", batch_size=len(labels))
