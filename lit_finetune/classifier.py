@@ -19,6 +19,7 @@ from typing_extensions import Self, override
 from lit_finetune.assemble import Assembled, assemble
 from lit_finetune.blocks import Block, list_blocks
 from lit_finetune.classes import balanced_weights, check_classes
+from lit_finetune.compiled import unwrapped
 from lit_finetune.data_config import DataConfig, eval_transform
 from lit_finetune.freezing import eval_mode
 from lit_finetune.heads import forward_features, head_in_features, replace_head
@@ -113,7 +114,7 @@ class FinetuneClassifier(LightningModule):
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         built = assemble(
-            backbone,
+            unwrapped(backbone),
             num_classes=num_classes,
             weights=weights,
             head=head,
@@ -131,6 +132,11 @@ class FinetuneClassifier(LightningModule):
         self._monitored: dict[str, float] = {}
         self._set_num_classes(num_classes)
         _tell(built, num_classes)
+
+    @override
+    def __setattr__(self, name: str, value: Any) -> None:
+        # `model.backbone = torch.compile(model.backbone)`: names must stay what they are.
+        super().__setattr__(name, unwrapped(value))
 
     @property
     def num_classes(self) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_finetune.blocks import Block
+from lit_finetune.compiled import plain_name
 from lit_finetune.schedule import Schedule, Selection, phase_at
 from lit_finetune.selectors import select
 
@@ -53,12 +54,16 @@ class Plan:
         return frozenset(name for phase in self.phases[: index + 1] for name in phase.parameters)
 
     def to_list(self, index: int) -> list[dict[str, Any]]:
-        """The phases up to an index as plain data, for a checkpoint."""
+        """The phases up to an index as plain data, for a checkpoint; compiled or not the same."""
         return [
             {
                 "epoch": phase.epoch,
                 "admits": [
-                    {"parameters": list(a.parameters), "lr": a.lr, "lr_scale": a.lr_scale}
+                    {
+                        "parameters": [plain_name(name) for name in a.parameters],
+                        "lr": a.lr,
+                        "lr_scale": a.lr_scale,
+                    }
                     for a in phase.admissions
                 ],
             }
