@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from lit_finetune._names import nearest
+from lit_finetune.compiled import plain_name
 from lit_finetune.head_search import find_head
 
 
@@ -25,7 +26,7 @@ class Block:
     """A piece of a network that is frozen and trained as one."""
 
     name: str
-    """The name of its module in the network, or `stem`, or `head`."""
+    """The name of its module in the network, or `stem`, or `head`; without `_orig_mod`."""
     modules: tuple[str, ...]
     """The modules it is made of, by their full names."""
     parameters: tuple[str, ...]
@@ -83,8 +84,10 @@ def _network_in(model: nn.Module) -> tuple[str, nn.Module]:
 def _head_path(network: nn.Module, prefix: str, head_name: str | None) -> str | None:
     """The head's name in the network, if it has one."""
     if head_name is not None:
-        modules = dict(network.named_modules(remove_duplicate=False))
-        wanted = modules.get(head_name, modules.get(head_name.removeprefix(prefix)))
+        named = list(network.named_modules(remove_duplicate=False))
+        modules = {plain_name(name): module for name, module in reversed(named)}
+        plain = plain_name(head_name)
+        wanted = modules.get(plain, modules.get(plain.removeprefix(plain_name(prefix))))
         if wanted is None:
             hint = nearest(head_name, modules)
             raise ValueError(f"The network has no module `head_name={head_name!r}`.{hint}")
@@ -115,7 +118,8 @@ def _owner(parameter: str, modules: dict[str, nn.Module]) -> str:
 
 
 def _part(path: str, module: nn.Module | None, parameters: tuple[str, ...], trunk: str) -> _Part:
-    layers = _num_layers(module) if module and parameters else 0  # none of its own if all are tied
+    # None of its own if all are tied.
+    layers = _num_layers(module) if module is not None and parameters else 0
     return _Part(
         path=path,
         is_module=module is not None,
@@ -212,7 +216,7 @@ def _grouped(parts: list[_Part], head: str | None) -> list[tuple[str, list[_Part
         waiting = []
     for part in body[start:]:
         if part.has_layers:
-            groups.append((_free(part.path, groups), [*waiting, part]))
+            groups.append((_free(plain_name(part.path), groups), [*waiting, part]))
             waiting = []
         else:
             groups[-1][1].append(part)

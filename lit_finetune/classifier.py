@@ -19,12 +19,13 @@ from typing_extensions import Self, override
 from lit_finetune.assemble import Assembled, assemble
 from lit_finetune.blocks import Block, list_blocks
 from lit_finetune.classes import balanced_weights, check_classes
+from lit_finetune.compiled import unwrapped
 from lit_finetune.data_config import DataConfig, eval_transform
 from lit_finetune.freezing import eval_mode
 from lit_finetune.heads import forward_features, head_in_features, replace_head
 from lit_finetune.hparams import check_hparams, plain_hparams
 from lit_finetune.images import load_image, to_rgb
-from lit_finetune.metrics import accuracy, classification_metrics
+from lit_finetune.metrics import accuracy, classification_metrics, probabilities
 from lit_finetune.mixing import make_mixing
 from lit_finetune.optim import DEFAULT_LR, build_optimizer, cosine_with_warmup, join_groups
 from lit_finetune.param_groups import ParamGroup, make_param_groups
@@ -113,7 +114,7 @@ class FinetuneClassifier(LightningModule):
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         built = assemble(
-            backbone,
+            unwrapped(backbone),
             num_classes=num_classes,
             weights=weights,
             head=head,
@@ -131,6 +132,11 @@ class FinetuneClassifier(LightningModule):
         self._monitored: dict[str, float] = {}
         self._set_num_classes(num_classes)
         _tell(built, num_classes)
+
+    @override
+    def __setattr__(self, name: str, value: Any) -> None:
+        # `model.backbone = torch.compile(model.backbone)`: names must stay what they are.
+        super().__setattr__(name, unwrapped(value))
 
     @property
     def num_classes(self) -> int:
@@ -280,12 +286,16 @@ class FinetuneClassifier(LightningModule):
             images, target = self._mixing(images, labels)
         logits = self(images)
         loss = self.loss(logits, target)
+        self._log_training(loss, logits, labels)
+        return loss
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # by torch
+    def _log_training(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         self.train_acc(logits, labels)
         epoch: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(labels)}
         self.log("train/loss_step", loss, prog_bar=True, on_step=True, on_epoch=False)
         self.log("train/loss", loss, sync_dist=True, **epoch)
         self.log("train/acc", self.train_acc, **epoch)
-        return loss
 
     @override
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -299,8 +309,7 @@ class FinetuneClassifier(LightningModule):
     def predict_step(self, batch: tuple[Tensor, Tensor] | Tensor, batch_idx: int) -> Tensor:
         """The probabilities (N, num_classes) of images, whether or not labels come along."""
         images = batch if isinstance(batch, Tensor) else batch[0]
-        probabilities: Tensor = self(images).softmax(dim=-1)
-        return probabilities
+        return probabilities(self(images))
 
     @torch.no_grad()
     def predict_image(self, image: str | Path | Image.Image) -> dict[str, float]:
@@ -310,10 +319,10 @@ class FinetuneClassifier(LightningModule):
             image: A picture, or the path of one.
         """
         picture = to_rgb(image) if isinstance(image, Image.Image) else load_image(image)
-        pixels = eval_transform(self.data_config)(picture)[None].to(self.device)
+        pixels = eval_transform(self.data_config)(picture)[None].to(self.device).type(self.dtype)
         with eval_mode(self):
-            probabilities = self(pixels).softmax(dim=-1)[0].tolist()
-        ranked = sorted(zip(self.classes, probabilities, strict=True), key=lambda pair: -pair[1])
+            found = probabilities(self(pixels))[0].tolist()
+        ranked = sorted(zip(self.classes, found, strict=True), key=lambda pair: -pair[1])
         return dict(ranked)
 
     @override
@@ -368,8 +377,13 @@ class FinetuneClassifier(LightningModule):
     ) -> None:
         images, labels = batch
         logits = self(images)
+        self._log_evaluation(self.loss(logits, labels), logits, labels, metrics, stage)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # by torch
+    def _log_evaluation(
+        self, loss: Tensor, logits: Tensor, labels: Tensor, metrics: MetricCollection, stage: str
+    ) -> None:
         metrics.update(logits, labels)
-        loss = self.loss(logits, labels)
         self.log(f"{stage}/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(labels))
         for name, metric in metrics.items():
             self.log(name, metric, prog_bar=name == f"{stage}/acc", batch_size=len(labels))

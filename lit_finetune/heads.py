@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -101,7 +102,8 @@ def head_num_classes(network: nn.Module, head_name: str) -> int:
 def forward_features(network: nn.Module, head_name: str, x: Tensor) -> Tensor:
     """What goes into a network's head when the network sees `x`.
 
-    The network runs as a whole, in the mode it is in, and the head's input is kept.
+    The network runs as a whole, in the mode it is in, and the head's input is kept. Where it is
+    compiled it runs as if it were not, for compiled code calls no hook that it has not seen.
     """
     inputs: list[Tensor] = []
 
@@ -110,7 +112,8 @@ def forward_features(network: nn.Module, head_name: str, x: Tensor) -> Tensor:
 
     handle = network.get_submodule(head_name).register_forward_pre_hook(keep)
     try:
-        network(x)
+        with torch.compiler.set_stance("force_eager"):
+            network(x)
     finally:
         handle.remove()
     if not inputs:

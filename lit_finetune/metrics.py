@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+import torch
+from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
@@ -32,3 +34,12 @@ def classification_metrics(num_classes: int, prefix: str) -> MetricCollection:
     if num_classes > 5:
         metrics["acc_top5"] = accuracy(num_classes, top_k=5)
     return MetricCollection(metrics, prefix=prefix)
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """The softmax of logits, in single precision at least: bfloat16 has three digits.
+
+    >>> probabilities(torch.zeros(1, 4, dtype=torch.bfloat16)).dtype
+    torch.float32
+    """
+    return logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_finetune.blocks import Block
+from lit_finetune.compiled import plain_name
 from lit_finetune.schedule import Phase, Schedule, Selection, Selector, phase_at
 from lit_finetune.selectors import select
 from lit_finetune.triggers import Plateau, Position, Progress, is_over
@@ -87,7 +88,7 @@ class Plan:
         return frozenset(names)
 
     def to_list(self, index: int) -> list[dict[str, Any]]:
-        """The phases up to an index as plain data, for a checkpoint."""
+        """The phases up to an index as plain data, for a checkpoint; compiled or not the same."""
         return [_plain(phase) for phase in self.phases[: index + 1]]
 
 
@@ -100,10 +101,17 @@ def _plain(phase: PlannedPhase) -> dict[str, Any]:
     if entry.on_plateau:
         begins["on_plateau"] = entry.on_plateau.monitor
     admits = [
-        {"parameters": list(a.parameters), "lr": a.lr, "lr_scale": a.lr_scale}
+        {
+            "parameters": [plain_name(name) for name in a.parameters],
+            "lr": a.lr,
+            "lr_scale": a.lr_scale,
+        }
         for a in phase.admissions
     ]
-    rest = {"freezes": list(phase.frozen), "warmup_steps": entry.warmup_steps}
+    rest = {
+        "freezes": [plain_name(name) for name in phase.frozen],
+        "warmup_steps": entry.warmup_steps,
+    }
     given = {key: value for key, value in begins.items() if value is not None}
     return {**given, "admits": admits, **{key: value for key, value in rest.items() if value}}
 

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from lit_finetune._names import nearest
 from lit_finetune.blocks import Block
+from lit_finetune.compiled import plain_name
 from lit_finetune.schedule import Selector
 
 _T = TypeVar("_T")
@@ -22,7 +23,8 @@ def select(selector: Selector, blocks: Sequence[Block]) -> tuple[str, ...]:
             a module's or a parameter's name (`layer4.1.bn2`); a glob over such names
             (`layer4.*`); `re:` and a regular expression that matches a whole name; `children[:6]`
             for the network's first six children. A text such as `"3"` is the block of that name
-            if there is one, and else an index; a number is always an index.
+            if there is one, and else an index; a number is always an index. Names are as they
+            would be without `torch.compile`.
         blocks: What there is.
 
     Raises:
@@ -32,7 +34,7 @@ def select(selector: Selector, blocks: Sequence[Block]) -> tuple[str, ...]:
     >>> select("head", blocks), select(0, blocks), select("re:c.*v", blocks)
     (('fc.w', 'fc.b'), ('conv.w',), ('conv.w',))
     """
-    text = str(selector).strip()
+    text = plain_name(str(selector).strip())
     have = [block.name for block in blocks]
     if text == "all":
         found = _parameters(blocks)
@@ -49,7 +51,7 @@ def select(selector: Selector, blocks: Sequence[Block]) -> tuple[str, ...]:
     else:
         found = _matching(blocks, lambda name: name == text)
     if not found:
-        names = [n for p in _parameters(blocks) for n in _names(p, _prefix(blocks))]
+        names = [n for p in _parameters(blocks) for n in _names(plain_name(p), _prefix(blocks))]
         raise ValueError(
             f"{selector!r} matches nothing.{nearest(text, have + names)}"
             f" The blocks are: {', '.join(have)}."
@@ -84,13 +86,17 @@ def _cut(text: str, items: Sequence[_T], selector: Selector) -> Sequence[_T]:
 def _of_children(text: str, blocks: Sequence[Block], selector: Selector) -> tuple[str, ...]:
     prefix = _prefix(blocks)
     modules = (
-        name.removeprefix(prefix)
+        plain_name(name).removeprefix(prefix)
         for block in blocks
         for name in (*block.modules, *block.parameters)
     )
     children = list(dict.fromkeys(name.split(".")[0] for name in modules))
     chosen = set(_cut(text, children, selector))
-    return tuple(p for p in _parameters(blocks) if p.removeprefix(prefix).split(".")[0] in chosen)
+    return tuple(
+        name
+        for name in _parameters(blocks)
+        if plain_name(name).removeprefix(prefix).split(".")[0] in chosen
+    )
 
 
 def _matching(blocks: Sequence[Block], matches: Callable[[str], object]) -> tuple[str, ...]:
@@ -100,7 +106,7 @@ def _matching(blocks: Sequence[Block], matches: Callable[[str], object]) -> tupl
         parameter
         for block in blocks
         for parameter in block.parameters
-        if matches(block.name) or any(matches(name) for name in _names(parameter, prefix))
+        if matches(block.name) or any(map(matches, _names(plain_name(parameter), prefix)))
     )
 
 
@@ -124,10 +130,10 @@ def _prefix(blocks: Sequence[Block]) -> str:
     A block is called as its module is in the network, but for the stem and the head.
     """
     for block in blocks:
-        for module in block.modules:
+        for module in map(plain_name, block.modules):
             if block.name not in ("stem", "head") and f".{module}".endswith(f".{block.name}"):
                 return module.removesuffix(block.name)
-    first = {name.split(".")[0] for name in _parameters(blocks)}
+    first = {plain_name(name).split(".")[0] for name in _parameters(blocks)}
     return f"{first.pop()}." if len(first) == 1 else ""
 
 

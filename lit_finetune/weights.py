@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from lit_finetune._names import nearest
+from lit_finetune.compiled import plain_name
 from lit_finetune.head_search import find_head
 from lit_finetune.weight_files import read_entries
 from lit_finetune.weight_names import Reading, best_reading, fits, fold_weight_norm, main_entry
@@ -14,7 +15,7 @@ from lit_finetune.weight_names import Reading, best_reading, fits, fold_weight_n
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """What of a weights file went into a network, by the network's names."""
+    """What of a weights file went into a network, by the network's names without `_orig_mod`."""
 
     path: str
     entry: str
@@ -78,7 +79,8 @@ def load_weights(
     """Copy the weights in a file into a network: all that fit, or none.
 
     Of all entries of the file, and of all prefixes that can be taken off its names, those are used
-    that fit the network best, by name and shape. A head that does not fit is left out.
+    that fit the network best, by name and shape. A head that does not fit is left out. What
+    `torch.compile` put into names, in the file or in the network, does not count.
 
     Args:
         network: The network to fill. It keeps its dtype and device.
@@ -94,7 +96,7 @@ def load_weights(
         raise ValueError(f"`min_match` is a share between 0 and 1, but got {min_match}.")
     head = _head_prefix(network, head_name)
     targets = _tensors_of(network)
-    entries = read_entries(path)
+    entries = _with_plain_names(read_entries(path))
     if not any(name.endswith(("weight_g", "weight.original0")) for name in targets):
         entries = {entry: fold_weight_norm(tensors) for entry, tensors in entries.items()}
     reading = best_reading(entries, targets)
@@ -108,20 +110,29 @@ def load_weights(
             "`head_name`; to load what fits, lower `min_match`."
         )
     state = network.state_dict()  # with the version numbers that some modules ask for
-    state.update((name, tensors[name]) for name in report.matched)
+    own = {plain_name(name): name for name in state}
+    state.update((own[name], tensors[name]) for name in report.matched)
     network.load_state_dict(state)
     return report
 
 
+def _with_plain_names(entries: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    return {
+        entry: {plain_name(name): tensor for name, tensor in tensors.items()}
+        for entry, tensors in entries.items()
+    }
+
+
 def _tensors_of(network: nn.Module) -> dict[str, Tensor]:
     state = network.state_dict(keep_vars=True)
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    return {plain_name(name): value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def _head_prefix(network: nn.Module, head_name: str | None) -> tuple[str, ...]:
     """The start of the names in the head; none where there is no head beside a backbone."""
-    name = _find_head(network) if head_name is None else head_name
-    in_head = [start.startswith(f"{name}.") for start, _ in network.named_parameters()]
+    found = _find_head(network) if head_name is None else head_name
+    name = None if found is None else plain_name(found)
+    in_head = [plain_name(start).startswith(f"{name}.") for start, _ in network.named_parameters()]
     if head_name is not None and not any(in_head):
         near = nearest(head_name, (module for module, _ in network.named_modules()))
         raise ValueError(f"The network has no parameters in a head {head_name!r}.{near}")

@@ -58,9 +58,10 @@ def test_any_prefix_is_taken_off_and_told(path, prefix):
     torch.save({"state_dict": prefixed(prefix, saved.state_dict())}, path)
     report = load_weights(network, path)
     assert is_equal(network.state_dict(), saved.state_dict())
-    assert (report.entry, report.stripped, report.share) == ("state_dict", prefix, 1.0)
+    told = prefix.replace("_orig_mod.", "")  # all but what torch.compile put there
+    assert (report.entry, report.stripped, report.share) == ("state_dict", told, 1.0)
     assert not report.missing + report.unexpected + report.mismatched + report.head_dropped
-    assert prefix in str(report)
+    assert told in str(report)
 
 
 def test_a_network_inside_the_users_own_class_is_filled(path):

@@ -1,0 +1,30 @@
+"""See through `torch.compile`, which wraps a module and so puts `_orig_mod.` into names."""
+
+from typing import Any
+
+from torch import nn
+
+
+def plain_name(name: str) -> str:
+    """The name of a module or a parameter as it would be without `torch.compile`.
+
+    >>> plain_name("net._orig_mod.layer4._orig_mod.0.weight"), plain_name("layer4._orig_mod")
+    ('net.layer4.0.weight', 'layer4')
+    """
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def unwrapped(module: Any) -> Any:
+    """A module that `torch.compile` wrapped, without the wrapper, and compiled as it was.
+
+    So its parameters have the same names as in an eager run. Anything else is returned as it is.
+    """
+    if not isinstance(module, nn.Module):
+        return module
+    from torch._dynamo import OptimizedModule  # seconds, unless something else needs it already
+
+    if not isinstance(module, OptimizedModule):
+        return module
+    original = module._orig_mod
+    original._compiled_call_impl = module.dynamo_ctx(original._call_impl)  # as Module.compile does
+    return original
