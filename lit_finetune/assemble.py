@@ -22,12 +22,23 @@ class Assembled:
     network: nn.Module
     name: str
     """What the backbone is called."""
+    num_classes: int
     head_name: str
     keeps_head: bool
     """Whether the network's own head stayed, since it has the right number of outputs."""
     data_config: DataConfig
     load_report: LoadReport | None
     """What of the weights file fitted; None without a file."""
+
+    def __str__(self) -> str:
+        """What became of the weights file and of the head."""
+        report, head = self.load_report, "a new head"
+        if report and any(name.startswith(f"{self.head_name}.") for name in report.matched):
+            head = "the file's head"
+        elif self.keeps_head:
+            head = "the network's own head"
+        line = f"{self.name}: {head}, `{self.head_name}`, for {self.num_classes} classes."
+        return f"{report}\n{line}" if report else line
 
 
 def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
@@ -70,6 +81,7 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
     return Assembled(
         network=network,
         name=built.name,
+        num_classes=num_classes,
         head_name=head_name,
         keeps_head=keeps,
         data_config=built.data_config,

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MetricCollection
 from typing_extensions import Self, override
 
-from lit_finetune.assemble import Assembled, assemble
+from lit_finetune.assemble import assemble
 from lit_finetune.blocks import Block, list_blocks
 from lit_finetune.classes import balanced_weights, check_classes
 from lit_finetune.compiled import unwrapped
@@ -131,7 +131,7 @@ class FinetuneClassifier(LightningModule):
         self._run_seed: int | None = None
         self._monitored: dict[str, float] = {}
         self._set_num_classes(num_classes)
-        _tell(built, num_classes)
+        rank_zero_info(str(built))
 
     @override
     def __setattr__(self, name: str, value: Any) -> None:
@@ -340,7 +340,11 @@ class FinetuneClassifier(LightningModule):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        own = checkpoint[_KEY]
+        if (own := checkpoint.get(_KEY)) is None:
+            raise ValueError(
+                "The checkpoint was not written by a FinetuneClassifier. To start from its weights,"
+                " pass its path as `weights`."
+            )
         if own["classes"] is not None:
             check_classes(self.classes, own["classes"], named=self._is_named)
             self.classes, self._is_named = own["classes"], True
@@ -387,11 +391,3 @@ class FinetuneClassifier(LightningModule):
         self.log(f"{stage}/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(labels))
         for name, metric in metrics.items():
             self.log(name, metric, prog_bar=name == f"{stage}/acc", batch_size=len(labels))
-
-
-def _tell(built: Assembled, num_classes: int) -> None:
-    """Say what became of the weights file and of the head."""
-    if built.load_report:
-        rank_zero_info(str(built.load_report))
-    kept = "the network's own" if built.keeps_head else "a new head"
-    rank_zero_info(f"{built.name}: {kept} `{built.head_name}` for {num_classes} classes.")

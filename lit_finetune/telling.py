@@ -38,7 +38,7 @@ def phase_line(
         since = f"step {progress.began[-1].step}, {since}"
     return (
         f"Epoch {here.epoch}: training {phase.label} (since {since});"
-        f" {trained:,} of {total:,} parameters train ({trained / total:.1%}). Learning rates: "
+        f" {trained:,} of {total:,} parameters train ({trained / total:.1%}). Learning rates now: "
         + ", ".join(f"{name} {rate}" for name, rate in rates.items())
     )
 

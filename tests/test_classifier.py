@@ -247,7 +247,10 @@ def test_a_network_that_was_passed_as_a_module_is_asked_for(tmp_path: Path) -> N
         FinetuneClassifier.load_from_checkpoint(tmp_path / "model.ckpt")
 
 
-def test_the_head_of_a_file_for_as_many_classes_is_kept(tmp_path: Path) -> None:
+def test_the_head_of_a_file_for_as_many_classes_is_kept(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     source = Net()
     torch.save(source.state_dict(), tmp_path / "net.pth")
     path = str(tmp_path / "net.pth")
@@ -255,12 +258,22 @@ def test_the_head_of_a_file_for_as_many_classes_is_kept(tmp_path: Path) -> None:
     same = FinetuneClassifier(Net(), num_classes=3, weights=path)
     other = FinetuneClassifier(Net(), num_classes=4, weights=path)
 
+    assert "the file's head, `fc`, for 3 classes" in caplog.text
+    assert "a new head, `fc`, for 4 classes" in caplog.text
     assert torch.equal(same.get_classifier().weight, source.fc.weight)
     assert same.load_report is not None
     assert same.load_report.head_dropped == ()
     assert other.load_report is not None
     assert set(other.load_report.head_dropped) == {"fc.weight", "fc.bias"}
     assert torch.equal(other.backbone.body[0].weight, source.body[0].weight)
+
+
+def test_a_checkpoint_of_another_module_is_refused(tmp_path: Path) -> None:
+    content = {"state_dict": Net().state_dict(), "pytorch-lightning_version": "2.6.0"}
+    torch.save(content, tmp_path / "a.ckpt")
+
+    with pytest.raises(ValueError, match="pass its path as `weights`"):
+        FinetuneClassifier.load_from_checkpoint(tmp_path / "a.ckpt", backbone=Net(), num_classes=3)
 
 
 @pytest.mark.parametrize("bias", [True, False])
