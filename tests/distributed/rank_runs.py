@@ -1,0 +1,117 @@
+"""Several trainings, one after another in the same processes; each writes down what it has.
+
+Run as a program: `rank_runs.py FOLDER CASES`, cases as JSON: from a name to `strategy` (arguments
+of DDPStrategy), `trainer` (further arguments of the Trainer), `ckpt_path`, and `wraps_once` for the
+reference.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.strategies import DDPStrategy
+from torch import nn
+
+from lit_finetune import FinetuneClassifier
+from lit_finetune.callbacks import FreezeUnfreezeCallback
+from lit_finetune.datamodules import DigitsDataModule
+from lit_finetune.freezing import set_trainable
+
+SCHEDULE = {0: "head", 1: "layer2", 2: "layer1"}
+
+
+class Net(nn.Module):
+    """Three stages with batch statistics and dropout; the first is never trained here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = self.stage(3, 4)
+        self.layer1 = self.stage(4, 4)
+        self.layer2 = self.stage(4, 8)
+        self.fc = nn.Linear(8, 3)
+
+    def stage(self, width: int, out: int) -> nn.Module:
+        """A convolution and what follows it."""
+        convolution = nn.Conv2d(width, out, 3, stride=2, padding=1)
+        return nn.Sequential(convolution, nn.BatchNorm2d(out), nn.ReLU(), nn.Dropout(0.1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """From pictures to logits."""
+        return self.fc(self.layer2(self.layer1(self.stem(x))).mean((2, 3)))
+
+
+class WrappedOnce(FreezeUnfreezeCallback):
+    """The reference: all require a gradient when they are wrapped, and nothing is wrapped again."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let DDP take note of every parameter."""
+        super().setup(trainer, pl_module, stage)
+        set_trainable(pl_module, {name for name, _ in pl_module.named_parameters()})
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Freeze only now."""
+        set_trainable(pl_module, self._trainable(pl_module))
+        super().on_train_start(trainer, pl_module)
+
+
+class WriteDown(Callback):
+    """Keep a checkpoint amid the second epoch, and what this process has at each epoch's end."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.epochs: dict[int, dict[str, Any]] = {}
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Save amid the epoch in which the second phase began."""
+        if trainer.global_step == 5:
+            trainer.save_checkpoint(f"{self.path}-mid.ckpt")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note all, and write it to a file."""
+        self.epochs[trainer.current_epoch] = {
+            "weights": {name: value.clone() for name, value in pl_module.state_dict().items()},
+            "state": [
+                {key: value.clone() for key, value in state.items()}
+                for state in trainer.optimizers[0].state.values()
+            ],
+            "groups": [
+                (group["name"], float(group["lr"])) for group in trainer.optimizers[0].param_groups
+            ],
+        }
+        torch.save(self.epochs, f"{self.path}-rank{trainer.global_rank}.pt")
+
+
+def train(folder: Path, name: str, case: dict[str, Any]) -> None:
+    """One case."""
+    seed_everything(0, verbose=False)
+    make = WrappedOnce if case.get("wraps_once") else FreezeUnfreezeCallback
+    wrap_again = sys.modules[FreezeUnfreezeCallback.__module__].wrap_again
+    if case.get("wraps_once"):
+        sys.modules[FreezeUnfreezeCallback.__module__].wrap_again = lambda *_: None
+    model = FinetuneClassifier(Net(), num_classes=3, lr=0.01, backbone_lr_ratio=0.5)
+    options = {
+        "max_epochs": 3,
+        "limit_train_batches": 3,
+        "limit_val_batches": 1,
+        "accelerator": "cpu",
+        "devices": 2,
+        "strategy": DDPStrategy(**case.get("strategy", {})),
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "callbacks": [make(SCHEDULE), WriteDown(str(folder / name))],
+    }
+    trainer = Trainer(**{**options, **case.get("trainer", {})})
+    data = DigitsDataModule(digits=[0, 1, 2], batch_size=8, image_size=16, num_workers=0)
+    ckpt_path = str(folder / case["ckpt_path"]) if "ckpt_path" in case else None
+    trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=True)
+    sys.modules[FreezeUnfreezeCallback.__module__].wrap_again = wrap_again
+
+
+if __name__ == "__main__":
+    for case_name, case in json.loads(sys.argv[2]).items():
+        train(Path(sys.argv[1]), case_name, case)

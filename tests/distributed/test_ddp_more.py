@@ -1,0 +1,132 @@
+"""More ways to train in several processes, each against what must come out to the last bit."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
+
+from lit_finetune.distributed import refuse_unsupported
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = Path(__file__).with_name("rank_runs.py")
+Epochs = dict[int, dict[str, Any]]
+
+TWO: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "wrapped once": {"strategy": {"find_unused_parameters": True}, "wraps_once": True},
+    "unused parameters": {"strategy": {"find_unused_parameters": True}},
+    "resumed": {"ckpt_path": "plain-mid.ckpt"},
+    "bf16": {"trainer": {"precision": "bf16-mixed"}},
+    "bf16 resumed": {"ckpt_path": "bf16-mid.ckpt", "trainer": {"precision": "bf16-mixed"}},
+}
+
+
+def run(folder: Path, cases: dict[str, dict[str, Any]]) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(PROGRAM), str(folder), json.dumps(cases)]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=550
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two processes have written down all cases, of which each starts as the one before."""
+    folder = tmp_path_factory.mktemp("two")
+    run(folder, TWO)
+    return folder
+
+
+def epochs(folder: Path, name: str, rank: int) -> Epochs:
+    content: Epochs = torch.load(folder / f"{name}-rank{rank}.pt", weights_only=True)
+    return content
+
+
+def differences(one: dict[str, Any], other: dict[str, Any], *, but: str = "no name") -> list[str]:
+    """What is not the same to the last bit at the end of an epoch, in two processes or two runs."""
+    assert one["groups"] == other["groups"]
+    states = zip(one["state"], other["state"], strict=True)
+    pairs = [(key, a[key], b[key]) for a, b in states for key in a]
+    pairs += [(key, value, other["weights"][key]) for key, value in one["weights"].items()]
+    return [key for key, a, b in pairs if not torch.equal(a, b) and but not in key]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TWO)
+def test_two_processes_hold_the_same_bits(two: Path, name: str) -> None:
+    one, other = (epochs(two, name, rank) for rank in (0, 1))
+
+    assert one.keys() == other.keys()
+    for epoch in one:  # each process has seen its own pictures: running statistics differ
+        assert differences(one[epoch], other[epoch], but="running_") == []
+        assert not [key for key in differences(one[epoch], other[epoch]) if "stem" in key]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["plain", "unused parameters"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_wrapping_anew_gives_what_wrapping_everything_once_gives(
+    two: Path, name: str, rank: int
+) -> None:
+    reference, wrapped = epochs(two, "wrapped once", rank), epochs(two, name, rank)
+
+    for epoch in (0, 1, 2):
+        assert differences(reference[epoch], wrapped[epoch]) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "whole"), [("resumed", "plain"), ("bf16 resumed", "bf16")])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_run_resumed_amid_an_epoch_ends_the_same_in_each_process(
+    two: Path, name: str, whole: str, rank: int
+) -> None:
+    unbroken, resumed = epochs(two, whole, rank), epochs(two, name, rank)
+
+    assert list(resumed) == [1, 2]
+    for epoch in (1, 2):
+        assert differences(unbroken[epoch], resumed[epoch]) == []
+
+
+@pytest.mark.long
+def test_four_processes_hold_the_same_bits(tmp_path: Path) -> None:
+    run(tmp_path, {"four": {"trainer": {"devices": 4}}})
+    first, *others = (epochs(tmp_path, "four", rank) for rank in range(4))
+
+    for other in others:
+        for epoch in (0, 1, 2):
+            assert differences(first[epoch], other[epoch], but="running_") == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork", "ddp_find_unused_parameters_true"])
+def test_processes_that_are_started_otherwise_train_the_same(
+    two: Path, tmp_path: Path, strategy: str
+) -> None:
+    run(tmp_path, {"other": {"trainer": {"strategy": strategy}}})
+
+    for rank in (0, 1):
+        launched, other = epochs(two, "plain", rank), epochs(tmp_path, "other", rank)
+        for epoch in (0, 1, 2):
+            assert differences(launched[epoch], other[epoch]) == []
+
+
+def test_a_strategy_that_shards_is_refused_with_what_to_use_instead() -> None:
+    strategies: list[Strategy] = [FSDPStrategy(use_orig_params=True), ModelParallelStrategy()]
+    for strategy in strategies:
+        with pytest.raises(ValueError, match=r"strategy='ddp'.*, or one device"):
+            refuse_unsupported(strategy)
+
+
+def test_deepspeed_is_refused_with_what_to_use_instead() -> None:
+    pytest.importorskip("deepspeed")
+    from lightning.pytorch.strategies import DeepSpeedStrategy
+
+    with pytest.raises(ValueError, match=r"strategy='ddp'.*, or one device"):
+        refuse_unsupported(DeepSpeedStrategy())
