@@ -1,6 +1,7 @@
 """Callbacks that fine-tune: thin shells, Trainer events in, calls to the core out."""
 
-from .checkpoint import BestAndLast as BestAndLast
+from .checkpoint import BestCheckpoint as BestCheckpoint
+from .checkpoint import LastCheckpoint as LastCheckpoint
 from .freeze_unfreeze import FreezeUnfreezeCallback as FreezeUnfreezeCallback
 from .predictions import PredictionWriter as PredictionWriter
 from .report import RunReport as RunReport

@@ -50,11 +50,11 @@ class PredictionWriter(BasePredictionWriter):
     ) -> None:
         if dataloader_idx > 0:
             raise ValueError("Predictions of several loaders are no table: give a single one.")
-        if not batch_indices:  # the loader is none of Lightning's making
+        if not batch_indices:  # such as those of a stream
             if trainer.world_size > 1:
                 raise ValueError(
-                    "Which process has predicted which pictures is not known, since the loader has"
-                    " a batch sampler of its own: predict on one device."
+                    "The loader does not number its pictures, so those of several processes have"
+                    " no order: predict on one device."
                 )
             batch_indices = range(len(self._numbers), len(self._numbers) + len(prediction))
         self._numbers += batch_indices

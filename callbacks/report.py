@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from lit_finetune.plan import format_plan
 
+from .checkpoint import LastCheckpoint
 from .freeze_unfreeze import FreezeUnfreezeCallback
 
 _SHOWN = ("train/loss", "val/loss", "val/acc", "val/acc_macro", "val/f1")
@@ -50,10 +51,11 @@ def _facts(trainer: Trainer, pl_module: LightningModule) -> Iterator[tuple[str, 
 
 
 def _checkpoint_facts(checkpoint: ModelCheckpoint) -> Iterator[tuple[str, str]]:
+    name = "last" if isinstance(checkpoint, LastCheckpoint) else "best"
     if checkpoint.best_model_path and checkpoint.best_model_score is not None:
         score = f"{checkpoint.monitor} {checkpoint.best_model_score:.4f}"
-        yield "best", f"{checkpoint.best_model_path} ({score})"
+        yield name, f"{checkpoint.best_model_path} ({score})"
     elif checkpoint.best_model_path:
-        yield "checkpoint", checkpoint.best_model_path
+        yield name, checkpoint.best_model_path
     if checkpoint.last_model_path:
         yield "last", checkpoint.last_model_path

@@ -2,7 +2,7 @@
 
     python -m examples.pretrain_digits
 
-Training needs half a minute on two cores, and gives the same file each time on the same machine.
+Training takes 15 seconds on two cores, and gives the same file each time on the same machine.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ WEIGHTS = Path(__file__).with_name("digits_0_to_4.safetensors")
 
 
 def pretrain(path: Path = WEIGHTS, *, epochs: int = 20) -> float:
-    """Train from scratch, write the weights, and return the accuracy in validation."""
+    """Train from scratch, write the weights but the head's, and return the validation accuracy."""
     seed_everything(0, verbose=False)
     data = DigitsDataModule(digits=[0, 1, 2, 3, 4], image_size=16, mean=0.5, std=0.5)
     model = FinetuneClassifier(
@@ -35,7 +35,9 @@ def pretrain(path: Path = WEIGHTS, *, epochs: int = 20) -> float:
         enable_checkpointing=False,
     )
     trainer.fit(model, data)
-    save_file(model.backbone.state_dict(), path)
+    weights = model.backbone.state_dict()
+    # As many digits are to follow, so this head would fit them, but it knows none of them.
+    save_file({k: v for k, v in weights.items() if not k.startswith("head.")}, path)
     return float(trainer.callback_metrics["val/acc"])
 
 

@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from argparse import Action
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,25 +22,23 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 import lit_finetune.datamodules  # noqa: F401  # so that `--data DigitsDataModule` finds it
-from lit_finetune.callbacks import BestAndLast, PredictionWriter, RunReport
+from lit_finetune.callbacks import BestCheckpoint, LastCheckpoint, PredictionWriter, RunReport
 from lit_finetune.classifier import FinetuneClassifier
 
 MOST_CLASSES = 40
 """How many known classes the help lists for an argument."""
 
-_CHECKPOINT = {
+_BEST = {
     "monitor": "val/acc",
     "mode": "max",
-    "save_last": True,
     "filename": "epoch={epoch}-acc={val/acc:.4f}",
     "auto_insert_metric_name": False,
 }
-
-
+_KINDS = (ProgressBar, LearningRateMonitor, PredictionWriter, RunReport, ModelCheckpoint)
 _NUM_CLASSES_GIVEN = "`model.num_classes` is not to be given: it follows from the data."
 
 
@@ -89,8 +88,10 @@ class FinetuneCLI(LightningCLI):
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
-        parser.add_class_arguments(BestAndLast, "checkpoint")
-        parser.set_defaults({f"checkpoint.{key}": value for key, value in _CHECKPOINT.items()})
+        parser.add_class_arguments(BestCheckpoint, "checkpoint")
+        parser.set_defaults({f"checkpoint.{key}": value for key, value in _BEST.items()})
+        parser.add_class_arguments(LastCheckpoint, "last_checkpoint")
+        parser.link_arguments("checkpoint.dirpath", "last_checkpoint.dirpath")
         parser.add_class_arguments(PredictionWriter, "predictions")
 
     @override
@@ -98,7 +99,9 @@ class FinetuneCLI(LightningCLI):
         if "num_classes" in self._get(self.config, "model"):  # a file has it: of no effect so far
             self._parser(self.subcommand).error(_NUM_CLASSES_GIVEN)
         if self.subcommand != "fit" and not self._get(self.config, "ckpt_path"):
-            rank_zero_warn("Without `--ckpt_path` the network is as before any training here.")
+            rank_zero_info(
+                "No `ckpt_path` is given: the network is as the configuration builds it."
+            )
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -109,14 +112,18 @@ class FinetuneCLI(LightningCLI):
             logger = default_loggers(given["default_root_dir"] or os.getcwd())
         if not logger:
             self.save_config_callback = None  # without a folder of logs it has no place
-        checkpoint = self._get(self.config_init, "checkpoint")
-        defaults: dict[type[Callback], Callback | None] = {
-            ProgressBar: RichProgressBar() if given["enable_progress_bar"] is not False else None,
-            LearningRateMonitor: LearningRateMonitor() if logger else None,
-            ModelCheckpoint: checkpoint if given["enable_checkpointing"] is not False else None,
-            PredictionWriter: self._get(self.config_init, "predictions"),
-            RunReport: RunReport(),
-        }
+        has_bar = given["enable_progress_bar"] is not False
+        keeps = given["enable_checkpointing"] is not False
+        checkpoints = [
+            self._get(self.config_init, key) for key in ("checkpoint", "last_checkpoint")
+        ]
+        defaults = [
+            *([RichProgressBar()] if has_bar else []),
+            *([LearningRateMonitor()] if logger else []),
+            *(checkpoints if keeps else []),
+            self._get(self.config_init, "predictions"),
+            RunReport(),
+        ]
         callbacks = with_defaults(given["callbacks"], defaults)
         trainer = super().instantiate_trainer(logger=logger, callbacks=callbacks, **kwargs)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
@@ -125,21 +132,19 @@ class FinetuneCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Predict with the best checkpoint, so that a run ends with something to look at."""
-        checkpoint = self.trainer.checkpoint_callback
-        if not isinstance(checkpoint, ModelCheckpoint) or not self.trainer.loggers:
-            return
-        best = checkpoint.best_model_path or checkpoint.last_model_path
-        if not best:
+        kept = [getattr(each, "best_model_path", "") for each in self.trainer.checkpoint_callbacks]
+        checkpoint = next(filter(None, kept), None)  # the best, or else the last
+        if checkpoint is None or not self.trainer.loggers:
             return
         try:
             self.trainer.predict(
                 self.model,
                 datamodule=self.datamodule,
-                ckpt_path=best,
+                ckpt_path=checkpoint,
                 return_predictions=False,
                 weights_only=True,
             )
-        except (ValueError, MisconfigurationException) as error:
+        except (ValueError, OSError, MisconfigurationException) as error:
             # The training is done and saved: whatever is the matter with the pictures to predict
             # must not make it look otherwise.
             rank_zero_info(f"Nothing was predicted: {error}")
@@ -179,16 +184,12 @@ def default_loggers(root: str) -> list[Logger]:
 
 
 def with_defaults(
-    given: Callback | list[Callback] | None, defaults: dict[type[Callback], Callback | None]
+    given: Callback | list[Callback] | None, defaults: Iterable[Callback]
 ) -> list[Callback]:
     """The user's callbacks, and each default of whose kind the user has brought none."""
     callbacks = given if isinstance(given, list) else [given] if given else []
-    missing = [
-        default
-        for kind, default in defaults.items()
-        if default and not any(isinstance(callback, kind) for callback in callbacks)
-    ]
-    return [*callbacks, *missing]
+    brought = {kind for kind in _KINDS for callback in callbacks if isinstance(callback, kind)}
+    return [*callbacks, *(each for each in defaults if not isinstance(each, tuple(brought)))]
 
 
 def find_refusal(error: BaseException | None) -> BaseException | None:
@@ -198,13 +199,15 @@ def find_refusal(error: BaseException | None) -> BaseException | None:
             return error
         if isinstance(error, ValueError | OSError | ImportError) and _is_a_check(error):
             return error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ if error.__suppress_context__ else error.__context__
     return None
 
 
 def _is_a_check(error: BaseException) -> bool:
     """Whether the statement that raised an error stands in this package or in Lightning."""
-    modules = [frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__)]
+    modules = [
+        frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)
+    ]
     package = modules[-1].split(".")[0] if modules else ""
     return package in ("lit_finetune", "callbacks", "datamodules", "lightning")
 
@@ -240,7 +243,7 @@ def main(
 
     Raises:
         SystemExit: The command cannot be followed; what is wrong has been printed. With
-            `JSONARGPARSE_DEBUG=1` in the environment the error itself is raised.
+            `JSONARGPARSE_DEBUG=true` in the environment the error itself is raised.
     """
     log_above_progress_bar()
     usages = {name: {"usage": "%(prog)s [options]"} for name in FinetuneCLI.subcommands()}
@@ -261,7 +264,7 @@ def main(
         )
     except Exception as error:
         refusal = find_refusal(error)
-        if refusal is None or os.environ.get("JSONARGPARSE_DEBUG"):
+        if refusal is None or os.environ.get("JSONARGPARSE_DEBUG") == "true":
             raise
         print(f"error: {refusal}", file=sys.stderr)
         sys.exit(2)

@@ -50,8 +50,8 @@ def replace_head(
 ) -> str:
     """Put a new classifier in the place of a network's own; return its dotted name.
 
-    The new head takes the device and the number type of the old one. What is built here has
-    torch's default initialisation.
+    The new head takes the device and the number type of the old one. What is built here starts
+    with scores near 0.
 
     >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4, 1000))
     >>> replace_head(network, 2)
@@ -166,16 +166,18 @@ def _build(layer: Layer, num_classes: int, head: Head, drop_rate: float) -> nn.M
     """The new head; `layer` is where the features go into the old one."""
     in_features = layer_sizes(layer)[0]
     if head == "linear":
-        return _layer_like(layer, in_features, num_classes, drop_rate)
+        return _start_small(_layer_like(layer, in_features, num_classes, drop_rate))
     if head == "mlp":
         hidden = min(in_features, MAX_HIDDEN_FEATURES)
         return nn.Sequential(
             _layer_like(layer, in_features, hidden),
             nn.GELU(),
             nn.Dropout(drop_rate),
-            nn.Linear(hidden, num_classes)
-            if isinstance(layer, nn.Linear)
-            else nn.Conv2d(hidden, num_classes, kernel_size=1),
+            _start_small(
+                nn.Linear(hidden, num_classes)
+                if isinstance(layer, nn.Linear)
+                else nn.Conv2d(hidden, num_classes, kernel_size=1)
+            ),
         )
     if isinstance(head, nn.Module):
         return head
@@ -186,9 +188,19 @@ def _build(layer: Layer, num_classes: int, head: Head, drop_rate: float) -> nn.M
     return made
 
 
-def _layer_like(
-    layer: Layer, in_features: int, out_features: int, drop_rate: float = 0.0
-) -> nn.Module:
+def _start_small(layer: Layer) -> Layer:
+    """Let a last layer give scores near 0, as torchvision does in networks that end in one.
+
+    Larger ones disturb the features that are trained with it (arXiv 2202.10054), and where a ReLU
+    follows, as in SqueezeNet, shut off a class for long: accuracy then hangs on the seed.
+    """
+    nn.init.normal_(layer.weight, std=0.01)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _layer_like(layer: Layer, in_features: int, out_features: int, drop_rate: float = 0.0) -> Layer:
     """A layer of the same kind, with a bias."""
     if isinstance(layer, nn.Linear):
         if drop_rate:

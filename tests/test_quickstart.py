@@ -1,7 +1,6 @@
 """The quickstart, as a user runs it: one command, without a network."""
 
 import csv
-import os
 import re
 import subprocess
 import sys
@@ -20,12 +19,11 @@ COMMAND = ("train.py", "fit", "--config", "configs/quickstart.yaml")
 
 @pytest.fixture(scope="module")
 def printed(tmp_path_factory) -> str:
-    """What a run of the quickstart prints, on a terminal that is wide enough for its paths."""
+    """What a run of the quickstart prints."""
     folder = tmp_path_factory.mktemp("quickstart")
     run = subprocess.run(
         [sys.executable, *COMMAND, f"--trainer.default_root_dir={folder}"],
         cwd=ROOT,
-        env={**os.environ, "COLUMNS": "300"},
         capture_output=True,
         text=True,
         timeout=300,
@@ -35,13 +33,13 @@ def printed(tmp_path_factory) -> str:
 
 
 def told(name: str, printed: str) -> str:
-    """What the report says in the row of a name; of two rows, in the first."""
-    return re.findall(rf"│ {name} +│ (.+?) +│", printed)[0]
+    """What a line of the report says first; for most of them, a path."""
+    return re.findall(rf"(?m)^{name} +(\S+)", printed)[0]
 
 
 @pytest.mark.slow
 def test_it_reaches_its_accuracy(printed):
-    accuracy = told("best", printed).removeprefix("val/acc ").split(":")[0]
+    (accuracy,) = re.findall(r"(?m)^best .*\(val/acc (\S+)\)", printed)
 
     assert float(accuracy) >= 0.97
 
@@ -55,7 +53,7 @@ def test_it_unfreezes_the_network_from_the_head_down(printed):
 
 @pytest.mark.slow
 def test_it_ends_with_what_was_trained_and_where_everything_is(printed):
-    best, last, logs = (told(name, printed).split()[-1] for name in ("best", "last", "logs"))
+    best, last, logs = (told(name, printed) for name in ("best", "last", "logs"))
 
     assert "24,021  100.0%" in printed
     assert Path(best).is_file()
@@ -66,7 +64,7 @@ def test_it_ends_with_what_was_trained_and_where_everything_is(printed):
 
 @pytest.mark.slow
 def test_its_predictions_are_where_it_says_and_right(printed):
-    (path,) = re.findall(r"Predictions for 179 pictures are in (\S+)\.", printed)
+    (path,) = re.findall(r"Predictions for 179 pictures are in (\S+)", printed)
     with Path(path).open() as file:
         rows = list(csv.DictReader(file))
     truth = load_digits().target
@@ -80,16 +78,17 @@ def test_its_predictions_are_where_it_says_and_right(printed):
 
 @pytest.mark.slow
 def test_its_best_checkpoint_needs_nothing_else(printed):
-    best = told("best", printed).split()[-1]
+    model = FinetuneClassifier.load_from_checkpoint(told("best", printed))
 
-    assert FinetuneClassifier.load_from_checkpoint(best).classes == ["5", "6", "7", "8", "9"]
+    assert model.classes == ["5", "6", "7", "8", "9"]
 
 
 def test_its_weights_file_fits_the_network_and_is_small():
     report = load_weights(DigitsNet(num_classes=5), WEIGHTS)
 
     assert report.share == 1.0
-    assert not report.missing + report.unexpected
+    assert report.missing == ("head.weight", "head.bias")
+    assert not report.unexpected
     assert WEIGHTS.stat().st_size < 300_000
 
 

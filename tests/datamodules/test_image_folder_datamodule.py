@@ -175,7 +175,8 @@ def test_counts_of_each_class_are_told_once_before_training(photos, told):
     data = ImageFolderDataModule(photos)
     data.setup("fit")
     data.setup("fit")
-    assert told.text.count("bees      16    4") == 1
+    # A record may come twice, by way of Lightning's logger and of the root's: it is one object.
+    assert len({id(r) for r in told.records if "bees      16    4" in r.getMessage()}) == 1
 
 
 def test_a_missing_folder_is_named_with_the_nearest(photos):

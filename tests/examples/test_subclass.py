@@ -56,7 +56,7 @@ def test_the_command_line_logs_its_metrics_and_keeps_it_whole_in_a_checkpoint():
 
     run = Path("lightning_logs/version_0")
     model = FocalClassifier.load_from_checkpoint(run / "checkpoints/last.ckpt")
-    with open(run / "csv/metrics.csv") as file:
+    with open(run / "metrics.csv") as file:
         values = [row["val/auroc"] for row in csv.DictReader(file) if row["val/auroc"]]
     assert model.hparams["gamma"] == 1.5
     assert type(model.get_classifier()[0]) is nn.LayerNorm
