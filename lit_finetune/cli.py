@@ -31,6 +31,8 @@ from lit_finetune.classifier import FinetuneClassifier
 
 MOST_CLASSES = 40
 """How many known classes the help lists for an argument."""
+LIKELY_CLASSES = ("callbacks.", "datamodules.", "lit_finetune.", "torch.optim.")
+"""What the names of those begin with that it lists even so."""
 
 _BEST = {
     "monitor": "val/acc",
@@ -43,7 +45,7 @@ _NUM_CLASSES_GIVEN = "`model.num_classes` is not to be given: it follows from th
 
 
 class BriefHelp(DefaultHelpFormatter):
-    """Help that lists the known classes of an argument only where they are few.
+    """Help that names the known classes of an argument, but of very many only the likely ones.
 
     Of `torch.nn.Module`, which a backbone may be, there are more than a thousand.
     """
@@ -51,8 +53,12 @@ class BriefHelp(DefaultHelpFormatter):
     @override
     def _get_help_string(self, action: Action) -> str:
         text = super()._get_help_string(action)
-        head, _, classes = text.partition(", known subclasses: ")
-        return text if classes.count(",") < MOST_CLASSES else f"{head})"
+        head, found, rest = text.partition(", known subclasses: ")
+        classes = rest.removesuffix(")").split(", ")
+        if not found or len(classes) <= MOST_CLASSES:
+            return text
+        likely = [name for name in classes if name.startswith(LIKELY_CLASSES)]
+        return f"{head}, known subclasses: {', '.join([*likely, 'and many more'])})"
 
 
 class FinetuneParser(LightningArgumentParser):
