@@ -49,13 +49,17 @@ def epochs(folder: Path, name: str, rank: int) -> Epochs:
     return content
 
 
-def differences(one: dict[str, Any], other: dict[str, Any], *, but: str = "no name") -> list[str]:
-    """What is not the same to the last bit at the end of an epoch, in two processes or two runs."""
+def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+    """What is not the same to the last bit at the end of an epoch, in two processes or two runs.
+
+    Statistics of trained norms differ between processes in training, but not after a validation:
+    DDP gives all processes those of the first one before it runs.
+    """
     assert one["groups"] == other["groups"]
     states = zip(one["state"], other["state"], strict=True)
     pairs = [(key, a[key], b[key]) for a, b in states for key in a]
     pairs += [(key, value, other["weights"][key]) for key, value in one["weights"].items()]
-    return [key for key, a, b in pairs if not torch.equal(a, b) and but not in key]
+    return [key for key, a, b in pairs if not torch.equal(a, b)]
 
 
 @pytest.mark.slow
@@ -64,9 +68,8 @@ def test_two_processes_hold_the_same_bits(two: Path, name: str) -> None:
     one, other = (epochs(two, name, rank) for rank in (0, 1))
 
     assert one.keys() == other.keys()
-    for epoch in one:  # each process has seen its own pictures: running statistics differ
-        assert differences(one[epoch], other[epoch], but="running_") == []
-        assert not [key for key in differences(one[epoch], other[epoch]) if "stem" in key]
+    for epoch in one:
+        assert differences(one[epoch], other[epoch]) == []
 
 
 @pytest.mark.slow
@@ -101,7 +104,7 @@ def test_four_processes_hold_the_same_bits(tmp_path: Path) -> None:
 
     for other in others:
         for epoch in (0, 1, 2):
-            assert differences(first[epoch], other[epoch], but="running_") == []
+            assert differences(first[epoch], other[epoch]) == []
 
 
 @pytest.mark.long
