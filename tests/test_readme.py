@@ -43,12 +43,15 @@ def test_the_ten_lines_train() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("photos")
-def test_the_configuration_runs(tmp_path: Path) -> None:
+def test_the_configuration_runs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     (config,) = blocks("yaml")
     (tmp_path / "my.yaml").write_text(config)
     words = ["fit", "--config", "my.yaml", "--model.weights=null", "--trainer.fast_dev_run=true"]
 
     main(args=words)
+
+    assert "Epoch 0: training head" in caplog.text
 
 
 def test_the_configuration_says_what_the_ten_lines_say() -> None:

@@ -273,7 +273,9 @@ def test_the_users_max_epochs_is_kept() -> None:
 
 
 def test_a_trial_run_may_use_the_schedule_of_a_long_one() -> None:
-    fit(classifier(), FreezeUnfreezeCallback({0: "head", 5: "all"}), fast_dev_run=True)
+    trainer = fit(classifier(), FreezeUnfreezeCallback({0: "head", 5: "all"}), fast_dev_run=True)
+
+    assert trainer.global_step == 1
 
 
 @pytest.mark.parametrize(
