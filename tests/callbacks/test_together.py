@@ -411,6 +411,23 @@ def test_two_optimizers_of_a_users_own_loop_follow_the_schedule(toggles: bool) -
     assert len(trainer.optimizers[1].state) == 8
 
 
+def test_layers_that_are_made_in_configure_model_follow_the_schedule() -> None:
+    class Late(TwoOptimizers):
+        def __init__(self) -> None:
+            super().__init__(toggles=False)
+            self.net = None
+
+        def configure_model(self) -> None:
+            if self.net is None:
+                self.net = Net()
+
+    model = Late()
+    make_trainer(FreezeUnfreezeCallback({0: "head", 2: "layer2"})).fit(model, digits())
+
+    trained = {name.split(".")[1] for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"fc", "layer2"}
+
+
 def test_a_second_fit_goes_on_at_the_same_proportions() -> None:
     watch = Watch()
     model = classifier(lr_scheduler="constant")
