@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -86,6 +87,8 @@ class FreezeUnfreezeCallback(Callback):
         if stage != "fit":
             return
         refuse_unsupported(trainer.strategy)
+        if is_overridden("configure_model", pl_module):
+            pl_module.configure_model()  # there may be no layers yet; Lightning calls it once more
         self.plan = self._make_plan(trainer, pl_module)
         if self.plan.monitors(0) and not trainer.enable_validation:
             raise ValueError(

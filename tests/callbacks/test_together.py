@@ -41,7 +41,8 @@ class Net(nn.Module):
         self.layer1 = nn.Sequential(nn.Conv2d(4, 4, 3, 2), nn.BatchNorm2d(4), nn.Dropout(0.5))
         self.layer2 = nn.Sequential(nn.Conv2d(4, 8, 3, 2), nn.BatchNorm2d(8), nn.Dropout(0.5))
         self.fc = nn.Linear(8, 3)
-        nn.init.uniform_(self.stem[1].running_mean)
+        nn.init.uniform_(self.stem[1].running_mean)  # as of a pretrained network
+        self.stem[1].num_batches_tracked.fill_(100)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.layer2(self.layer1(self.stem(x))).mean((2, 3)))
@@ -269,7 +270,6 @@ def test_statistics_of_frozen_layers_outlive_stochastic_weight_averaging() -> No
     model = fit(FreezeUnfreezeCallback(SCHEDULE), average)
 
     assert moved(before, model) == {"fc", "layer2", "layer1"}
-    assert model.backbone.stem[1].num_batches_tracked == 0
     assert model.backbone.layer1[1].num_batches_tracked == BATCHES, "gathered anew at the end"
 
 
@@ -409,6 +409,23 @@ def test_two_optimizers_of_a_users_own_loop_follow_the_schedule(toggles: bool) -
     assert [len(group["params"]) for group in rest] == [0, 4, 4]
     assert rest[2]["lr"] == pytest.approx(rest[0]["lr"] * 0.1, rel=1e-12)
     assert len(trainer.optimizers[1].state) == 8
+
+
+def test_layers_that_are_made_in_configure_model_follow_the_schedule() -> None:
+    class Late(TwoOptimizers):
+        def __init__(self) -> None:
+            super().__init__(toggles=False)
+            self.net = None
+
+        def configure_model(self) -> None:
+            if self.net is None:
+                self.net = Net()
+
+    model = Late()
+    make_trainer(FreezeUnfreezeCallback({0: "head", 2: "layer2"})).fit(model, digits())
+
+    trained = {name.split(".")[1] for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"fc", "layer2"}
 
 
 def test_a_second_fit_goes_on_at_the_same_proportions() -> None:
