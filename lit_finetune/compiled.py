@@ -1,8 +1,7 @@
 """See through `torch.compile`, which wraps a module and so puts `_orig_mod.` into names."""
 
+import sys
 from typing import Any
-
-from torch import nn
 
 
 def plain_name(name: str) -> str:
@@ -19,11 +18,8 @@ def unwrapped(module: Any) -> Any:
 
     So its parameters have the same names as in an eager run. Anything else is returned as it is.
     """
-    if not isinstance(module, nn.Module):
-        return module
-    from torch._dynamo import OptimizedModule  # seconds, unless something else needs it already
-
-    if not isinstance(module, OptimizedModule):
+    dynamo = sys.modules.get("torch._dynamo")  # takes seconds to import; compiling has done so
+    if dynamo is None or not isinstance(module, dynamo.OptimizedModule):
         return module
     original = module._orig_mod
     original._compiled_call_impl = module.dynamo_ctx(original._call_impl)  # as Module.compile does
