@@ -81,12 +81,14 @@ class FreezeUnfreezeCallback(Callback):
         self._statistics: list[Statistics] = []
         self._before: dict[str, bool] = {}
         self._monitored: dict[str, float] = {}
+        self._max_epochs: int | None = None
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
         refuse_unsupported(trainer.strategy)
+        self._max_epochs = trainer.max_epochs
         if is_overridden("configure_model", pl_module):
             pl_module.configure_model()  # there may be no layers yet; Lightning calls it once more
         self.plan = self._make_plan(trainer, pl_module)
@@ -145,7 +147,7 @@ class FreezeUnfreezeCallback(Callback):
         self._before = {}
         plan = self._planned()
         if needs_length(plan) and not _is_trial(trainer):
-            num_steps, epoch_steps = _run_length(trainer)
+            num_steps, epoch_steps = _run_length(trainer, self._max_epochs)
             self.plan = fit_to_length(plan, num_steps=num_steps, epoch_steps=epoch_steps)
         self._hold_anew(pl_module)
         self._tell(trainer, pl_module)
@@ -330,15 +332,20 @@ def _is_trial(trainer: Trainer) -> bool:
     return bool(getattr(trainer, "fast_dev_run", False))  # mypy knows no such attribute
 
 
-def _run_length(trainer: Trainer) -> tuple[int | None, int | None]:
-    """How many steps the optimizer makes in the run, and in an epoch; None if nobody knows."""
+def _run_length(trainer: Trainer, max_epochs: int | None) -> tuple[int | None, int | None]:
+    """How many steps the optimizer makes in the run, and in an epoch; None if nobody knows.
+
+    Args:
+        trainer: Its training is about to begin.
+        max_epochs: The user's. StochasticWeightAveraging adds one, in which nothing is trained.
+    """
     callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
     if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
         return None, None
     if not trainer.lightning_module.automatic_optimization:
         return None, None
     num_steps, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
-    return (
-        int(num_steps) if 0 < num_steps < math.inf else None,
-        math.ceil(batches / trainer.accumulate_grad_batches) if batches < math.inf else None,
-    )
+    epoch_steps = math.ceil(batches / trainer.accumulate_grad_batches) if batches < math.inf else 0
+    if epoch_steps and max_epochs is not None and max_epochs > 0:
+        num_steps = min(num_steps, epoch_steps * max_epochs)
+    return int(num_steps) if 0 < num_steps < math.inf else None, epoch_steps or None

@@ -273,6 +273,15 @@ def test_statistics_of_frozen_layers_outlive_stochastic_weight_averaging() -> No
     assert model.backbone.layer1[1].num_batches_tracked == BATCHES, "gathered anew at the end"
 
 
+def test_a_share_of_the_run_is_one_of_the_users_epochs_under_stochastic_weight_averaging() -> None:
+    watch = Watch()
+    schedule = [{"modules": "head"}, {"at": 0.75, "modules": "layer2"}]
+    average = StochasticWeightAveraging(0.05, swa_epoch_start=4)
+    fit(average, FreezeUnfreezeCallback(schedule), watch, max_epochs=5)
+
+    assert watch.moved[:5] == [{"fc"}] * 3 + [{"fc", "layer2"}] * 2
+
+
 class Modes:
     """Whether the stem was ever in train mode while it was used."""
 
