@@ -54,14 +54,15 @@ class FinetuneClassifier(LightningModule):
     small methods, each of which can be replaced alone.
 
     Args:
-        backbone: A torchvision name (`resnet18`), `timm/<name>`, an import path
-            (`my_package.nets.ResNet`), or a network.
+        backbone: A torchvision name (`resnet18`), `timm/<name>`, `hf/<model type, folder or name on
+            the hub>`, an import path (`my_package.nets.ResNet`), or a network.
         num_classes: How many classes there are.
         weights: `DEFAULT` or the name of a torchvision weights enum, `pretrained` for timm, or the
             path of a weights file. By default the network keeps the weights that it has.
         head: `linear`, `mlp`, a module, or a callable from `(in_features, num_classes)` to one. A
             `linear` head keeps the network's own layer where that has `num_classes` outputs.
-        head_name: The network's classifier layer, where it is not found by itself.
+        head_name: The network's classifier layer, where it is not found by itself; "" if it has
+            none: then one is appended to what it ends in, as where none is found.
         backbone_kwargs: What to build a named backbone with.
         drop_rate: Probability of dropping a feature, before the head's last layer.
         lr: The head's learning rate. An optimizer that brings a rate of its own may set it instead.
@@ -134,10 +135,12 @@ class FinetuneClassifier(LightningModule):
         self.backbone = built.network
         self.head_name = built.head_name
         self.load_report = built.load_report
+        self._rebuilt_by = built.rebuilt_by
         self.data_config: DataConfig = built.data_config
         self._run_seed: int | None = None
         self._monitored: dict[str, float] = {}
         self._set_num_classes(num_classes)
+        self.classes = list(built.classes) or self.classes
         rank_zero_info(str(built))
 
     @override
@@ -321,8 +324,8 @@ class FinetuneClassifier(LightningModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         key = self.CHECKPOINT_HYPER_PARAMS_KEY
-        # The weights are in the checkpoint: whoever loads it must not need the file again.
-        checkpoint[key] = {**checkpoint.get(key, {}), "weights": None}
+        # The weights are in the checkpoint: whoever loads it must not need files again.
+        checkpoint[key] = {**checkpoint.get(key, {}), "weights": None, **self._rebuilt_by}
         checkpoint[MONITORED] = monitored(self.trainer)
         checkpoint[_KEY] = {
             "classes": self.classes if self._is_named else None,
