@@ -34,7 +34,7 @@ from lit_finetune.optim import (
     describe_scheduler,
     join_groups,
 )
-from lit_finetune.outputs import logits_of
+from lit_finetune.outputs import check_logits, logits_of
 from lit_finetune.param_groups import ParamGroup, make_param_groups
 from lit_finetune.place import MONITORED, catch_up, monitored, place_in_run
 from lit_finetune.scores import log_evaluation, log_training
@@ -173,7 +173,9 @@ class FinetuneClassifier(LightningModule):
         """From images (N, C, H, W) to logits (N, num_classes)."""
         if self.hparams["channels_last"]:
             images = images.contiguous(memory_format=torch.channels_last)
-        return logits_of(self.backbone(images))
+        logits = logits_of(self.backbone(images))
+        check_logits(logits, self.num_classes, self.head_name)
+        return logits
 
     def forward_features(self, images: Tensor) -> Tensor:
         """From images (N, C, H, W) to what the head is given."""

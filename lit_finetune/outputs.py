@@ -23,6 +23,21 @@ def logits_of(output: Any) -> Tensor:
     return logits
 
 
+def check_logits(logits: Tensor, num_classes: int, head_name: str) -> None:
+    """Refuse an output that is not one score for each class, of each picture.
+
+    Raises:
+        ValueError: The network's output is not what its head gives.
+    """
+    if logits.dim() != 2 or logits.shape[1] != num_classes:
+        raise ValueError(
+            f"The network gave an output of shape {tuple(logits.shape)}, where logits (N, "
+            f"{num_classes}) were expected: its head `{head_name}` is not where the output comes "
+            'from. Name the right module with `head_name=`, or give `head_name=""` to append a '
+            "head to an output that is features."
+        )
+
+
 def auxiliary_of(output: Any) -> tuple[Tensor, ...]:
     """The logits of auxiliary heads, which GoogLeNet and Inception return when they train."""
     if not (isinstance(output, tuple) and hasattr(output, "_fields")):

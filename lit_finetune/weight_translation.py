@@ -6,7 +6,8 @@ From its version 5 on, many a network's modules are called otherwise than its te
 
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from importlib import import_module
@@ -45,7 +46,7 @@ def _from_transformers(network: nn.Module) -> Any:
 def _translated(inner: Any, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The tensors under the prefix that lets the most of them be understood."""
     own = {plain_name(name) for name in inner.state_dict()}
-    best, most = tensors, sum(_ends_in(name, own) for name in tensors)
+    best, most = tensors, _num_known(tensors, own)
     for prefix in _prefixes(tensors):
         if most >= min(len(own), len(tensors)):
             break
@@ -58,9 +59,14 @@ def _translated(inner: Any, tensors: Mapping[str, Tensor]) -> Mapping[str, Tenso
     return best
 
 
-def _ends_in(name: str, own: set[str]) -> bool:
-    parts = name.split(".")
-    return any(".".join(parts[start:]) in own for start in range(len(parts)))
+def _num_known(names: Iterable[str], own: set[str]) -> int:
+    """How many names are the network's own, after the one prefix for which it is the most."""
+    prefixes: Counter[str] = Counter()
+    for name in names:
+        parts = name.split(".")
+        ends = (".".join(parts[start:]) for start in range(len(parts)))
+        prefixes.update(name.removesuffix(end) for end in ends if end in own)
+    return max(prefixes.values(), default=0)
 
 
 def _prefixes(tensors: Mapping[str, Tensor]) -> list[str]:

@@ -25,6 +25,13 @@ WEIGHTS_FILES = (
 )
 """Where transformers keeps weights in a folder, the best first."""
 
+_UNUSED: Mapping[str, Mapping[str, type[nn.Module]]] = {
+    "clip": {"vision_model.post_layernorm": nn.Identity},
+    "metaclip_2": {"vision_model.post_layernorm": nn.Identity},
+    "siglip": {"vision_model.head": nn.Identity},
+}
+"""What only pooled outputs go through, where the classifier takes the mean of all tokens."""
+
 _NOT_OF_THE_NETWORK = {"architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"}
 
 
@@ -86,6 +93,7 @@ def _build(
         network: nn.Module = factory(config)
     except Exception as error:  # a config's fields may be wrong together in any way
         raise ValueError(f"{name} cannot be built from its config: {error}") from error
+    _drop_what_is_not_used(network, config.model_type)
     if "interpolate_pos_encoding" in inspect.signature(network.forward).parameters:
         network.register_forward_pre_hook(_interpolate_positions, with_kwargs=True)
     return Backbone(
@@ -99,6 +107,15 @@ def _build(
     )
 
 
+def _drop_what_is_not_used(network: nn.Module, model_type: str) -> None:
+    """Take out what no logits depend on: without a gradient it would be an error under DDP."""
+    for module in network.modules():
+        if isinstance(vars(module)["_parameters"].get("mask_token"), nn.Parameter):
+            setattr(module, "mask_token", None)  # noqa: B010  # typed as a module or a tensor
+    for path, plain in _UNUSED.get(model_type, {}).items():
+        network.set_submodule(path, plain())
+
+
 def _interpolate_positions(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
     """Let pictures of any size in; those of the network's own size go through unchanged."""
     return args, {"interpolate_pos_encoding": True, **kwargs}
@@ -108,9 +125,7 @@ def _config(name: str, fields: Mapping[str, Any], kwargs: Mapping[str, Any]) -> 
     mapping = _import_transformers().CONFIG_MAPPING
     kind = fields.get("model_type")
     if kind not in mapping:
-        own = (
-            ", and it asks for code of its own, which is never run" if "auto_map" in fields else ""
-        )
+        own = ", and asks for code of its own, which is never run" if "auto_map" in fields else ""
         hint = nearest(str(kind), mapping)
         raise ValueError(f"{name} is of the type {kind!r}, unknown to transformers{own}.{hint}")
     if kind == "timm_wrapper":

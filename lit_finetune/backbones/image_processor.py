@@ -41,11 +41,10 @@ def processor_data_config(processor: Mapping[str, Any]) -> DataConfig:
 
 def _normalisation(processor: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of pixels from 0 to 1 that do all that the processor does to values."""
-    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    mean = tuple(processor.get("image_mean") or IMAGENET_MEAN)
+    std = tuple(processor.get("image_std") or IMAGENET_STD)
     if not processor.get("do_normalize", True):
-        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    elif processor.get("image_mean") is not None:
-        mean, std = tuple(processor["image_mean"]), tuple(processor["image_std"])
+        mean, std = (0.0,) * len(mean), (1.0,) * len(std)
     # The processor sees pixels from 0 to 255, and may leave them there, or bring them to -1 to 1.
     rescales = processor.get("do_rescale", True)
     scale = 255 * processor.get("rescale_factor", 1 / 255) if rescales else 255.0
