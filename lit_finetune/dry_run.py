@@ -30,7 +30,7 @@ def dry_run(network: nn.Module, data_config: DataConfig, *, purpose: str) -> Any
     except Exception as error:  # it is the user's code
         raise ValueError(
             f"{type(network).__name__} had to be run {purpose}, and does not run on pictures of "
-            f"shape {tuple(shape[1:])}: {error}\nIf it expects others, let it say so with an "
+            f"shape {tuple(shape[1:])}: {error}. If it expects others, let it say so with an "
             "attribute: `self.data_config = {'image_size': [32, 32], 'resize_size': 32}`."
         ) from error
 
