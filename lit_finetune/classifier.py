@@ -39,6 +39,7 @@ from lit_finetune.param_groups import ParamGroup, make_param_groups
 from lit_finetune.place import MONITORED, catch_up, monitored, place_in_run
 from lit_finetune.scores import log_evaluation, log_training
 from lit_finetune.seeding import derive_seed
+from lit_finetune.weight_translation import in_names_of
 
 _KEY = "lit_finetune"
 """Where a checkpoint holds what `load_from_checkpoint` needs besides weights and arguments."""
@@ -360,6 +361,8 @@ class FinetuneClassifier(LightningModule):
         if own["classes"] is not None:
             check_classes(self.classes, own["classes"], named=self._is_named)
             self.classes, self._is_named = own["classes"], True
+        state = checkpoint["state_dict"]  # maybe of another version of transformers
+        checkpoint["state_dict"] = dict(in_names_of(self, {"": state})[""])
         self.data_config = DataConfig.from_dict(own["data_config"])
         self._run_seed, self._monitored = own["run_seed"], checkpoint.get(MONITORED, {})
 

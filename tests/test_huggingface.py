@@ -184,6 +184,26 @@ def test_a_checkpoint_is_loaded_without_the_folder_that_the_network_came_from(
     assert [block.name for block in again.blocks] == [block.name for block in model.blocks]
 
 
+@pytest.mark.parametrize("kind", ["vit", "dinov3_vit"])
+def test_a_checkpoint_with_the_names_of_another_version_of_transformers_is_loaded(
+    kind: str, tmp_path: Path
+) -> None:
+    model = tiny(kind)
+    trained(model, "full", max_epochs=1).save_checkpoint(tmp_path / "last.ckpt")
+    checkpoint = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    prefix = "backbone." if kind == "vit" else "backbone.features."
+    inner: Any = model.backbone if kind == "vit" else model.backbone.features
+    inner.save_pretrained(tmp_path)
+    other = {f"{prefix}{n}": t for n, t in load_file(tmp_path / "model.safetensors").items()}
+    head = {n: t for n, t in checkpoint["state_dict"].items() if n.startswith("backbone.head.")}
+    assert other.keys() != checkpoint["state_dict"].keys()
+    torch.save({**checkpoint, "state_dict": {**other, **head}}, tmp_path / "other.ckpt")
+
+    again = FinetuneClassifier.load_from_checkpoint(tmp_path / "other.ckpt").eval()
+    x = pictures(model)
+    assert torch.equal(again(x), model.eval()(x))
+
+
 def test_a_head_for_another_number_of_classes_is_new_and_the_report_says_so(tmp_path: Path) -> None:
     network = original("vit", num_labels=7)
     model = FinetuneClassifier(f"hf/{saved(network, tmp_path)}", num_classes=CLASSES)
@@ -411,7 +431,7 @@ def test_a_folder_or_file_that_is_not_there_is_an_error(
         ("hf/vit", {"weights": "pretrained"}, "'pretrained', but hf/vit is an architecture"),
         ("hf/f", {"weights": "DEFAULT"}, "'DEFAULT'.*Choose one of: pretrained"),
         ("hf/vit", {"backbone_kwargs": {"hiden_size": 4}}, "no 'hiden_size'.*'hidden_size'"),
-        ("hf/vit", {"backbone_kwargs": {"hidden_size": "a"}}, "config of hf/vit cannot be"),
+        ("hf/vit", {"backbone_kwargs": {"hidden_size": "a"}}, "hf/vit cannot be"),
         ("hf/bert", {}, "type 'bert', which does not take pictures"),
         ("hf/f", {}, "type 'newnet', unknown to transformers, and asks for code .* never run"),
         ("hf/list.json", {}, "list.json is no config: it holds a list"),
