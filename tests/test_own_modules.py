@@ -353,3 +353,14 @@ def test_several_layers_that_could_be_the_classifier_are_listed() -> None:
     network = Pooled(age=nn.Linear(8, 3), sex=nn.Linear(8, 2))
     with pytest.raises(ValueError, match=r"age, sex.*head_name="):
         FinetuneClassifier(network, num_classes=3)
+
+
+def test_a_network_of_transformers_without_a_head_says_how_to_append_one() -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.ViTConfig(**sizes, intermediate_size=32)
+    x = torch.zeros(2, 3, 224, 224)
+    with pytest.raises(TypeError, match="BaseModelOutputWithPooling.*head_name="):
+        FinetuneClassifier(transformers.ViTModel(config), num_classes=3)(x)
+    model = FinetuneClassifier(transformers.ViTModel(config), num_classes=3, head_name="")
+    assert model(x).shape == (2, 3)
