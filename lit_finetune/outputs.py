@@ -18,7 +18,8 @@ def logits_of(output: Any) -> Tensor:
     if not isinstance(logits, Tensor):
         raise TypeError(
             f"The network returned {_described(output)}, where its logits were expected: a tensor, "
-            'or an object that holds one as `logits`. To append a head to features, give `head_name=""`.'
+            "or an object that holds one as `logits`. To append a head to an output that is "
+            'features, give `head_name=""`.'
         )
     return logits
 

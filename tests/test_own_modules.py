@@ -360,7 +360,7 @@ def test_a_network_of_transformers_without_a_head_says_how_to_append_one() -> No
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = transformers.ViTConfig(**sizes, intermediate_size=32)
     x = torch.zeros(2, 3, 224, 224)
-    with pytest.raises(TypeError, match="BaseModelOutputWithPooling.*head_name="):
+    with pytest.raises(TypeError, match=r"BaseModelOutputWithPooling.*head_name="):
         FinetuneClassifier(transformers.ViTModel(config), num_classes=3)(x)
     model = FinetuneClassifier(transformers.ViTModel(config), num_classes=3, head_name="")
     assert model(x).shape == (2, 3)
