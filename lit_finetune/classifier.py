@@ -34,11 +34,12 @@ from lit_finetune.optim import (
     describe_scheduler,
     join_groups,
 )
-from lit_finetune.outputs import logits_of
+from lit_finetune.outputs import check_logits, logits_of
 from lit_finetune.param_groups import ParamGroup, make_param_groups
 from lit_finetune.place import MONITORED, catch_up, monitored, place_in_run
 from lit_finetune.scores import TrainingScores, log_evaluation
 from lit_finetune.seeding import derive_seed, seed_device
+from lit_finetune.weight_translation import in_names_of
 
 _KEY = "lit_finetune"
 """Where a checkpoint holds what `load_from_checkpoint` needs besides weights and arguments."""
@@ -55,14 +56,15 @@ class FinetuneClassifier(LightningModule):
     small methods, each of which can be replaced alone.
 
     Args:
-        backbone: A torchvision name (`resnet18`), `timm/<name>`, an import path
-            (`my_package.nets.ResNet`), or a network.
+        backbone: A torchvision name (`resnet18`), `timm/<name>`, `hf/<model type, folder or name on
+            the hub>`, an import path (`my_package.nets.ResNet`), or a network.
         num_classes: How many classes there are.
         weights: `DEFAULT` or the name of a torchvision weights enum, `pretrained` for timm, or the
             path of a weights file. By default the network keeps the weights that it has.
         head: `linear`, `mlp`, a module, or a callable from `(in_features, num_classes)` to one. A
             `linear` head keeps the network's own layer where that has `num_classes` outputs.
-        head_name: The network's classifier layer, where it is not found by itself.
+        head_name: The network's classifier layer, where it is not found by itself; "" if it has
+            none: then one is appended to what it ends in, as where none is found.
         backbone_kwargs: What to build a named backbone with.
         drop_rate: Probability of dropping a feature, before the head's last layer.
         lr: The head's learning rate. An optimizer that brings a rate of its own may set it instead.
@@ -144,11 +146,13 @@ class FinetuneClassifier(LightningModule):
             self.backbone.compile()
         self.head_name = built.head_name
         self.load_report = built.load_report
+        self._rebuilt_by = built.rebuilt_by
         self.data_config: DataConfig = built.data_config
         self._run_seed: int | None = None
         self._monitored: dict[str, float] = {}
         self._scores = TrainingScores()
         self._set_num_classes(num_classes)
+        self.classes = list(built.classes) or self.classes
         rank_zero_info(str(built))
 
     @override
@@ -171,7 +175,9 @@ class FinetuneClassifier(LightningModule):
         """From images (N, C, H, W) to logits (N, num_classes)."""
         if self.hparams["channels_last"]:
             images = images.contiguous(memory_format=torch.channels_last)
-        return logits_of(self.backbone(images))
+        logits = logits_of(self.backbone(images))
+        check_logits(logits, self.num_classes, self.head_name)
+        return logits
 
     def forward_features(self, images: Tensor) -> Tensor:
         """From images (N, C, H, W) to what the head is given."""
@@ -338,8 +344,8 @@ class FinetuneClassifier(LightningModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         key = self.CHECKPOINT_HYPER_PARAMS_KEY
-        # The weights are in the checkpoint: whoever loads it must not need the file again.
-        checkpoint[key] = {**checkpoint.get(key, {}), "weights": None}
+        # The weights are in the checkpoint: whoever loads it must not need files again.
+        checkpoint[key] = {**checkpoint.get(key, {}), "weights": None, **self._rebuilt_by}
         checkpoint[MONITORED] = monitored(self.trainer)
         checkpoint[_KEY] = {
             "classes": self.classes if self._is_named else None,
@@ -359,6 +365,8 @@ class FinetuneClassifier(LightningModule):
         if own["classes"] is not None:
             check_classes(self.classes, own["classes"], named=self._is_named)
             self.classes, self._is_named = own["classes"], True
+        state = checkpoint["state_dict"]  # maybe of another version of transformers
+        checkpoint["state_dict"] = dict(in_names_of(self, {"": state})[""])
         self.data_config = DataConfig.from_dict(own["data_config"])
         self._run_seed, self._monitored = own["run_seed"], checkpoint.get(MONITORED, {})
         self._scores.sums = own.get("scores")
