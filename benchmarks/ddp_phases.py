@@ -91,7 +91,8 @@ class Record(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         wrapper = trainer.strategy.model
         assert isinstance(wrapper, torch.nn.parallel.DistributedDataParallel)
-        sizes = wrapper._get_ddp_logging_data().get("bucket_sizes", "").split(",")
+        noted = wrapper._get_ddp_logging_data()  # type: ignore[no-untyped-call]  # by torch
+        sizes = noted.get("bucket_sizes", "").split(",")
         sent = sum(int(size) for size in sizes if size.strip()) / 2**20
         self.phases.append((statistics.median(self.steps[1:]), sent))
         self.steps = []
