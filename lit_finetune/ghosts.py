@@ -106,7 +106,7 @@ def _refuse(func: Any, args: Any, kwargs: Any, ghosts: list[Ghost]) -> None:
         raise GhostError(f"{ghosts[0]!r} is used behind it as well (in `{name}`)")
     if _is_random(func, args, kwargs):
         raise GhostError(f"`{name}` draws at random before it, outside of the blocks' modules")
-    if torch.Tag.data_dependent_output in func.tags or torch.Tag.dynamic_output_shape in func.tags:
+    if torch.Tag.data_dependent_output in func.tags:
         raise GhostError(f"what is done depends on the values of {ghosts[0]!r} (in `{name}`)")
     if func._schema.is_mutable:
         named = zip(func._schema.arguments, (*args, *kwargs.values()), strict=False)
