@@ -71,8 +71,8 @@ class ImageDataModule(LightningDataModule):
             suits the data), `trivial` (TrivialAugment on top), `rand` (RandAugment on top), `none`
             (as in validation), or a callable from picture to picture.
         seed: Seed of the split, where this data is split.
-        cache: Where the pictures of `fit` are kept once they are decoded and resized: `ram` (of each
-            process, for one run), `disk` (a file that all processes and later runs share), or
+        cache: Where the pictures of `fit` are kept once they are decoded and resized: `ram` (of
+            each process, for one run), `disk` (files that all processes and later runs share), or
             `none`. `auto` keeps in memory what is in memory already, if it takes at most 1 GiB.
         cache_dir: Folder for what is kept on disk; a hidden one beside the pictures, if not given.
         cache_size: Length to which the short side of a photograph for training is brought for
@@ -196,7 +196,7 @@ class ImageDataModule(LightningDataModule):
             samples = self.read_samples(part)
             if not samples.names and (part, stage) != ("val", "fit"):
                 raise ValueError(f"There are no pictures for {part}: {self.where_from(part)}.")
-            self._datasets[part] = self._make_dataset(part, samples)
+            self._datasets[part] = self._make_dataset(part, samples, stage)
         if stage == "fit" and self._run_seed is None and self.trainer is not None:
             # What seed_everything set, or else any; the same in all processes.
             self._run_seed = self.trainer.strategy.broadcast(torch.initial_seed())
@@ -248,12 +248,12 @@ class ImageDataModule(LightningDataModule):
             raise RuntimeError(f"The {part} pictures are known after `setup({stage!r})`.")
         return self._datasets[part]
 
-    def _make_dataset(self, part: Part, samples: Samples) -> PictureDataset:
+    def _make_dataset(self, part: Part, samples: Samples, stage: str) -> PictureDataset:
         pipeline = self._pipeline(part, samples)
         stock: Stock | TensorStock | None = None
         if self.cache == "disk" and part in PARTS["fit"]:
             stock = open_kept(self._cache_folder(pipeline), with_stamps(samples))
-        elif part in PARTS["fit"] and keeps_in_memory(self.cache, samples, pipeline):
+        elif keeps_in_memory(self.cache, samples, pipeline, is_read_often=stage == "fit"):
             stock = keep_in_memory(samples, pipeline, part)
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         if not self.num_workers and device.type == "cuda" and pipeline.is_batched:
@@ -322,7 +322,7 @@ class ImageDataModule(LightningDataModule):
             persistent_workers=num_workers > 0 and part in PARTS["fit"],
             # Its own, so that loading leaves alone what the model draws (dropout, mixing).
             generator=torch.Generator().manual_seed(self.seed),
-            collate_fn=unfinished,
+            collate_fn=unfinished,  # type: ignore[arg-type]  # a batch, not a list of samples
             pin_memory=dataset.device.type == "cuda" and not dataset.is_on_device,
             **options,
         )

@@ -48,7 +48,8 @@ class RandomCut(nn.Module):
     def forward(self, picture: Image.Image) -> Image.Image:
         """A part of one picture, by what torch draws."""
         pixels = np.asarray(picture)
-        box = self.box(*pixels.shape[:2], torch.rand(self.num_draws, dtype=torch.float64).tolist())
+        draws = torch.rand(self.num_draws, dtype=torch.float64).tolist()
+        box = self.box(pixels.shape[0], pixels.shape[1], draws)
         return functional.to_pil_image(self.cut(pixels, box))
 
     def box(self, height: int, width: int, draws: Sequence[float]) -> Box:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional
 
-from lit_finetune.images import Box, load_image, load_part
+from lit_finetune.images import Box, load_part
 from lit_finetune.seeding import derive_seed, drawing_from
 
 from .audit import stamp
@@ -92,7 +92,7 @@ class ArraySamples:
     def stamp(self, index: int) -> list[int]:
         """What changes when the picture changes."""
         pixels = np.ascontiguousarray(self.pictures[index])
-        digest = blake2b(pixels, digest_size=8).digest()
+        digest = blake2b(pixels.data, digest_size=8).digest()
         return [pixels.size, int.from_bytes(digest, "little", signed=True)]
 
     def is_current(self, name: str, stamped: Sequence[int]) -> bool:
@@ -168,7 +168,7 @@ class PictureDataset(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, index: int | Draw) -> tuple[Tensor, int]:
         return cast(tuple[Tensor, int], self.__getitems__([index])[0])
 
-    def __getitems__(self, indices: Sequence[int] | Sequence[Draw]) -> Batch:
+    def __getitems__(self, indices: Sequence[int | Draw]) -> Batch:
         """A whole batch: what torch's loaders ask for where there is this method."""
         pictures, seeds = split_draws(indices)
         draws = uniforms(seeds, pictures, self.pipeline.num_draws)
@@ -226,7 +226,7 @@ class PictureDataset(Dataset[tuple[Tensor, int]]):
         assert cut is not None
         if self.pipeline.fixed or not isinstance(self.samples, FileSamples):
             pixels = self._kept(index)
-            return pixels, cut.box(*pixels.shape[:2], draws)
+            return pixels, cut.box(pixels.shape[0], pixels.shape[1], draws)
 
         def choose(height: int, width: int) -> tuple[Box, float]:
             box = cut.box(height, width, draws)
@@ -237,7 +237,7 @@ class PictureDataset(Dataset[tuple[Tensor, int]]):
 
 
 def split_draws(
-    indices: Sequence[int] | Sequence[Draw],
+    indices: Sequence[int | Draw],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The pictures' numbers and their seeds; those without one share one that torch draws."""
     if isinstance(indices[0], Draw):

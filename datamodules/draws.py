@@ -6,7 +6,9 @@ from numpy.typing import NDArray
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
-def uniforms(seeds: NDArray[np.int64], pictures: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+def uniforms(
+    seeds: NDArray[np.int64], pictures: NDArray[np.int64], count: int
+) -> NDArray[np.float64]:
     """Numbers from 0 to below 1, `count` for each picture, whatever else is in its batch.
 
     This is SplitMix64 (https://doi.org/10.1145/2714064.2660195), begun from seed and picture.
@@ -18,7 +20,8 @@ def uniforms(seeds: NDArray[np.int64], pictures: NDArray[np.int64], count: int) 
     with np.errstate(over="ignore"):  # it is meant to wrap around
         starts = mix(seeds.astype(np.uint64) ^ mix(pictures.astype(np.uint64) + GOLDEN))
         steps = GOLDEN * np.arange(1, count + 1, dtype=np.uint64)
-        return (mix(starts[:, None] + steps) >> np.uint64(11)) * 2.0**-53
+        whole = mix(starts[:, None] + steps) >> np.uint64(11)
+    return whole.astype(np.float64) * 2.0**-53
 
 
 def mix(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -8,19 +8,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import PIL
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from PIL import features
 from rich.progress import track
 from torch import Tensor
 
 from .datasets import ArraySamples, Samples, as_tensor, make_ready
-from .pipeline import Pipeline
 from .memory import free_memory, readable
+from .pipeline import Pipeline
 from .shards import only_writer, read_shards, sweep, write_shard
 from .stock import MISSING, FileSegment, MemorySegment, Pixels, Stock, TensorStock
 
@@ -57,17 +57,23 @@ def with_stamps(samples: Samples) -> StampedSamples:
     return cast(StampedSamples, samples)
 
 
-def keeps_in_memory(cache: str, samples: Samples, pipeline: Pipeline) -> bool:
+def keeps_in_memory(
+    cache: str, samples: Samples, pipeline: Pipeline, *, is_read_often: bool
+) -> bool:
     """Whether there is something to keep, and it is to be kept in memory."""
-    if cache == "auto" and isinstance(samples, ArraySamples) and not pipeline.variable:
+    in_memory = isinstance(samples, ArraySamples)
+    if cache == "auto" and in_memory and not pipeline.variable:
         return estimated_bytes(samples, pipeline, range(len(samples.names))) <= MOST_AUTO
-    return cache == "ram" and bool(pipeline.fixed)
+    return cache == "ram" and bool(pipeline.fixed) and (in_memory or is_read_often)
 
 
-def on_device(stock: Stock | TensorStock | None, device: torch.device) -> Stock | TensorStock | None:
+def on_device(
+    stock: Stock | TensorStock | None, device: torch.device
+) -> Stock | TensorStock | None:
     """A tensor that is not too large goes to the device; everything else stays as it is."""
-    is_small = isinstance(stock, TensorStock) and stock.pictures.numel() <= MOST_AUTO
-    return TensorStock(stock.pictures.to(device)) if is_small else stock
+    if isinstance(stock, TensorStock) and stock.pictures.numel() <= MOST_AUTO:
+        return TensorStock(stock.pictures.to(device))
+    return stock
 
 
 def recipe_of(pipeline: Pipeline, *, root: Path | None) -> str:
@@ -89,7 +95,7 @@ def folder_of(cache_dir: Path, recipe: str) -> Path:
 
 def open_kept(folder: Path, samples: StampedSamples) -> Stock:
     """The pictures that are kept in a folder, as far as they are what they were."""
-    known: dict[tuple[str, int, int], tuple[int, ...]] = {}
+    known: dict[tuple[Any, ...], tuple[int, ...]] = {}
     shards = read_shards(folder)
     for number, shard in enumerate(shards):
         keys = zip(shard.names, *shard.stamps.T.tolist(), strict=True)
@@ -117,16 +123,14 @@ def keep_in_files(folder: Path, samples: StampedSamples, pipeline: Pipeline, wha
         if error.errno is None:  # not the disk: a picture that cannot be read
             raise
         rank_zero_warn(
-            f"The {what} pictures cannot be kept in '{folder}': {error}. The run goes on, and makes "
-            "each of them ready anew each time, which is slower and gives the same. To keep them, "
-            "make room there, or name another folder: `cache_dir`."
+            f"The {what} pictures cannot be kept in '{folder}': {error}. The run goes on, and "
+            "makes each of them ready anew each time, which is slower and gives the same. To keep "
+            "them, make room there, or name another folder: `cache_dir`."
         )
         return False
 
 
-def _keep_missing(
-    folder: Path, samples: StampedSamples, pipeline: Pipeline, what: str
-) -> bool:
+def _keep_missing(folder: Path, samples: StampedSamples, pipeline: Pipeline, what: str) -> bool:
     missing = np.flatnonzero(open_kept(folder, samples).table[:, 0] == MISSING).tolist()
     if not missing:
         return True
@@ -152,9 +156,7 @@ def _keep_missing(
     return True
 
 
-def keep_in_memory(
-    samples: Samples, pipeline: Pipeline, what: str
-) -> Stock | TensorStock | None:
+def keep_in_memory(samples: Samples, pipeline: Pipeline, what: str) -> Stock | TensorStock | None:
     """Make pictures ready and keep them; None, with a warning, if memory does not hold them."""
     everything = range(len(samples.names))
     if not everything:
@@ -230,7 +232,7 @@ def made_ready(
     def make(index: int) -> Pixels:
         return make_ready(samples, pipeline, index)
 
-    is_quiet = len(indices) < MANY or rank_zero_only.rank != 0
+    is_quiet = len(indices) < MANY
     shown = track(indices, title, transient=True, disable=is_quiet)
     waiting: deque[Future[Pixels]] = deque()
     with ThreadPoolExecutor(os.cpu_count()) as pool:

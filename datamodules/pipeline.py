@@ -44,7 +44,9 @@ class Shrink(nn.Module):
         return f"short={self.short}, interpolation={self.interpolation.value}"
 
 
-FIXED = (ResizeToCover, CenterCrop, Shrink)
+def is_fixed(step: Step) -> bool:
+    """Whether a step gives the same each time, so that a cache may keep it."""
+    return isinstance(step, ResizeToCover | CenterCrop | Shrink)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ class Pipeline:
 
 def make_pipeline(steps: Sequence[Step], config: DataConfig) -> Pipeline:
     """Sort the steps of a transform, which come before normalisation."""
-    fixed = tuple(takewhile(lambda step: isinstance(step, FIXED), steps))
+    fixed = tuple(step for step in takewhile(is_fixed, steps) if isinstance(step, nn.Module))
     rest = steps[len(fixed) :]
     cut = rest[0] if rest and isinstance(rest[0], RandomCut) else None
     rest = rest[1:] if cut else rest

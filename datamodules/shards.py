@@ -53,7 +53,7 @@ def write_shard(
             for picture in pictures:
                 starts.append(file.tell())
                 shapes.append(picture.shape)
-                file.write(np.ascontiguousarray(picture))
+                file.write(np.ascontiguousarray(picture).data)
             index = as_bytes(
                 names=np.frombuffer("\0".join(names).encode("utf-8", "surrogateescape"), np.uint8),
                 stamps=np.array(stamps, np.int64),
@@ -74,7 +74,7 @@ def write_shard(
 def as_bytes(**arrays: NDArray[Any]) -> bytes:
     """Arrays as the bytes of an `.npz` file."""
     buffer = BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
 
 

@@ -77,6 +77,11 @@ def scaled(box: Box, down: float, right: float) -> Box:
     return Box(top, left, max(1, bottom - top), max(1, far - left))
 
 
+def as_rgb(image: str | Path | Image.Image) -> Image.Image:
+    """A picture, or that of a file, in RGB."""
+    return to_rgb(image) if isinstance(image, Image.Image) else load_image(image)
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """A picture of any mode in RGB, with 8 bits a channel.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from lit_finetune.param_groups import ParamGroup
 from lit_finetune.schedulers import add_group, refuse_unknown
@@ -45,6 +45,19 @@ def cosine_with_warmup(
         )
     warmup = round(total * warmup_share)
     return LambdaLR(optimizer, partial(warmup_cosine, warmup=warmup, total=int(total)))
+
+
+def describe_scheduler(scheduler: LRScheduler, interval: str) -> dict[str, Any]:
+    """What Lightning needs to know of a scheduler; a plateau's metric is `val/loss` unless it says.
+
+    Args:
+        scheduler: Over the optimizer of the run.
+        interval: When it steps: `epoch` or `step`.
+    """
+    config = {"scheduler": scheduler, "interval": interval}
+    if isinstance(scheduler, ReduceLROnPlateau):
+        config["monitor"] = getattr(scheduler, "monitor", "val/loss")
+    return config
 
 
 def leading_groups(groups: Sequence[ParamGroup]) -> list[ParamGroup]:
