@@ -7,11 +7,11 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
-from lit_finetune.datamodules.moves import Mirror
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from datamodules.moves import Mirror
 from lit_finetune.data_config import DataConfig, eval_transform
 from lit_finetune.datamodules import (
     CIFARDataModule,
