@@ -175,8 +175,7 @@ class PictureDataset(Dataset[tuple[Tensor, int]]):
         images = self._gather(pictures, seeds, draws)
         used = self.pipeline.cut.num_draws if self.pipeline.cut else 0
         for move in self.pipeline.moves:
-            chosen = torch.from_numpy(draws[:, used : used + move.num_draws])
-            images = move.move(images, chosen)
+            images = move.move(images, draws[:, used : used + move.num_draws])
             used += move.num_draws
         return Batch(images, self._labels[torch.from_numpy(pictures)], self.pipeline.finish)
 

@@ -4,13 +4,18 @@ What happens to a picture follows from its own draws, whatever else is in the ba
 """
 
 from abc import abstractmethod
+from functools import lru_cache
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional
 from typing_extensions import override
+
+Draws = NDArray[np.float64]
 
 
 class Move(nn.Module):
@@ -20,13 +25,16 @@ class Move(nn.Module):
     """How many random numbers each picture takes."""
 
     @abstractmethod
-    def move(self, pictures: Tensor, draws: Tensor) -> Tensor:
-        """Move pictures (N, C, H, W) of 8 bits by numbers (N, num_draws) from 0 to below 1."""
+    def move(self, pictures: Tensor, draws: Draws) -> Tensor:
+        """Move pictures (N, C, H, W) of 8 bits by numbers (N, num_draws) from 0 to below 1.
+
+        It may do so in place.
+        """
 
     @override
     def forward(self, picture: Image.Image) -> Image.Image:
         """Move one picture by what torch draws."""
-        draws = torch.rand(1, self.num_draws, dtype=torch.float64)
+        draws = torch.rand(1, self.num_draws, dtype=torch.float64).numpy()
         moved = self.move(functional.pil_to_tensor(picture)[None], draws)
         return functional.to_pil_image(moved[0])
 
@@ -41,13 +49,39 @@ class Shift(Move):
         self.most = most
 
     @override
-    def move(self, pictures: Tensor, draws: Tensor) -> Tensor:
-        device, (down, right), (height, width) = pictures.device, self.most, pictures.shape[-2:]
-        places = torch.tensor([2 * down + 1, 2 * right + 1])
-        tops, lefts = (draws * places).long().to(device, non_blocking=True).unbind(1)
-        padded = F.pad(pictures, (right, right, down, down))
-        windows = padded.unfold(2, height, 1).unfold(3, width, 1)
-        return windows[torch.arange(len(pictures), device=device), :, tops, lefts]
+    def move(self, pictures: Tensor, draws: Draws) -> Tensor:
+        (down, right), (height, width) = self.most, pictures.shape[-2:]
+        tops, lefts = (draws * (2 * down + 1, 2 * right + 1)).astype(np.int64).T
+        # A shifted picture is one stretch of memory, but for the edges over which pixels of other
+        # rows came in. Stretches are copied many times faster than rows or pixels.
+        size = pictures[0].numel()
+        margin = down * width + right
+        flat = F.pad(pictures.reshape(-1), (margin, margin))
+        starts = np.arange(len(pictures)) * size + tops * width + lefts
+        shifted = stretches(flat, starts, size).view(pictures.shape)
+        rows, columns = is_inside(down, height)[tops], is_inside(right, width)[lefts]
+        mask = torch.from_numpy(rows[:, None, :, None] & columns[:, None, None, :])
+        shifted &= mask.to(pictures.device, non_blocking=True)
+        return shifted
+
+    @override
+    def extra_repr(self) -> str:
+        return f"most={self.most}"
+
+
+def stretches(flat: Tensor, starts: NDArray[np.int64], size: int) -> Tensor:
+    """As many bytes from each of these places on, as rows."""
+    windows = flat.as_strided((len(flat) - size + 1, size), (1, 1))
+    if flat.device.type == "cpu":  # where torch would copy byte by byte, and NumPy does not
+        return torch.from_numpy(windows.numpy()[starts])
+    return windows[torch.from_numpy(starts).to(flat.device, non_blocking=True)]
+
+
+@lru_cache
+def is_inside(most: int, length: int) -> NDArray[np.uint8]:
+    """For each shift from `-most` to `most`, 255 for rows that are on the picture, 0 for others."""
+    places = np.arange(-most, most + 1)[:, None] + np.arange(length)
+    return ((places >= 0) & (places < length)).astype(np.uint8) * np.uint8(255)
 
 
 class Mirror(Move):
@@ -56,9 +90,15 @@ class Mirror(Move):
     num_draws = 1
 
     @override
-    def move(self, pictures: Tensor, draws: Tensor) -> Tensor:
-        chosen = (draws[:, 0] < 0.5).nonzero()[:, 0].to(pictures.device, non_blocking=True)
-        return pictures.index_copy(0, chosen, pictures[chosen].flip(-1))
+    def move(self, pictures: Tensor, draws: Draws) -> Tensor:
+        chosen = np.flatnonzero(draws[:, 0] < 0.5)
+        if pictures.device.type == "cpu":  # as above
+            pixels = pictures.numpy()
+            pixels[chosen] = torch.from_numpy(pixels[chosen]).flip(-1).numpy()
+        else:
+            indices = torch.from_numpy(chosen).to(pictures.device, non_blocking=True)
+            pictures[indices] = pictures[indices].flip(-1)
+        return pictures
 
 
 class TurnShiftZoom(Move):
@@ -77,9 +117,9 @@ class TurnShiftZoom(Move):
         self.degrees, self.translate, self.zoom = degrees, translate, zoom
 
     @override
-    def move(self, pictures: Tensor, draws: Tensor) -> Tensor:
+    def move(self, pictures: Tensor, draws: Draws) -> Tensor:
         size = torch.tensor(pictures.shape[:-3:-1])  # width, height
-        signed = draws * 2 - 1
+        signed = torch.from_numpy(draws * 2 - 1)
         turns = torch.deg2rad(signed[:, 0] * self.degrees)
         shifts = (signed[:, 1:3] * self.translate * size).round()
         scales = 1 + signed[:, 3] * self.zoom

@@ -89,4 +89,4 @@ class TensorStock:
 
     def batch(self, indices: Tensor) -> Tensor:
         """Some pictures (n, C, H, W)."""
-        return self.pictures[indices.to(self.pictures.device, non_blocking=True)]
+        return self.pictures.index_select(0, indices.to(self.pictures.device, non_blocking=True))
