@@ -76,7 +76,8 @@ class RandomCut(nn.Module):
         if not part.flags.writeable:  # torch warns of what it cannot protect; nothing writes here
             part = part.copy()
         picture = torch.from_numpy(part).permute(2, 0, 1)
-        return functional.resize(picture, list(self.size), self.interpolation, antialias=True)
+        resized = functional.resize(picture, list(self.size), self.interpolation, antialias=True)
+        return resized.contiguous()  # now, for torch takes longer over a whole batch
 
     def _centre(self, height: int, width: int) -> Box:
         """As much of a picture of extreme proportions as those asked for allow."""

@@ -21,7 +21,7 @@ from .audit import stamp
 from .draws import uniforms
 from .order import Draw
 from .pipeline import Pipeline, Shrink
-from .stock import Pixels, Stock, TensorStock
+from .stock import Pixels, Stock, TensorStock, as_tensor
 
 UNLABELLED = -1
 
@@ -257,8 +257,3 @@ def make_ready(samples: Samples, pipeline: Pipeline, index: int) -> Pixels:
         picture = step(picture)
     pixels = np.asarray(picture)
     return pixels[..., None] if pixels.ndim == 2 else pixels
-
-
-def as_tensor(pixels: Pixels) -> Tensor:
-    """Pixels (H, W, C) as a tensor (C, H, W)."""
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))

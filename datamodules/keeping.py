@@ -18,11 +18,11 @@ from PIL import features
 from rich.progress import track
 from torch import Tensor
 
-from .datasets import ArraySamples, Samples, as_tensor, make_ready
+from .datasets import ArraySamples, Samples, make_ready
 from .memory import free_memory, readable
 from .pipeline import Pipeline
 from .shards import only_writer, read_shards, sweep, write_shard
-from .stock import MISSING, FileSegment, MemorySegment, Pixels, Stock, TensorStock
+from .stock import MISSING, FileSegment, MemorySegment, Pixels, Stock, TensorStock, as_tensor
 
 FOLDER = ".lit_finetune_cache"
 FORMAT = 1

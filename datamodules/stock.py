@@ -14,6 +14,13 @@ Pixels = NDArray[np.uint8]
 MISSING = -1
 
 
+def as_tensor(pixels: Pixels) -> Tensor:
+    """Pixels (H, W, C) as a tensor (C, H, W)."""
+    if not pixels.flags.writeable:  # torch warns of what it cannot protect
+        pixels = pixels.copy()
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
 class Segment(Protocol):
     """Bytes of many pictures, one after the other."""
 
@@ -43,7 +50,9 @@ class FileSegment:
     def pixels(self) -> Pixels:
         """All of the bytes."""
         if self._mapped is None:
-            self._mapped = np.memmap(self.path, dtype=np.uint8, mode="r")
+            # Not "r": torch warns of memory that it could write to and must not. This it may, and
+            # the file would stay as it is.
+            self._mapped = np.memmap(self.path, dtype=np.uint8, mode="c")
         return self._mapped
 
     def __getstate__(self) -> dict[str, Any]:
