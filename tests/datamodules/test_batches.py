@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 from torch.utils.data import DataLoader, default_collate
 from torchvision.transforms import v2
@@ -121,3 +122,18 @@ def test_a_callable_may_give_floats_or_whole_numbers(photos):
 
 def test_pictures_in_memory_take_no_workers(photos):
     assert make("digits", photos, num_workers=None).train_dataloader().num_workers == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["digits", "photos"])
+def test_on_a_gpu_the_loader_gives_the_same_pictures_there(kind, photos):
+    class Sees(LightningModule):
+        def predict_step(self, batch, batch_idx):
+            assert {tensor.device.type for tensor in batch} == {self.device.type}
+            return batch[0]
+
+    options = {"accelerator": "gpu", "devices": 1, "logger": False}
+    found = Trainer(**options).predict(Sees(), make(kind, photos))
+    expected = Trainer(**{**options, "accelerator": "cpu"}).predict(Sees(), make(kind, photos))
+
+    assert torch.equal(torch.cat(found).cpu(), torch.cat(expected))

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
+from torch import nn
 
 from datamodules.datasets import FileSamples, make_ready
 from datamodules.keeping import FOLDER, open_kept
@@ -405,3 +407,45 @@ def test_evaluation_is_never_decoded_at_a_reduced_scale(tmp_path):
     dataset = data.val_dataloader().dataset
     pixels = make_ready(dataset.samples, dataset.pipeline, 0)
     assert np.array_equal(dataset.stock.get(0), pixels)
+
+
+class SavesImages(LightningModule):
+    """Writes what its process has seen."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder, self.seen = folder, []
+        self.layer = nn.Linear(1, 1)
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append(batch[0])
+        return self.layer(torch.ones(1)).sum()
+
+    def on_train_end(self):
+        torch.save(torch.cat(self.seen), self.folder / f"rank{self.global_rank}.pt")
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_two_processes_make_one_cache_and_see_what_one_process_sees(photos, tmp_path):
+    torch.manual_seed(1)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=2,
+        strategy="ddp_fork",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(SavesImages(tmp_path), make(photos, cache="disk"))
+    seen = torch.cat([torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)])
+    alone = images(make(photos, cache="disk"))
+
+    assert len(shards(photos)) == 2
+    assert sorted(seen.sum((1, 2, 3)).tolist()) == sorted(alone.sum((1, 2, 3)).tolist())
+    assert {tuple(row) for row in seen.flatten(1).tolist()} == {
+        tuple(row) for row in alone.flatten(1).tolist()
+    }

@@ -140,3 +140,15 @@ def test_of_an_extreme_picture_the_middle_is_cut(size, box):
     step = RandomCut((24, 24), interpolation="bilinear", scale=(1.0, 1.0))
 
     assert step.box(*size, draws(1, step.num_draws)[0].tolist()) == box
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("move", MOVES, ids=repr)
+def test_a_gpu_moves_as_a_processor_does(move):
+    batch, numbers = pictures(), draws(50, move.num_draws)
+    here = move.move(batch.clone(), numbers)
+    there = move.move(batch.cuda(), numbers)
+
+    assert there.is_cuda
+    most = 1 if isinstance(move, TurnShiftZoom) else 0
+    assert (there.cpu().int() - here.int()).abs().max() <= most
