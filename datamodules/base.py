@@ -230,6 +230,16 @@ class ImageDataModule(LightningDataModule):
             drop_last=leaves_one,
         )
 
+    def plain_train_dataloader(self) -> Loader:
+        """The training pictures in order, as they are in validation: for a linear probe."""
+        train = self._dataset("train")
+        pipeline = make_pipeline(eval_geometry(self.data_config), self.data_config)
+        is_kept = recipe_of(pipeline) == recipe_of(train.pipeline)
+        dataset = PictureDataset(
+            train.samples, pipeline, stock=train.stock if is_kept else None, device=train.device
+        )
+        return self._loader(PictureLoader, "train", dataset, batch_size=self.batch_size)
+
     @override
     def val_dataloader(self) -> Loader | list[Loader]:
         return self._eval_loader("val") if len(self._dataset("val")) else []
@@ -313,8 +323,10 @@ class ImageDataModule(LightningDataModule):
         sampler = UnpaddedSampler(dataset, **ranks)
         return self._loader(PictureLoader, part, batch_size=size, sampler=sampler)
 
-    def _loader(self, make: type[Loader], part: Part, **options: Any) -> Loader:
-        dataset = self._dataset(part)
+    def _loader(
+        self, make: type[Loader], part: Part, dataset: PictureDataset | None = None, **options: Any
+    ) -> Loader:
+        dataset = dataset or self._dataset(part)
         num_workers = self._num_workers(dataset)
         return make(
             dataset,

@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from PIL import features
 from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
 
 from .datasets import ArraySamples, Samples, make_ready
 from .memory import free_memory, readable
@@ -76,7 +76,7 @@ def on_device(
     return stock
 
 
-def recipe_of(pipeline: Pipeline, *, root: Path | None) -> str:
+def recipe_of(pipeline: Pipeline, *, root: Path | None = None) -> str:
     """All that what is kept depends on, but for the pictures themselves.
 
     Args:
@@ -84,8 +84,21 @@ def recipe_of(pipeline: Pipeline, *, root: Path | None) -> str:
         root: The folder of the pictures, where what is kept lies elsewhere.
     """
     decoders = f"Pillow {PIL.__version__}, libjpeg {features.version('jpg')}"
-    steps = ", ".join(map(repr, pipeline.fixed))
+    steps = ", ".join(map(describe, pipeline.fixed))
     return f"format {FORMAT}; {decoders}; {steps}; {root and root.absolute()}"
+
+
+def describe(step: nn.Module) -> str:
+    """A step with all that was given to it, whether or not its `repr` shows it.
+
+    >>> from torchvision.transforms.v2 import CenterCrop
+    >>> describe(CenterCrop(5))
+    'CenterCrop(size=(5, 5))'
+    """
+    given = {key: value for key, value in vars(step).items() if not key.startswith("_")}
+    given.pop("training", None)
+    shown = ", ".join(f"{key}={value}" for key, value in sorted(given.items()))
+    return f"{type(step).__name__}({shown})"
 
 
 def folder_of(cache_dir: Path, recipe: str) -> Path:
@@ -188,10 +201,9 @@ def taken_as_they_are(samples: Samples, pipeline: Pipeline) -> Tensor | None:
     if not isinstance(samples, ArraySamples) or samples.pictures.ndim != 4:
         return None
     size = samples.pictures.shape[1:3]
-    probe = as_tensor(np.zeros((*size, 3), np.uint8))
+    probe = torch.zeros(3, *size, dtype=torch.uint8)
     for step in pipeline.fixed:
-        probe = step(probe)
-        if probe.shape[-2:] != size:
+        if (probe := step(probe)).shape != (3, *size):
             return None
     return torch.from_numpy(samples.pictures).permute(0, 3, 1, 2).contiguous()
 

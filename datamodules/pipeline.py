@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms.v2 import CenterCrop, InterpolationMode, functional
+from torchvision.transforms.v2 import CenterCrop, Grayscale, InterpolationMode, Resize, functional
 from typing_extensions import override
 
-from lit_finetune.data_config import DataConfig, Interpolation, ResizeToCover
+from lit_finetune.data_config import DataConfig, Interpolation, ResizeToCover, normalize
 from lit_finetune.images import Box
 
 from .cut import RandomCut
@@ -46,7 +46,8 @@ class Shrink(nn.Module):
 
 def is_fixed(step: Step) -> bool:
     """Whether a step gives the same each time, so that a cache may keep it."""
-    return isinstance(step, ResizeToCover | CenterCrop | Shrink)
+    is_ours = type(step).__module__ == ResizeToCover.__module__  # nothing is random there
+    return is_ours or isinstance(step, Resize | CenterCrop | Grayscale | Shrink)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class Pipeline:
     @property
     def variable(self) -> bool:
         """Whether what a cache keeps has a size of its own for each picture."""
-        return not isinstance(self.fixed[-1], CenterCrop) if self.fixed else True
+        return not any(isinstance(step, CenterCrop) for step in self.fixed)
 
     @property
     def num_draws(self) -> int:
@@ -91,6 +92,9 @@ class Pipeline:
 
 def make_pipeline(steps: Sequence[Step], config: DataConfig) -> Pipeline:
     """Sort the steps of a transform, which come before normalisation."""
+    normalize(config)  # says which channels cannot be
+    if len(config.mean) == 1 and all(map(is_fixed, steps)):
+        steps = [*steps, Grayscale()]  # on the picture, which rounds as `eval_transform` does
     fixed = tuple(step for step in takewhile(is_fixed, steps) if isinstance(step, nn.Module))
     rest = steps[len(fixed) :]
     cut = rest[0] if rest and isinstance(rest[0], RandomCut) else None
@@ -103,6 +107,8 @@ def make_pipeline(steps: Sequence[Step], config: DataConfig) -> Pipeline:
 
 def normalize_batch(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Pictures (N, C, H, W), of 8 bits or of floats from 0 to 1, as normalised floats."""
+    if len(mean) == 1 and images.shape[-3] == 3:
+        images = functional.rgb_to_grayscale(images)
     pixels = functional.to_dtype(images, torch.float32, scale=True)
     is_own = pixels is not images
     return functional.normalize(pixels, list(mean), list(std), inplace=is_own)

@@ -10,8 +10,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, default_collate
 from torchvision.transforms import v2
 
+from datamodules.datasets import PictureDataset
 from datamodules.order import Draw, EpochSampler
-from lit_finetune.data_config import eval_transform
+from datamodules.pipeline import make_pipeline
+from datamodules.transforms import photo_geometry
+from lit_finetune.data_config import DataConfig, eval_geometry, eval_transform, normalize
 from lit_finetune.datamodules import DigitsDataModule, ImageDataModule, ImageFolderDataModule
 from lit_finetune.place import Place
 
@@ -137,3 +140,30 @@ def test_on_a_gpu_the_loader_gives_the_same_pictures_there(kind, photos):
     expected = Trainer(**{**options, "accelerator": "cpu"}).predict(Sees(), make(kind, photos))
 
     assert torch.equal(torch.cat(found).cpu(), torch.cat(expected))
+
+
+@pytest.mark.parametrize("kind", ["digits", "photos"])
+def test_the_training_pictures_can_be_had_as_they_are_in_validation(kind, photos):
+    data = make(kind, photos, batch_size=7)
+    samples = data.read_samples("train")
+    expected = [
+        eval_transform(data.data_config)(samples.load(i)) for i in range(len(samples.names))
+    ]
+    images, labels = (
+        torch.cat(parts) for parts in zip(*data.plain_train_dataloader(), strict=True)
+    )
+
+    assert torch.equal(images, torch.stack(expected))
+    assert labels.tolist() == list(samples.labels)
+
+
+def test_a_network_for_one_channel_sees_grey_pictures(photos):
+    samples = make("photos", photos).read_samples("train")
+    config = DataConfig(mean=(0.5,), std=(0.25,), image_size=(24, 24), resize_size=28)
+    geometry = eval_geometry(config)
+    evaluated = PictureDataset(samples, make_pipeline(geometry, config))
+    varied = PictureDataset(samples, make_pipeline(photo_geometry(config), config))
+
+    expected = v2.Compose([*geometry, v2.Grayscale(), normalize(config)])(samples.load(3))
+    assert torch.equal(evaluated[3][0], expected)
+    assert varied[3][0].shape == (1, 24, 24)
