@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -328,6 +329,8 @@ class ImageDataModule(LightningDataModule):
     ) -> Loader:
         dataset = dataset or self._dataset(part)
         num_workers = self._num_workers(dataset)
+        if dataset.is_a_tensor:  # Lightning would advise workers, which could only slow it down
+            warnings.filterwarnings("ignore", f"The '{part}_dataloader' does not have many workers")
         return make(
             dataset,
             num_workers=num_workers,

@@ -1,11 +1,13 @@
 """A picture is varied in the same way in whichever batch, process or run it comes."""
 
 import random
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.connectors import data_connector
 from PIL import Image
 from torch.utils.data import DataLoader, default_collate
 from torchvision.transforms import v2
@@ -167,3 +169,14 @@ def test_a_network_for_one_channel_sees_grey_pictures(photos):
     expected = v2.Compose([*geometry, v2.Grayscale(), normalize(config)])(samples.load(3))
     assert torch.equal(evaluated[3][0], expected)
     assert varied[3][0].shape == (1, 24, 24)
+
+
+def test_no_workers_are_advised_where_they_are_of_no_use(photos, trainer, network, monkeypatch):
+    monkeypatch.setattr(data_connector, "suggested_max_num_workers", lambda _: 8)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        trainer.fit(network, ImageFolderDataModule(photos, val_split=0.5, num_workers=1))
+        assert [warning for warning in told if "many workers" in str(warning.message)]
+        told.clear()
+        trainer.fit(network, DigitsDataModule(digits=[0, 1]))
+    assert not [warning for warning in told if "many workers" in str(warning.message)]
