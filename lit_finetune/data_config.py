@@ -106,15 +106,15 @@ class ResizeToCover(nn.Module):
 
 def eval_transform(config: DataConfig) -> Callable[[Image.Image | Tensor], Tensor]:
     """What pictures go through but for training: resize, cut out the centre, normalise."""
+    return v2.Compose([*eval_geometry(config), normalize(config)])
+
+
+def eval_geometry(config: DataConfig) -> list[nn.Module]:
+    """The first part of it, which leaves 8 bits a channel: resize, cut out the centre."""
     ratio = config.resize_size / min(config.image_size)
     cover = (round(config.image_size[0] * ratio), round(config.image_size[1] * ratio))
-    return v2.Compose(
-        [
-            ResizeToCover(cover, interpolation=config.interpolation),
-            v2.CenterCrop(config.image_size),
-            normalize(config),
-        ]
-    )
+    resize = ResizeToCover(cover, interpolation=config.interpolation)
+    return [resize, v2.CenterCrop(config.image_size)]
 
 
 def normalize(config: DataConfig) -> Callable[[Image.Image | Tensor], Tensor]:
