@@ -9,6 +9,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +18,33 @@ from PIL import Image, ImageFilter
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from benchmarks.rounds import Timed, in_turn, machine, table
+from benchmarks.harness import in_turn, more, parser, rate, report
 from lit_finetune.data_config import IMAGENET_MEAN, IMAGENET_STD
 from lit_finetune.datamodules import ImageFolderDataModule
 
 
 def main() -> None:
-    """Measure, and print a table for training and one for validation."""
-    options = parse()
-    print(machine())
+    """Measure training and validation, and report."""
+    arguments = parser(__doc__, times=5)
+    arguments.add_argument("--data-dir", help="with a folder a class")
+    arguments.add_argument("--batch-size", type=int, default=32)
+    arguments.add_argument("--workers", type=int, default=2, help="of all systems")
+    options = arguments.parse_args()
+    name, rows = f"ImageFolder, {options.workers} workers", []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(options.data_dir or draw(Path(folder, "photos")))
         for augmentation, title in (("auto", "training"), ("none", "validation")):
             start = time.perf_counter()
-            systems: dict[str, Timed] = {
-                f"ImageFolder, {options.workers} workers": epochs(peer(root, options, title), 2),
-                "ours, cache: disk": epochs(ours(root, options, augmentation, Path(folder)), 2),
-                "ours, cache: none": epochs(ours(root, options, augmentation, None), 2),
+            ways = {
+                "ours": partial(rate, ours(root, options, augmentation, Path(folder)), epochs=2),
+                name: partial(rate, peer(root, options, title), epochs=2),
+                "cache: none": partial(rate, ours(root, options, augmentation, None), epochs=2),
             }
-            print(f"\n{title}: made ready in {time.perf_counter() - start:.1f} s\n")
-            print(table(in_turn(systems, options.rounds), ours="ours, cache: disk"))
-
-
-def parse() -> argparse.Namespace:
-    """The options of the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data-dir", help="with a folder a class")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--workers", type=int, default=2, help="of all systems")
-    parser.add_argument("--rounds", type=int, default=5)
-    return parser.parse_args()
+            print(f"{title}: made ready in {time.perf_counter() - start:.1f} s", flush=True)
+            figures = in_turn(ways, times=options.times)
+            what = f"photographs a second, {title}, `cache: disk`"
+            rows.append(more(what, figures, "ours", name, ">= 4"))
+    report(rows, options.out)
 
 
 def peer(root: Path, options: argparse.Namespace, title: str) -> Iterable[Any]:
@@ -79,15 +77,6 @@ def ours(
     )
     data.setup("fit")
     return data.train_dataloader()
-
-
-def epochs(batches: Iterable[Any], number: int) -> Timed:
-    """Going through all batches several times."""
-
-    def run() -> int:
-        return sum(len(labels) for _ in range(number) for _, labels in batches)
-
-    return run
 
 
 def draw(root: Path, per_class: int = 120) -> Path:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -29,15 +29,19 @@ def load_image(path: str | Path) -> Image.Image:
 
 
 def load_part(
-    path: str | Path, choose: Callable[[int, int], tuple[Box, float]] | None = None
+    path: str | Path | BinaryIO,
+    choose: Callable[[int, int], tuple[Box, float]] | None = None,
+    *,
+    name: str | None = None,
 ) -> tuple[Image.Image, Box]:
     """The picture in a file, upright and in RGB, and where in it the part is that is wanted.
 
     Args:
-        path: The file.
+        path: The file, or one that is open.
         choose: From the picture's height and width to the part that is wanted, and how many times
             smaller it may be. A JPEG is then decoded at a half, a quarter or an eighth, which takes
             a fraction of the time. By default the whole picture as it is.
+        name: What an open file is called in an error.
 
     Raises:
         OSError: the file is missing, or is no picture that can be read; the message names it.
@@ -57,7 +61,7 @@ def load_part(
     except FileNotFoundError:
         raise
     except Exception as error:  # a broken file ends in almost any kind of error inside Pillow
-        raise OSError(f"'{path}' cannot be read as a picture: {error}") from error
+        raise OSError(f"'{name or path}' cannot be read as a picture: {error}") from error
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
