@@ -49,8 +49,9 @@ class FreezeUnfreezeCallback(Callback):
             `{modules, lr, lr_scale}`. Selectors are block names, block indices (`-1`, `-2:`),
             module names, globs (`layer4.*`), regular expressions (`re:…`), `children[:n]` and
             `all`, which means the rest. Or the name of a strategy, `head_only`, `full`, `gradual`,
-            `lp_ft`, `last_n`, `first_n_frozen`, `norm_only`, `bitfit`, with its arguments as `{gradual: {every: 2}}`.
-            Or a list of entries `{modules, lr, lr_scale, freeze, restore_best, warmup_steps}`,
+            `lp_ft`, `last_n`, `first_n_frozen`, `norm_only`, `bitfit`, with its arguments as
+            `{gradual: {every: 2}}`. Or a list of entries
+            `{modules, lr, lr_scale, freeze, restore_best, warmup_steps}`,
             each of which begins at an `epoch`, at a `step` of the optimizer, after a share `at` of
             the run, or `on_plateau: {monitor, mode, patience, min_delta, max_epochs}`, when a
             metric of validation gets no better; the first begins at the start. What `freeze`

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lit_finetune._names import nearest
 from lit_finetune.compiled import plain_name
 from lit_finetune.head_search import find_head
+from lit_finetune.not_weights import advice_on
 from lit_finetune.weight_files import read_entries
 from lit_finetune.weight_names import Reading, best_reading, fits, fold_weight_norm, main_entry
 
@@ -108,6 +109,7 @@ def load_weights(
             f"min_match={min_match}, so the network was left as it is.\n{report.table()}\n"
             "Is the file of another architecture? If only the head differs, name it with "
             "`head_name`; to load what fits, lower `min_match`."
+            f"{advice_on(report.unexpected)}"
         )
     state = network.state_dict()  # with the version numbers that some modules ask for
     own = {plain_name(name): name for name in state}
