@@ -52,6 +52,8 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
     backbone_kwargs: dict[str, Any] | None = None,
     drop_rate: float = 0.0,
     min_match: float = 0.9,
+    in_chans: int | None = None,
+    image_size: int | None = None,
 ) -> Assembled:
     """Build or take a backbone, give it a head, and load a weights file if there is one.
 
@@ -61,7 +63,11 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
     """
     file = weights if weights is not None and is_weights_file(weights) else None
     built = create_backbone(
-        backbone, weights=None if file else weights, backbone_kwargs=backbone_kwargs
+        backbone,
+        weights=None if file else weights,
+        backbone_kwargs=backbone_kwargs,
+        in_chans=in_chans,
+        image_size=image_size,
     )
     network = built.network
     head_name = head_name or find_head(network)

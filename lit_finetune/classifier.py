@@ -64,6 +64,10 @@ class FinetuneClassifier(LightningModule):
             `linear` head keeps the network's own layer where that has `num_classes` outputs.
         head_name: The network's classifier layer, where it is not found by itself.
         backbone_kwargs: What to build a named backbone with.
+        in_chans: Channels of a picture; by default as many as the network has. Its first
+            convolution is adapted, summed for 1 or else repeated, the weights in a file as well.
+        image_size: Side of a picture; by default what the network was made for. Its position
+            embeddings are resampled, those in a file as well.
         drop_rate: Probability of dropping a feature, before the head's last layer.
         lr: The head's learning rate. An optimizer that brings a rate of its own may set it instead.
         backbone_lr_ratio: The rate of the last block before the head, relative to the head's.
@@ -102,6 +106,8 @@ class FinetuneClassifier(LightningModule):
         head: str | nn.Module | Callable[[int, int], nn.Module] = "linear",
         head_name: str | None = None,
         backbone_kwargs: dict[str, Any] | None = None,
+        in_chans: int | None = None,
+        image_size: int | None = None,
         drop_rate: float = 0.0,
         lr: float = DEFAULT_LR,
         backbone_lr_ratio: float = 0.1,
@@ -134,6 +140,8 @@ class FinetuneClassifier(LightningModule):
             make_head=self.make_head,
             head_name=head_name,
             backbone_kwargs=backbone_kwargs,
+            in_chans=in_chans,
+            image_size=image_size,
             drop_rate=drop_rate,
             min_match=min_match,
         )

@@ -62,6 +62,8 @@ _RULES = (
         lambda value: value is not None,
     ),
     ("num_classes", "is a number of classes from 2 on", lambda n: n >= 2),
+    ("in_chans", "is a number of channels from 1 on", lambda n: n is None or n >= 1),
+    ("image_size", "is a number of pixels from 1 on", lambda n: n is None or n >= 1),
     ("drop_rate", "is a probability below 1", lambda p: 0 <= p < 1),
     ("label_smoothing", "is a share of the probability, from 0 to 1", lambda p: 0 <= p <= 1),
     ("lr", "must be positive", lambda lr: lr > 0),

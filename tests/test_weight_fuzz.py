@@ -19,7 +19,7 @@ from lit_finetune.weight_names import best_reading
 from lit_finetune.weights import load_weights, read_state_dict
 
 MARKER = Path("sprung")
-ROUNDS = int(os.environ.get("FUZZ_ROUNDS", "60"))
+ROUNDS = 60
 
 
 class Trap:
