@@ -216,6 +216,11 @@ class FreezeUnfreezeCallback(Callback):
 
     def _make_plan(self, trainer: Trainer, pl_module: LightningModule) -> Plan:
         blocks = getattr(pl_module, "blocks", None) or list_blocks(pl_module)
+        if self.train_bn and any(block.fixed for block in blocks):
+            raise ValueError(
+                "`train_bn` would train normalisation layers, but beside adapters (`lora`) the"
+                " network's own weights stay frozen: leave it out."
+            )
         limit = trainer.max_epochs if trainer.max_epochs != -1 else None
         phases = self._phases
         if self._strategy:

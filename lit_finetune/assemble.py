@@ -10,6 +10,7 @@ from torch import nn
 from lit_finetune.backbones.create import create_backbone, is_weights_file
 from lit_finetune.data_config import DataConfig
 from lit_finetune.heads import find_head, head_in_features, head_num_classes, replace_head
+from lit_finetune.lora import Lora, add_lora
 from lit_finetune.weights import LoadReport, load_weights
 
 Head = str | nn.Module | Callable[[int, int], nn.Module]
@@ -29,6 +30,8 @@ class Assembled:
     data_config: DataConfig
     load_report: LoadReport | None
     """What of the weights file fitted; None without a file."""
+    lora_layers: tuple[str, ...] = ()
+    """The layers that have adapters."""
 
     def __str__(self) -> str:
         """What became of the weights file and of the head."""
@@ -38,6 +41,8 @@ class Assembled:
         elif self.keeps_head:
             head = "the network's own head"
         line = f"{self.name}: {head}, `{self.head_name}`, for {self.num_classes} classes."
+        if self.lora_layers:
+            line += f" {len(self.lora_layers)} layers have adapters, and the rest stays frozen."
         return f"{report}\n{line}" if report else line
 
 
@@ -54,6 +59,7 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
     min_match: float = 0.9,
     in_chans: int | None = None,
     image_size: int | None = None,
+    lora: Lora | None = None,
 ) -> Assembled:
     """Build or take a backbone, give it a head, and load a weights file if there is one.
 
@@ -84,6 +90,9 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
             state.setdefault("bias", torch.zeros(num_classes))
             network.get_submodule(head_name).load_state_dict(state)
     report = load_weights(network, file, min_match=min_match, head_name=head_name) if file else None
+    layers: tuple[str, ...] = ()
+    if lora:
+        layers = add_lora(network, lora, head_name=head_name, data_config=built.data_config)
     return Assembled(
         network=network,
         name=built.name,
@@ -92,4 +101,5 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
         keeps_head=keeps,
         data_config=built.data_config,
         load_report=report,
+        lora_layers=layers,
     )

@@ -20,10 +20,11 @@ from lit_finetune.blocks import Block, list_blocks
 from lit_finetune.classes import balanced_weights, check_classes
 from lit_finetune.compiled import unwrapped
 from lit_finetune.data_config import DataConfig, eval_transform
-from lit_finetune.freezing import eval_mode
+from lit_finetune.freezing import eval_mode, frozen_modules, hold
 from lit_finetune.heads import forward_features, head_in_features, replace_head
 from lit_finetune.hparams import check_hparams, plain_hparams
 from lit_finetune.images import as_rgb
+from lit_finetune.lora import Lora, merged, read_lora
 from lit_finetune.metrics import accuracy, classification_metrics, probabilities
 from lit_finetune.mixing import make_mixing
 from lit_finetune.optim import (
@@ -64,10 +65,8 @@ class FinetuneClassifier(LightningModule):
             `linear` head keeps the network's own layer where that has `num_classes` outputs.
         head_name: The network's classifier layer, where it is not found by itself.
         backbone_kwargs: What to build a named backbone with.
-        in_chans: Channels of a picture; by default as many as the network has. Its first
-            convolution is adapted, summed for 1 or else repeated, the weights in a file as well.
-        image_size: Side of a picture; by default what the network was made for. Its position
-            embeddings are resampled, those in a file as well.
+        in_chans: Channels of a picture; others than the network's adapt its first convolution.
+        image_size: Side of a picture; by default what the network was made for.
         drop_rate: Probability of dropping a feature, before the head's last layer.
         lr: The head's learning rate. An optimizer that brings a rate of its own may set it instead.
         backbone_lr_ratio: The rate of the last block before the head, relative to the head's.
@@ -84,6 +83,7 @@ class FinetuneClassifier(LightningModule):
         mixup_alpha: Of MixUp's Beta distribution; 0 for none.
         cutmix_alpha: Of CutMix's Beta distribution; 0 for none.
         min_match: The least share of the backbone's parameters that a weights file must fill.
+        lora: Adapters of low rank, which train in the place of the backbone's weights.
         channels_last: Whether pictures and weights lie channels last in memory, which many
             convolutional networks run faster with, on a GPU above all.
         compile: Whether the backbone runs through `torch.compile`.
@@ -121,6 +121,7 @@ class FinetuneClassifier(LightningModule):
         mixup_alpha: float = 0.0,
         cutmix_alpha: float = 0.0,
         min_match: float = 0.9,
+        lora: Lora | dict[str, Any] | None = None,
         channels_last: bool = False,
         compile: bool = False,
     ) -> None:
@@ -144,6 +145,7 @@ class FinetuneClassifier(LightningModule):
             image_size=image_size,
             drop_rate=drop_rate,
             min_match=min_match,
+            lora=read_lora(lora),
         )
         self.backbone = built.network
         if channels_last:
@@ -156,6 +158,7 @@ class FinetuneClassifier(LightningModule):
         self._run_seed: int | None = None
         self._monitored: dict[str, float] = {}
         self._set_num_classes(num_classes)
+        self._still = frozen_modules(self, self.blocks) if built.lora_layers else []
         rank_zero_info(str(built))
 
     @override
@@ -206,6 +209,10 @@ class FinetuneClassifier(LightningModule):
         )
         self.hparams.update(num_classes=num_classes, class_weights=None)
         self._set_num_classes(num_classes)
+
+    def merge_lora(self) -> nn.Module:
+        """A copy of the network with its adapters merged into the weights, under their names."""
+        return merged(self.backbone)
 
     def make_head(self, in_features: int, num_classes: int) -> nn.Module | None:
         """Override to build your own head; None, as here, leaves it to the argument `head`.
@@ -289,6 +296,7 @@ class FinetuneClassifier(LightningModule):
 
     @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        hold(self._still)
         # What a step draws (dropout, mixing) follows from its place, so a resumed run repeats it.
         if self._run_seed is not None:
             place = (self.current_epoch, batch_idx, self.global_rank)
