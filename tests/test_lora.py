@@ -154,7 +154,7 @@ def test_base_weights_cannot_be_scheduled(selector: str) -> None:
 def test_norms_of_frozen_weights_cannot_train_beside_adapters() -> None:
     trainer = Trainer(max_epochs=1, logger=False, accelerator="cpu")
     trainer.callbacks.append(FreezeUnfreezeCallback("full", train_bn=True))
-    with pytest.raises(ValueError, match="`train_bn` .* adapters"):
+    with pytest.raises(ValueError, match=r"`train_bn` .* adapters"):
         trainer.fit(classifier(), loader())
 
 
