@@ -1,6 +1,7 @@
 """Put a network together: the backbone, a head for these classes, the weights of a file."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,9 +9,10 @@ import torch
 from torch import nn
 
 from lit_finetune.backbones.create import create_backbone, is_weights_file
+from lit_finetune.compiled import unwrapped
 from lit_finetune.data_config import DataConfig
 from lit_finetune.heads import find_head, head_in_features, head_num_classes, replace_head
-from lit_finetune.lora import Lora, add_lora
+from lit_finetune.lora import Lora, add_lora, read_lora
 from lit_finetune.weights import LoadReport, load_weights
 
 Head = str | nn.Module | Callable[[int, int], nn.Module]
@@ -44,6 +46,16 @@ class Assembled:
         if self.lora_layers:
             line += f" {len(self.lora_layers)} layers have adapters, and the rest stays frozen."
         return f"{report}\n{line}" if report else line
+
+
+def assemble_from(
+    arguments: Mapping[str, Any], *, make_head: Callable[[int, int], nn.Module | None]
+) -> Assembled:
+    """Put together what a classifier's arguments ask for, and its method `make_head`."""
+    known = inspect.signature(assemble).parameters
+    given: dict[str, Any] = {key: value for key, value in arguments.items() if key in known}
+    given["backbone"] = unwrapped(given["backbone"])
+    return assemble(**{**given, "make_head": make_head, "lora": read_lora(given.get("lora"))})
 
 
 def assemble(  # noqa: PLR0913 (they are the classifier's arguments)

@@ -15,7 +15,7 @@ from torch.optim import AdamW, Optimizer
 from torchmetrics import MetricCollection
 from typing_extensions import Self, override
 
-from lit_finetune.assemble import assemble
+from lit_finetune.assemble import assemble_from
 from lit_finetune.blocks import Block, list_blocks
 from lit_finetune.classes import balanced_weights, check_classes
 from lit_finetune.compiled import unwrapped
@@ -24,8 +24,8 @@ from lit_finetune.freezing import eval_mode, frozen_modules, hold
 from lit_finetune.heads import forward_features, head_in_features, replace_head
 from lit_finetune.hparams import check_hparams, plain_hparams
 from lit_finetune.images import as_rgb
-from lit_finetune.lora import Lora, merged, read_lora
-from lit_finetune.metrics import accuracy, classification_metrics, probabilities
+from lit_finetune.lora import Lora, merged
+from lit_finetune.metrics import classification_metrics, probabilities
 from lit_finetune.mixing import make_mixing
 from lit_finetune.optim import (
     DEFAULT_LR,
@@ -38,8 +38,8 @@ from lit_finetune.optim import (
 from lit_finetune.outputs import logits_of
 from lit_finetune.param_groups import ParamGroup, make_param_groups
 from lit_finetune.place import MONITORED, catch_up, monitored, place_in_run
-from lit_finetune.scores import log_evaluation, log_training
-from lit_finetune.seeding import derive_seed
+from lit_finetune.scores import TrainingScores, log_evaluation
+from lit_finetune.seeding import derive_seed, seed_device
 
 _KEY = "lit_finetune"
 """Where a checkpoint holds what `load_from_checkpoint` needs besides weights and arguments."""
@@ -133,20 +133,7 @@ class FinetuneClassifier(LightningModule):
         self.lr = lr  # by this name Lightning's Tuner finds it
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
-        built = assemble(
-            unwrapped(backbone),
-            num_classes=num_classes,
-            weights=weights,
-            head=head,
-            make_head=self.make_head,
-            head_name=head_name,
-            backbone_kwargs=backbone_kwargs,
-            in_chans=in_chans,
-            image_size=image_size,
-            drop_rate=drop_rate,
-            min_match=min_match,
-            lora=read_lora(lora),
-        )
+        built = assemble_from(arguments, make_head=self.make_head)
         self.backbone = built.network
         if channels_last:
             self.backbone.to(memory_format=torch.channels_last)
@@ -157,6 +144,7 @@ class FinetuneClassifier(LightningModule):
         self.data_config: DataConfig = built.data_config
         self._run_seed: int | None = None
         self._monitored: dict[str, float] = {}
+        self._scores = TrainingScores()
         self._set_num_classes(num_classes)
         self._still = frozen_modules(self, self.blocks) if built.lora_layers else []
         rank_zero_info(str(built))
@@ -164,7 +152,7 @@ class FinetuneClassifier(LightningModule):
     @override
     def __setattr__(self, name: str, value: Any) -> None:
         # `model.backbone = torch.compile(model.backbone)`: names must stay what they are.
-        super().__setattr__(name, unwrapped(value))
+        super().__setattr__(name, unwrapped(value) if isinstance(value, nn.Module) else value)
 
     @property
     def num_classes(self) -> int:
@@ -279,6 +267,7 @@ class FinetuneClassifier(LightningModule):
 
     @override
     def setup(self, stage: str) -> None:
+        self._scores = TrainingScores()
         datamodule = getattr(self.trainer, "datamodule", None)
         if (classes := getattr(datamodule, "classes", None)) is not None:
             check_classes(classes, self.classes, named=stage != "fit" and self._is_named)
@@ -300,7 +289,7 @@ class FinetuneClassifier(LightningModule):
         # What a step draws (dropout, mixing) follows from its place, so a resumed run repeats it.
         if self._run_seed is not None:
             place = (self.current_epoch, batch_idx, self.global_rank)
-            torch.manual_seed(derive_seed(self._run_seed, *place))
+            seed_device(derive_seed(self._run_seed, *place), self.device)
 
     @override
     def on_train_start(self) -> None:
@@ -308,6 +297,7 @@ class FinetuneClassifier(LightningModule):
 
     @override
     def on_train_epoch_end(self) -> None:
+        self._scores.finish(self)
         if self.trainer.fit_loop.restarting:
             catch_up(self.trainer, self.current_epoch + 1, {})
 
@@ -319,7 +309,7 @@ class FinetuneClassifier(LightningModule):
             images, target = self._mixing(images, labels)
         logits = self(images)
         loss = self.loss(logits, target)
-        log_training(self, loss, logits, labels)
+        self._scores.add(self, loss, logits, labels)
         return loss
 
     @override
@@ -358,6 +348,7 @@ class FinetuneClassifier(LightningModule):
             "classes": self.classes if self._is_named else None,
             "data_config": self.data_config.to_dict(),
             "run_seed": self._run_seed,
+            "scores": self._scores.mean_of_processes(self.trainer.strategy),
             "weights": self.hparams["weights"],
         }
 
@@ -373,6 +364,7 @@ class FinetuneClassifier(LightningModule):
             self.classes, self._is_named = own["classes"], True
         self.data_config = DataConfig.from_dict(own["data_config"])
         self._run_seed, self._monitored = own["run_seed"], checkpoint.get(MONITORED, {})
+        self._scores.sums = own.get("scores")
 
     @classmethod
     @override
@@ -387,7 +379,6 @@ class FinetuneClassifier(LightningModule):
         """Measure, mix and weigh as many classes, and call them by their numbers for now."""
         self.classes = [str(index) for index in range(num_classes)]
         self._is_named = False
-        self.train_acc = accuracy(num_classes)
         self.val_metrics = self.metrics(num_classes, "val/")
         self.test_metrics = self.metrics(num_classes, "test/")
         alphas = {key: self.hparams[key] for key in ("mixup_alpha", "cutmix_alpha")}
