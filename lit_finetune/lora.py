@@ -142,6 +142,7 @@ class _Layers:
 def _adaptable(network: nn.Module, head_name: str, config: DataConfig) -> _Layers:
     called = _called(network, config)
     first = input_layer(network)
+    heads = tuple(f"{module}." for module in list_blocks(network, head_name)[-1].modules)
     names: list[str] = []
     reasons: dict[str, str] = {}
     in_encoder = tuple(
@@ -153,7 +154,7 @@ def _adaptable(network: nn.Module, head_name: str, config: DataConfig) -> _Layer
         if next(module.parameters(recurse=False), None) is None or not name:
             continue
         reason = _why_not(module)
-        if f"{name}.".startswith(f"{head_name}."):
+        if f"{name}.".startswith(heads):
             reason = "it is in the head, which trains itself"
         elif name.startswith(in_encoder):
             reason = "`nn.TransformerEncoderLayer` passes its layers by in evaluation"
