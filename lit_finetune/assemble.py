@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lit_finetune.backbones.create import create_backbone, is_weights_file
+from lit_finetune.backbones.adapted import create_adapted
+from lit_finetune.backbones.create import is_weights_file
 from lit_finetune.compiled import unwrapped
 from lit_finetune.data_config import DataConfig
 from lit_finetune.heads import find_head, head_in_features, head_num_classes, replace_head
@@ -80,7 +81,7 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
     classes leaves the new head as it is, and the report says so.
     """
     file = weights if weights is not None and is_weights_file(weights) else None
-    built = create_backbone(
+    built = create_adapted(
         backbone,
         weights=None if file else weights,
         backbone_kwargs=backbone_kwargs,

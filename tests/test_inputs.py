@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_finetune import FinetuneClassifier
-from lit_finetune.backbones.create import create_backbone
+from lit_finetune.backbones.adapted import create_adapted
 from lit_finetune.data_config import DataConfig, eval_transform
 from lit_finetune.datamodules import DigitsDataModule, ImageFolderDataModule
 from lit_finetune.inputs import adapt_channels, channels_adapted, input_layer
@@ -64,7 +64,7 @@ NAMES = ["squeezenet1_1", "mobilenet_v3_small", "timm/test_resnet", "timm/test_v
 def test_a_named_network_takes_other_channels(name: str, in_chans: int) -> None:
     if name.startswith("timm/"):
         pytest.importorskip("timm")
-    built = create_backbone(name, in_chans=in_chans)
+    built = create_adapted(name, in_chans=in_chans)
     size = built.data_config.image_size
     found = input_layer(built.network)
     assert found is not None
@@ -74,7 +74,7 @@ def test_a_named_network_takes_other_channels(name: str, in_chans: int) -> None:
 
 
 def test_inception_leaves_its_own_statistics_out() -> None:
-    built = create_backbone("googlenet", in_chans=1, backbone_kwargs={"init_weights": False})
+    built = create_adapted("googlenet", in_chans=1, backbone_kwargs={"init_weights": False})
     assert built.data_config.mean == built.data_config.std == (0.5,)
     assert built.network.eval()(torch.rand(1, 1, 64, 64)).shape == (1, 1000)
 
@@ -233,26 +233,14 @@ def test_a_size_that_patches_do_not_divide_is_refused() -> None:
 def test_a_named_network_takes_another_size(name: str, image_size: int) -> None:
     if name.startswith("timm/"):
         pytest.importorskip("timm")
-    built = create_backbone(name, image_size=image_size)
+    built = create_adapted(name, image_size=image_size)
     assert built.data_config.image_size == (image_size, image_size)
     assert built.network.eval()(torch.rand(1, 3, image_size, image_size)).shape == (1, 1000)
 
 
 def test_torchvisions_maxvit_is_built_for_another_size() -> None:
-    kwargs = {
-        "stem_channels": 4,
-        "block_channels": [4, 4],
-        "block_layers": [1, 1],
-        "head_dim": 2,
-        "partition_size": 4,
-        "stochastic_depth_prob": 0.0,
-    }
-    from torchvision.models import MaxVit
-
-    from lit_finetune.backbones.torchvision import input_kwargs
-
-    network = MaxVit(**kwargs, **input_kwargs("maxvit_t", 64))
-    assert network(torch.rand(2, 3, 64, 64)).shape == (2, 1000)
+    built = create_adapted("maxvit_t", image_size=448)
+    assert built.data_config.image_size == (448, 448)
 
 
 def test_a_network_that_cannot_take_the_size_is_refused_at_the_start() -> None:
