@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from lit_finetune.backbones.create import Backbone, create_backbone
+from lit_finetune.backbones.backbone import Backbone
+from lit_finetune.backbones.create import create_backbone
 from lit_finetune.inputs import adapt_input
 
 
