@@ -101,12 +101,20 @@ def add_lora(
     if isinstance(vars(network).get("peft_config"), dict):
         del network.peft_config
     for name in names:
-        adapted = network.get_submodule(name)
-        adapted.train(network.get_submodule(f"{name}.base_layer").training)
+        _resemble(network.get_submodule(name), network.get_submodule(f"{name}.base_layer"))
+    dry_run(network, data_config, purpose="to see whether it works with adapters (`lora`)")
     free = {name for block in list_blocks(network, head_name) for name in block.free}
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in free)
     return tuple(names)
+
+
+def _resemble(adapted: nn.Module, base: nn.Module) -> None:
+    """Let a layer with adapters tell what its base would: some networks ask for its `stride`."""
+    adapted.train(base.training)
+    for name, value in vars(base).items():
+        if not name.startswith("_") and not hasattr(adapted, name):
+            setattr(adapted, name, value)
 
 
 def merged(network: nn.Module) -> nn.Module:
