@@ -15,8 +15,10 @@ from lit_finetune.assemble import assemble
 from lit_finetune.blocks import Block, list_blocks
 from lit_finetune.compiled import unwrapped
 from lit_finetune.data_config import DataConfig
+from lit_finetune.freezing import frozen_modules, hold
 from lit_finetune.heads import forward_features, head_in_features, replace_head
 from lit_finetune.hparams import check_hparams, plain_hparams
+from lit_finetune.lora import Lora, merged, read_lora
 from lit_finetune.optim import (
     DEFAULT_LR,
     build_optimizer,
@@ -52,6 +54,8 @@ class FinetuneClassifier(ClassifierSteps):
         head_name: The network's classifier layer, where it is not found by itself; "" if it has
             none: then one is appended to what it ends in, as where none is found.
         backbone_kwargs: What to build a named backbone with.
+        in_chans: Channels of a picture; others than the network's adapt its first convolution.
+        image_size: Side of a picture; by default what the network was made for.
         drop_rate: Probability of dropping a feature, before the head's last layer.
         lr: The head's learning rate. An optimizer that brings a rate of its own may set it instead.
         backbone_lr_ratio: The rate of the last block before the head, relative to the head's.
@@ -68,6 +72,7 @@ class FinetuneClassifier(ClassifierSteps):
         mixup_alpha: Of MixUp's Beta distribution; 0 for none.
         cutmix_alpha: Of CutMix's Beta distribution; 0 for none.
         min_match: The least share of the backbone's parameters that a weights file must fill.
+        lora: Adapters of low rank, which train in the place of the backbone's weights.
         channels_last: Whether pictures and weights lie channels last in memory, which many
             convolutional networks run faster with, on a GPU above all.
         compile: Whether the backbone runs through `torch.compile`.
@@ -87,6 +92,8 @@ class FinetuneClassifier(ClassifierSteps):
         head: str | nn.Module | Callable[[int, int], nn.Module] = "linear",
         head_name: str | None = None,
         backbone_kwargs: dict[str, Any] | None = None,
+        in_chans: int | None = None,
+        image_size: int | None = None,
         drop_rate: float = 0.0,
         lr: float = DEFAULT_LR,
         backbone_lr_ratio: float = 0.1,
@@ -100,6 +107,7 @@ class FinetuneClassifier(ClassifierSteps):
         mixup_alpha: float = 0.0,
         cutmix_alpha: float = 0.0,
         min_match: float = 0.9,
+        lora: Lora | dict[str, Any] | None = None,
         channels_last: bool = False,
         compile: bool = False,
     ) -> None:
@@ -119,8 +127,11 @@ class FinetuneClassifier(ClassifierSteps):
             make_head=self.make_head,
             head_name=head_name,
             backbone_kwargs=backbone_kwargs,
+            in_chans=in_chans,
+            image_size=image_size,
             drop_rate=drop_rate,
             min_match=min_match,
+            lora=read_lora(lora),
         )
         self.backbone = built.network
         if channels_last:
@@ -133,6 +144,7 @@ class FinetuneClassifier(ClassifierSteps):
         self.data_config: DataConfig = built.data_config
         self._set_num_classes(num_classes)
         self.classes = list(built.classes) or self.classes
+        self._still = frozen_modules(self, self.blocks) if built.lora_layers else []
         rank_zero_info(str(built))
 
     @override
@@ -189,6 +201,10 @@ class FinetuneClassifier(ClassifierSteps):
         self.hparams.update(num_classes=num_classes, class_weights=None)
         self._set_num_classes(num_classes)
 
+    def merge_lora(self) -> nn.Module:
+        """A copy of the network with its adapters merged into the weights, under their names."""
+        return merged(self.backbone)
+
     def make_head(self, in_features: int, num_classes: int) -> nn.Module | None:
         """Override to build your own head; None, as here, leaves it to the argument `head`.
 
@@ -238,6 +254,11 @@ class FinetuneClassifier(ClassifierSteps):
         config = self.make_scheduler(optimizer)
         join_groups(optimizer, [config["scheduler"]] if config else [], groups, parameters)
         return {"optimizer": optimizer, "lr_scheduler": config} if config else optimizer
+
+    @override
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        hold(self._still)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
