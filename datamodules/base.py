@@ -191,6 +191,12 @@ class ImageDataModule(LightningDataModule):
             drop_last=leaves_one,
         )
 
+    def plain_train_dataloader(self) -> Loader:
+        """The training pictures in order, as they are in validation: for a linear probe."""
+        samples = self._dataset("train").samples
+        dataset = PictureDataset(samples, eval_transform(self.data_config))
+        return self._loader(DataLoader, "train", dataset, batch_size=self.batch_size)
+
     @override
     def val_dataloader(self) -> Loader | list[Loader]:
         return self._eval_loader("val") if len(self._dataset("val")) else []
@@ -241,8 +247,10 @@ class ImageDataModule(LightningDataModule):
         sampler = UnpaddedSampler(dataset, **ranks)
         return self._loader(DataLoader, part, batch_size=size, sampler=sampler)
 
-    def _loader(self, make: type[Loader], part: Part, **options: Any) -> Loader:
-        dataset = self._dataset(part)
+    def _loader(
+        self, make: type[Loader], part: Part, dataset: PictureDataset | None = None, **options: Any
+    ) -> Loader:
+        dataset = dataset or self._dataset(part)
         num_workers = self._num_workers(len(dataset))
         on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return make(

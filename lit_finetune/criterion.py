@@ -22,7 +22,7 @@ class Criterion:
     """
 
     weights: Tensor
-    """What each class counts (C); with labels (N, C), what its absence and its presence do (2, C)."""
+    """What each class counts (C); with labels (N, C) what its absence and presence do (2, C)."""
     label_smoothing: float = 0.0
 
     def total(self, labels: Tensor) -> float:

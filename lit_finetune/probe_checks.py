@@ -138,7 +138,7 @@ def _label_problems(labels: Tensor, num_classes: int, named: str) -> list[str]:
         if not bool(((labels == 0) | (labels == 1)).all()):
             problems.append(f"`{named}labels` (N, C) hold more than 0 and 1")
         return problems
-    outside = labels[(labels < 0) | (labels >= num_classes)].unique().tolist()
+    outside = sorted({*labels[(labels < 0) | (labels >= num_classes)].tolist()})
     if not outside:
         return []
     return [
