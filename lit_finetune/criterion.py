@@ -47,7 +47,7 @@ class Criterion:
 
     def _multiple(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         counts = torch.where(labels > 0, self.weights[1], self.weights[0])
-        wanted = labels * (1 - self.label_smoothing) + self.label_smoothing / 2
+        wanted = labels.type(logits.dtype) * (1 - self.label_smoothing) + self.label_smoothing / 2
         loss = functional.binary_cross_entropy_with_logits(logits, wanted, counts, reduction="sum")
         p = logits.sigmoid()
         curvature = (counts * p * (1 - p)).sum() / logits.shape[1]

@@ -153,7 +153,7 @@ def fit_linear_probe(  # noqa: PLR0913  (each can be left out)
     (1.0, tensor([0, 0, 1, 1]))
 
     Args:
-        features: Floats (N, D), on any device; it is computed there, in float32 at least.
+        features: Floats (N, D), on any device that knows float64, in which all is computed there.
         labels: Class indices (N), or a 0 or 1 for each class (N, C), which are then fitted one by
             one: the loss is the sum of their binary cross-entropies.
         num_classes: By default what the labels tell. A class without a sample becomes improbable.
@@ -161,7 +161,7 @@ def fit_linear_probe(  # noqa: PLR0913  (each can be left out)
         val_labels: Their labels.
         l2: The strength, or several to choose from: half of it times the sum of all squared weights
             on standardised features is added to the mean loss. It is `1 / (C * N)` for the `C` of
-            scikit-learn.
+            scikit-learn, of two classes twice that.
         class_weights: A weight per class, or `balanced`: inversely proportional to the number of
             its samples; with labels (N, C), so that presence and absence of each weigh the same.
         label_smoothing: Share of the probability that is spread over all classes.

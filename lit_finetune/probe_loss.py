@@ -48,10 +48,9 @@ class LabelledFeatures:
     def second_moment(self) -> Tensor:
         """Of standard features with a 1 behind them (D + 1, D + 1), from some of the samples."""
         stride = max(1, len(self.features) // (METRIC_ROWS * self.features.shape[1]))
-        rows = self.features[::stride].type(self.scaling.centre.dtype) - self.scaling.centre
-        rows = rows * self.scaling.factor.type(rows.dtype)
+        rows = self.scaling.apply(self.features[::stride])
         rows = torch.cat([rows, rows.new_ones(len(rows), 1)], dim=1)
-        return (rows.T @ rows).double() / len(rows)
+        return rows.T @ rows / len(rows)
 
 
 class ProbeLoss:
@@ -70,18 +69,18 @@ class ProbeLoss:
 
     def __call__(self, solution: Tensor) -> tuple[float, Tensor]:
         """The loss, and its gradient (C, D + 1)."""
-        kind, factor = self._data.scaling.centre.dtype, self._data.scaling.factor
-        weight = (solution[:, :-1] * factor).type(kind)
+        scaling = self._data.scaling
+        weight = solution[:, :-1] * scaling.factor
         gradient = torch.zeros_like(solution)
         loss, curvature = torch.zeros(2, dtype=torch.float64, device=solution.device)
         for features, labels in in_chunks(self._data.features, self._data.labels):
-            apart = features.type(kind) - self._data.scaling.centre
-            logits = (apart @ weight.T).double() + solution[:, -1]
+            apart = features.double() - scaling.centre
+            logits = apart @ weight.T + solution[:, -1]
             value, by_logits, curved = self._data.criterion(logits, labels)
             loss, curvature = loss + value, curvature + curved
-            gradient[:, :-1] += (by_logits.type(kind).T @ apart).double()
+            gradient[:, :-1] += by_logits.T @ apart
             gradient[:, -1] += by_logits.sum(dim=0)
-        gradient[:, :-1] *= factor
+        gradient[:, :-1] *= scaling.factor
         gradient /= self._data.total
         gradient[:, :-1] += self._l2 * solution[:, :-1]
         self._curvature = float(curvature) / self._data.total

@@ -17,18 +17,18 @@ class Scaling:
     """What makes features standard."""
 
     centre: Tensor
-    """Of each feature (D), in the numbers in which is computed."""
+    """Of each feature (D), in float64."""
     factor: Tensor
-    """One over each feature's deviation (D), in float64; 0 for a feature that never varies."""
+    """One over each feature's deviation (D); 0 for a feature that never varies."""
 
     def apply(self, features: Tensor) -> Tensor:
         """Standard features (N, D), in float64."""
-        return (features.type(self.centre.dtype) - self.centre).double() * self.factor
+        return (features.double() - self.centre) * self.factor
 
     def fold(self, solution: Tensor) -> Tensor:
         """Weights and biases (C, D + 1) on plain features, of those on standard ones."""
         weight = solution[:, :-1] * self.factor
-        bias = solution[:, -1] - weight @ self.centre.double()
+        bias = solution[:, -1] - weight @ self.centre
         return torch.cat([weight, bias[:, None]], dim=1)
 
 
@@ -82,9 +82,9 @@ def measure(features: Tensor) -> Scaling:
     for (rows,) in in_chunks(features):
         total += rows.double().sum(dim=0)
         largest = torch.maximum(largest, rows.double().abs().amax(dim=0))
-    centre = (total / len(features)).type(computing_dtype(features))
+    centre = total / len(features)
     for (rows,) in in_chunks(features):
-        squares += (rows.type(centre.dtype) - centre).double().square().sum(dim=0)
+        squares += (rows.double() - centre).square().sum(dim=0)
     deviation = (squares / len(features)).sqrt()
     varies = deviation > ROUNDING * largest
     factor = torch.where(varies, 1 / deviation, torch.zeros_like(deviation))
@@ -95,10 +95,3 @@ def in_chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Some rows of all these tensors at a time, in order."""
     for begin in range(0, len(tensors[0]), CHUNK):
         yield tuple(tensor[begin : begin + CHUNK] for tensor in tensors)
-
-
-def computing_dtype(features: Tensor) -> torch.dtype:
-    """The numbers for products of features; what is summed over samples is float64 in any case."""
-    if features.is_cuda:  # where float32 may stand for numbers of ten bits
-        return torch.float64
-    return torch.promote_types(features.dtype, torch.float32)
