@@ -183,7 +183,7 @@ def _val_batches(trainer: Trainer) -> list[Any]:
 
 def _share(trainer: Trainer, loader: Any, limit: float) -> Any:
     ranks = {"rank": trainer.global_rank, "num_replicas": trainer.world_size}
-    return each_once(loader, **ranks, limit=None if limit == 1.0 else limit)
+    return each_once(loader, **ranks, limit=limit)
 
 
 @contextmanager

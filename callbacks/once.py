@@ -9,9 +9,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 
-def each_once(
-    loader: Any, *, rank: int, num_replicas: int, limit: float | None = None
-) -> Iterable[Any]:
+def each_once(loader: Any, *, rank: int, num_replicas: int, limit: float = 1.0) -> Iterable[Any]:
     """Batches of each picture of a loader once, in order: the share of one process.
 
     Where the loader cannot be asked for single pictures, it is taken as it is.
@@ -20,13 +18,14 @@ def each_once(
         loader: Its dataset, workers and collation are used; its order is not.
         rank: Which process this is.
         num_replicas: Of how many.
-        limit: So many batches, or such a share of all pictures, which are then spread over all.
+        limit: So many batches where it is an int, or else such a share of the pictures, which are
+            then spread over all.
 
     Raises:
         ValueError: A process would have none.
     """
     if not _has_pictures(loader):
-        return loader if limit is None or isinstance(limit, float) else islice(loader, limit)
+        return islice(loader, limit) if isinstance(limit, int) else loader
     size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 32
     chosen = spread(len(loader.dataset), most(len(loader.dataset), size * num_replicas, limit))
     if len(chosen) < num_replicas:
@@ -37,14 +36,12 @@ def each_once(
     return _in_order(loader, chosen[rank::num_replicas], size)
 
 
-def most(num_pictures: int, batch_size: int, limit: float | None) -> int:
+def most(num_pictures: int, batch_size: int, limit: float) -> int:
     """How many of so many pictures a limit on batches leaves.
 
-    >>> most(100, 8, None), most(100, 8, 2), most(100, 8, 0.5)
+    >>> most(100, 8, 1.0), most(100, 8, 2), most(100, 8, 0.5)
     (100, 16, 50)
     """
-    if limit is None:
-        return num_pictures
     if isinstance(limit, float):
         return max(1, int(num_pictures * limit))
     return min(num_pictures, limit * batch_size)
