@@ -19,6 +19,9 @@ L2_PATH = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 WORSE_IN_A_ROW = 2
 """After so many strengths that are worse than the best, the weaker ones are not tried."""
 
+MANY = 50_000
+"""From so many samples on one fold tells enough, and the others would only take memory."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
@@ -93,7 +96,9 @@ class _Search:
             return [], self.fit(data, path[0], None)
         if held:
             return self.choose([(data, held)], path)
-        splits = [data.split(*fold) for fold in deal_folds(data.labels, folds)]
+        dealt = deal_folds(data.labels, folds)
+        used = dealt if len(data.labels) < MANY else dealt[:1]
+        splits = [data.split(*fold) for fold in used]
         trials, of_fold = self.choose(splits, path)
         return trials, self.fit(data, _best(trials).l2, of_fold.x)
 
@@ -165,7 +170,7 @@ def fit_linear_probe(  # noqa: PLR0913  (each can be left out)
         class_weights: A weight per class, or `balanced`: inversely proportional to the number of
             its samples; with labels (N, C), so that presence and absence of each weigh the same.
         label_smoothing: Share of the probability that is spread over all classes.
-        folds: Of the cross-validation.
+        folds: Of the cross-validation; of very many samples only the first is held out.
         max_iterations: The most steps of a fit.
         tolerance: A fit ends when a step promises to lower the loss by less.
 
@@ -185,7 +190,9 @@ def fit_linear_probe(  # noqa: PLR0913  (each can be left out)
         label_smoothing=label_smoothing,
         folds=folds,
     )
-    space, labels = make_space(features), labels.to(features.device)
+    labels = labels.to(features.device)
+    labels = labels.long() if labels.dim() == 1 else labels
+    space = make_space(features)
     criterion = make_criterion(labels, num_classes, class_weights, label_smoothing)
     data = LabelledFeatures(space.enter(features), labels, scaling=space.inner, criterion=criterion)
     held = data.like(space.enter(val[0].to(features.device)), val[1].to(labels)) if val else None

@@ -317,3 +317,26 @@ def test_every_sample_is_held_out_once_and_every_class_stays_in_what_is_fitted()
 def test_one_sample_of_each_class_is_too_little_to_hold_any_out() -> None:
     with pytest.raises(ValueError, match="too few samples for a cross-validation"):
         fit_linear_probe(torch.eye(3), torch.arange(3))
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.uint8])
+def test_labels_may_be_whole_numbers_of_any_size(kind: torch.dtype) -> None:
+    features, labels = samples()
+
+    one = fit_linear_probe(features, labels, l2=0.01, class_weights="balanced")
+    other = fit_linear_probe(features, labels.type(kind), l2=0.01, class_weights="balanced")
+
+    assert torch.equal(one.weight, other.weight)
+
+
+@pytest.mark.gpu
+def test_a_gpu_finds_the_same_head() -> None:
+    features, labels = samples()
+    device = torch.accelerator.current_accelerator()
+    if device is None or device.type != "cuda":
+        pytest.skip("float64 is known to CUDA only")
+
+    one = fit_linear_probe(features, labels, l2=0.01)
+    other = fit_linear_probe(features.to(device), labels.to(device), l2=0.01)
+
+    torch.testing.assert_close(other.weight, one.weight, rtol=1e-5, atol=1e-6)
