@@ -19,6 +19,8 @@ L2_PATH = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 WORSE_IN_A_ROW = 2
 """After so many strengths that are worse than the best, the weaker ones are not tried."""
 
+TRIAL_TOLERANCE = 1e-7
+"""How well a strength is fitted that is but tried: it differs from the next one by far more."""
 MANY = 50_000
 """From so many samples on one fold tells enough, and the others would only take memory."""
 
@@ -71,7 +73,13 @@ class _Search:
     max_iterations: int
     tolerance: float
 
-    def fit(self, data: LabelledFeatures, l2: float, start: Tensor | None) -> Minimum:
+    def fit(
+        self,
+        data: LabelledFeatures,
+        l2: float,
+        start: Tensor | None = None,
+        tolerance: float | None = None,
+    ) -> Minimum:
         if start is None:
             size = (self.num_classes, data.features.shape[1] + 1)
             start = torch.zeros(size, dtype=torch.float64, device=data.features.device)
@@ -80,7 +88,7 @@ class _Search:
             loss,
             start,
             precondition=loss.precondition,
-            tolerance=self.tolerance,
+            tolerance=tolerance or self.tolerance,
             max_iterations=self.max_iterations,
         )
 
@@ -93,14 +101,15 @@ class _Search:
     ) -> tuple[list[Trial], Minimum]:
         """The trials of the strengths, and the head of the best one."""
         if len(path) == 1:
-            return [], self.fit(data, path[0], None)
+            return [], self.fit(data, path[0])
         if held:
-            return self.choose([(data, held)], path)
-        dealt = deal_folds(data.labels, folds)
-        used = dealt if len(data.labels) < MANY else dealt[:1]
-        splits = [data.split(*fold) for fold in used]
-        trials, of_fold = self.choose(splits, path)
-        return trials, self.fit(data, _best(trials).l2, of_fold.x)
+            splits = [(data, held)]
+        else:
+            dealt = deal_folds(data.labels, folds)
+            used = dealt if len(data.labels) < MANY else dealt[:1]
+            splits = [data.split(*fold) for fold in used]
+        trials, nearly = self.choose(splits, path)
+        return trials, self.fit(data, _best(trials).l2, nearly.x)
 
     def choose(
         self, splits: Sequence[tuple[LabelledFeatures, LabelledFeatures]], path: Sequence[float]
@@ -118,7 +127,8 @@ class _Search:
         starts: list[Tensor | None] = [None] * len(splits)
         for l2 in path:
             pairs = zip(splits, starts, strict=True)
-            fits = [self.fit(data, l2, start) for (data, _), start in pairs]
+            tolerance = max(self.tolerance, TRIAL_TOLERANCE)
+            fits = [self.fit(data, l2, start, tolerance) for (data, _), start in pairs]
             starts = [fit.x for fit in fits]
             found.append(fits[0])
             held = [(h.score(fit.x), h.total) for (_, h), fit in zip(splits, fits, strict=True)]

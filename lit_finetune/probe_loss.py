@@ -70,16 +70,17 @@ class ProbeLoss:
     def __call__(self, solution: Tensor) -> tuple[float, Tensor]:
         """The loss, and its gradient (C, D + 1)."""
         scaling = self._data.scaling
-        weight = solution[:, :-1] * scaling.factor
+        folded = scaling.fold(solution)
         gradient = torch.zeros_like(solution)
         loss, curvature = torch.zeros(2, dtype=torch.float64, device=solution.device)
         for features, labels in in_chunks(self._data.features, self._data.labels):
-            apart = features.double() - scaling.centre
-            logits = apart @ weight.T + solution[:, -1]
+            rows = features.double()
+            logits = rows @ folded[:, :-1].T + folded[:, -1]
             value, by_logits, curved = self._data.criterion(logits, labels)
             loss, curvature = loss + value, curvature + curved
-            gradient[:, :-1] += by_logits.T @ apart
+            gradient[:, :-1] += by_logits.T @ rows
             gradient[:, -1] += by_logits.sum(dim=0)
+        gradient[:, :-1] -= gradient[:, -1:] * scaling.centre
         gradient[:, :-1] *= scaling.factor
         gradient /= self._data.total
         gradient[:, :-1] += self._l2 * solution[:, :-1]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CHUNK = 2048
+CHUNK = 512
 """Rows at a time: what comes of them stays in the processor's cache."""
 ROUNDING = 1e-6
 """A deviation of this share of a feature's largest value is but the rounding of the value."""
