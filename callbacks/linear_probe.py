@@ -253,8 +253,8 @@ def _tell(trainer: Trainer, found: ProbeFit, *, seconds: float) -> None:
         logger.log_metrics({f"probe/{key}": value for key, value in values.items()}, step=0)
     end = "" if found.converged else " It did not converge."
     rank_zero_info(
-        f"Linear probe: accuracy {acc:.4f}, loss {loss:.4f} on {by}; L2 {found.l2:g},"
-        f" {found.iterations} steps; {seconds:.1f} s.{end}"
+        f"Linear probe: accuracy {acc:.4f}, loss {loss:.4f} on {by}; L2 {found.l2:g};"
+        f" {seconds:.1f} s.{end}"
     )
 
 

@@ -55,7 +55,7 @@ class ProbeFit:
     trials: tuple[Trial, ...]
     """What the strength was chosen by, on validation or over the folds; one has no choice."""
     iterations: int
-    """Of the fit with that strength."""
+    """Of the last fit, which begins where the trial of that strength has ended."""
     converged: bool
     """Whether it came to its end; else `max_iterations` stopped it."""
 
