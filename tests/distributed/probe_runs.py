@@ -70,7 +70,8 @@ def main(folder: Path, devices: int) -> None:
             WriteDown(folder / f"{devices}", probe),
         ],
     )
-    trainer.fit(model, DigitsDataModule(digits=[0, 1, 2], batch_size=7, image_size=16))
+    data = DigitsDataModule(digits=[0, 1, 2], batch_size=7, image_size=16, num_workers=0)
+    trainer.fit(model, data)
 
 
 if __name__ == "__main__":
