@@ -3,5 +3,6 @@
 from .checkpoint import BestCheckpoint as BestCheckpoint
 from .checkpoint import LastCheckpoint as LastCheckpoint
 from .freeze_unfreeze import FreezeUnfreezeCallback as FreezeUnfreezeCallback
+from .linear_probe import LinearProbe as LinearProbe
 from .predictions import PredictionWriter as PredictionWriter
 from .report import RunReport as RunReport

@@ -6,6 +6,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lit_finetune.averaging import average_exactly
 
+from .linear_probe import LinearProbe
+
 
 def schedulers_of(trainer: Trainer) -> list[LRScheduler]:
     """The learning rate schedulers of now: StochasticWeightAveraging changes them amid a run."""
@@ -15,6 +17,11 @@ def schedulers_of(trainer: Trainer) -> list[LRScheduler]:
 def has_finder(trainer: Trainer) -> bool:
     """Whether the Tuner is at work: it trains on trial, and asks no other callback meanwhile."""
     return any(isinstance(c, LearningRateFinder | BatchSizeFinder) for c in _callbacks(trainer))
+
+
+def has_probe(trainer: Trainer) -> bool:
+    """Whether the head is fitted before the first epoch."""
+    return any(isinstance(callback, LinearProbe) for callback in _callbacks(trainer))
 
 
 def keep_averages_exact(trainer: Trainer) -> None:

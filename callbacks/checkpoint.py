@@ -4,6 +4,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from typing_extensions import override
 
@@ -47,6 +48,12 @@ class LastCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A run of no epochs, such as that of a LinearProbe alone, has no epoch's end.
+        if trainer.max_epochs == 0:
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

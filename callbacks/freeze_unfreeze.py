@@ -31,7 +31,7 @@ from lit_finetune.telling import phase_line, unreached_line
 from lit_finetune.triggers import Position, Progress, observe, refuse_unlogged
 from lit_finetune.warmup import Rise, Warmup
 
-from .beside import has_finder, keep_averages_exact, schedulers_of
+from .beside import has_finder, has_probe, keep_averages_exact, schedulers_of
 
 
 class FreezeUnfreezeCallback(Callback):
@@ -226,7 +226,13 @@ class FreezeUnfreezeCallback(Callback):
         if self._strategy:
             name, arguments = self._strategy
             names = [block.name for block in blocks]
-            phases = make_schedule(name, arguments, block_names=names, max_epochs=limit)
+            phases = make_schedule(
+                name,
+                arguments,
+                block_names=names,
+                max_epochs=limit,
+                is_probed=has_probe(trainer),
+            )
         # A trial run of one epoch may use the schedule of the long one.
         return make_plan(phases, blocks, None if _is_trial(trainer) else limit)
 
