@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -18,13 +19,14 @@ from lit_finetune.admission import GroupKeeper
 from lit_finetune.averaging import Statistics, give_back, take_statistics
 from lit_finetune.best import copy_trained, put_back
 from lit_finetune.blocks import list_blocks
-from lit_finetune.distributed import refuse_unsupported, wrap_again
+from lit_finetune.distributed import look_ahead, refuse_unsupported, shards, wrap_again
 from lit_finetune.entries import read_schedule
 from lit_finetune.freezing import frozen_modules, hold, norm_parameters, release, set_trainable
 from lit_finetune.length import fit_to_length, needs_length
 from lit_finetune.place import MONITORED, catch_up, monitored, place_in_run
 from lit_finetune.plan import Plan, make_plan
 from lit_finetune.resume import load_progress, save_progress
+from lit_finetune.sharding import is_sharded, keep_statistics_alike, refuse_unsharded, reshard
 from lit_finetune.strategies import make_schedule, split_strategy
 from lit_finetune.telling import phase_line, unreached_line
 from lit_finetune.triggers import Position, Progress, observe, refuse_unlogged
@@ -86,6 +88,7 @@ class FreezeUnfreezeCallback(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
+            look_ahead(trainer.strategy, None)
             return
         refuse_unsupported(trainer.strategy)
         self._max_epochs = trainer.max_epochs
@@ -101,6 +104,8 @@ class FreezeUnfreezeCallback(Callback):
         if here == Position(0, 0):  # else a second `fit` goes on
             self._progress, self._best = Progress(), {}
         self._progress = self._progress.moved(self.plan.index_at(*here), here)
+        if shards(trainer.strategy):
+            self._expect_shards(trainer, pl_module)
         self._before = {n: p.requires_grad for n, p in pl_module.named_parameters()}
         # Before the strategy wraps the module: DDP takes note of what requires a gradient.
         set_trainable(pl_module, self._trainable(pl_module))
@@ -113,11 +118,7 @@ class FreezeUnfreezeCallback(Callback):
     ) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
             return
-        state = checkpoint["callbacks"].get(self.state_key)
-        self._progress = load_progress(self._planned(), state, train_bn=self.train_bn)
-        self._best = state.get("best_weights", {}) if self._progress.stall.best is not None else {}
-        self._monitored = checkpoint.get(MONITORED, {})
-        set_trainable(pl_module, self._trainable(pl_module))
+        self._take_up(pl_module, checkpoint)
         if has_finder(trainer):
             self._hold_anew(pl_module)
 
@@ -208,6 +209,7 @@ class FreezeUnfreezeCallback(Callback):
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # A run of the Tuner ends before training begins, and leaves no trace.
+        reshard(pl_module)
         for name, parameter in pl_module.named_parameters():
             parameter.requires_grad_(self._before.get(name, parameter.requires_grad))
         self._let_go()
@@ -222,6 +224,34 @@ class FreezeUnfreezeCallback(Callback):
             phases = make_schedule(name, arguments, block_names=names, max_epochs=limit)
         # A trial run of one epoch may use the schedule of the long one.
         return make_plan(phases, blocks, None if _is_trial(trainer) else limit)
+
+    def _expect_shards(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See to what FSDP2 leaves to others, in the module that `configure_model` has sharded."""
+        plan = self._planned()
+        phases = [plan.trainable(index) for index in range(len(plan.phases))]
+        refuse_unsharded(pl_module, frozenset().union(*phases))
+        reshard(pl_module)
+        keep_statistics_alike(pl_module)
+        look_ahead(trainer.strategy, partial(self._prepare, pl_module))
+
+    def _prepare(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Bring the groups to the phase of a checkpoint whose shards will be read next."""
+        begun = self._progress.phase
+        self._take_up(pl_module, checkpoint)
+        if self._progress.phase < begun:
+            raise ValueError(
+                "The Trainer is in a later phase than the checkpoint. Resume with a new Trainer."
+            )
+        for index in range(begun + 1, self._progress.phase + 1):
+            self._regroup(index, pl_module)
+
+    def _take_up(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Go on where the run of a checkpoint was."""
+        state = checkpoint["callbacks"].get(self.state_key)
+        self._progress = load_progress(self._planned(), state, train_bn=self.train_bn)
+        self._best = state.get("best_weights", {}) if self._progress.stall.best is not None else {}
+        self._monitored = checkpoint.get(MONITORED, {})
+        set_trainable(pl_module, self._trainable(pl_module))
 
     def _planned(self) -> Plan:
         assert self.plan is not None, "Lightning calls setup() first"
@@ -238,6 +268,7 @@ class FreezeUnfreezeCallback(Callback):
         first = self._progress.phase + 1
         if target < first:
             return
+        reshard(pl_module)
         self._restore_best(trainer, pl_module)
         self._progress = self._progress.moved(target, here)
         for index in range(first, target + 1):
@@ -301,8 +332,10 @@ class FreezeUnfreezeCallback(Callback):
             is_best = stall.best != progress.stall.best
             self._progress = replace(progress, stall=stall)
             is_asked = plan.phases[progress.phase + 1].entry.restore_best
-            if is_best and is_asked and trainer.is_global_zero:
-                self._best = copy_trained(pl_module, self._frozen)
+            if is_best and is_asked and (trainer.is_global_zero or is_sharded(pl_module)):
+                reshard(pl_module)
+                best = copy_trained(pl_module, self._frozen)
+                self._best = best if trainer.is_global_zero else {}
 
     def _restore_best(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the network the best weights of the phase that ends, if the next one wants them."""

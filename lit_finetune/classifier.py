@@ -38,6 +38,7 @@ from lit_finetune.param_groups import ParamGroup, make_param_groups
 from lit_finetune.place import MONITORED, catch_up, monitored, place_in_run
 from lit_finetune.scores import log_evaluation, log_training
 from lit_finetune.seeding import derive_seed
+from lit_finetune.sharding import shard
 
 _KEY = "lit_finetune"
 """Where a checkpoint holds what `load_from_checkpoint` needs besides weights and arguments."""
@@ -154,6 +155,11 @@ class FinetuneClassifier(LightningModule):
     def blocks(self) -> list[Block]:
         """The network's blocks from the input to the head, by names within this module."""
         return list_blocks(self, f"backbone.{self.head_name}")
+
+    @override
+    def configure_model(self) -> None:
+        """Shard the backbone block by block under ModelParallelStrategy, and do nothing else."""
+        shard(self.backbone, self.device_mesh, head_name=self.head_name)
 
     @override
     def forward(self, images: Tensor) -> Tensor:
