@@ -19,14 +19,15 @@ from lit_finetune.admission import GroupKeeper
 from lit_finetune.averaging import Statistics, give_back, take_statistics
 from lit_finetune.best import copy_trained, put_back
 from lit_finetune.blocks import list_blocks
-from lit_finetune.distributed import look_ahead, refuse_unsupported, shards, wrap_again
+from lit_finetune.distributed import expect_shards, look_ahead, refuse_unsupported, wrap_again
 from lit_finetune.entries import read_schedule
 from lit_finetune.freezing import frozen_modules, hold, norm_parameters, release, set_trainable
 from lit_finetune.length import fit_to_length, needs_length
 from lit_finetune.place import MONITORED, catch_up, monitored, place_in_run
 from lit_finetune.plan import Plan, make_plan
 from lit_finetune.resume import load_progress, save_progress
-from lit_finetune.sharding import is_sharded, keep_statistics_alike, refuse_unsharded, reshard
+from lit_finetune.schedule import Schedule
+from lit_finetune.sharding import is_sharded, reshard
 from lit_finetune.strategies import make_schedule, split_strategy
 from lit_finetune.telling import phase_line, unreached_line
 from lit_finetune.triggers import Position, Progress, observe, refuse_unlogged
@@ -94,7 +95,7 @@ class FreezeUnfreezeCallback(Callback):
         self._max_epochs = trainer.max_epochs
         if is_overridden("configure_model", pl_module):
             pl_module.configure_model()  # there may be no layers yet; Lightning calls it once more
-        self.plan = self._make_plan(trainer, pl_module)
+        self.plan = _plan_for(trainer, pl_module, self._strategy, self._phases)
         if self.plan.monitors(0) and not trainer.enable_validation:
             raise ValueError(
                 "`on_plateau` waits for a metric of validation, but there is none: give validation"
@@ -104,8 +105,7 @@ class FreezeUnfreezeCallback(Callback):
         if here == Position(0, 0):  # else a second `fit` goes on
             self._progress, self._best = Progress(), {}
         self._progress = self._progress.moved(self.plan.index_at(*here), here)
-        if shards(trainer.strategy):
-            self._expect_shards(trainer, pl_module)
+        expect_shards(trainer.strategy, pl_module, self.plan, partial(self._prepare, pl_module))
         self._before = {n: p.requires_grad for n, p in pl_module.named_parameters()}
         # Before the strategy wraps the module: DDP takes note of what requires a gradient.
         set_trainable(pl_module, self._trainable(pl_module))
@@ -151,7 +151,7 @@ class FreezeUnfreezeCallback(Callback):
             num_steps, epoch_steps = _run_length(trainer, self._max_epochs)
             self.plan = fit_to_length(plan, num_steps=num_steps, epoch_steps=epoch_steps)
         self._hold_anew(pl_module)
-        self._tell(trainer, pl_module)
+        _tell(trainer, self._planned(), self._progress)
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -214,26 +214,6 @@ class FreezeUnfreezeCallback(Callback):
             parameter.requires_grad_(self._before.get(name, parameter.requires_grad))
         self._let_go()
 
-    def _make_plan(self, trainer: Trainer, pl_module: LightningModule) -> Plan:
-        blocks = getattr(pl_module, "blocks", None) or list_blocks(pl_module)
-        limit = trainer.max_epochs if trainer.max_epochs != -1 else None
-        phases = self._phases
-        if self._strategy:
-            name, arguments = self._strategy
-            names = [block.name for block in blocks]
-            phases = make_schedule(name, arguments, block_names=names, max_epochs=limit)
-        # A trial run of one epoch may use the schedule of the long one.
-        return make_plan(phases, blocks, None if _is_trial(trainer) else limit)
-
-    def _expect_shards(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See to what FSDP2 leaves to others, in the module that `configure_model` has sharded."""
-        plan = self._planned()
-        phases = [plan.trainable(index) for index in range(len(plan.phases))]
-        refuse_unsharded(pl_module, frozenset().union(*phases))
-        reshard(pl_module)
-        keep_statistics_alike(pl_module)
-        look_ahead(trainer.strategy, partial(self._prepare, pl_module))
-
     def _prepare(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Bring the groups to the phase of a checkpoint whose shards will be read next."""
         begun = self._progress.phase
@@ -274,7 +254,7 @@ class FreezeUnfreezeCallback(Callback):
         for index in range(first, target + 1):
             self._regroup(index, pl_module)
         self._apply(trainer, pl_module)
-        self._tell(trainer, pl_module)
+        _tell(trainer, self._planned(), self._progress)
 
     def _regroup(self, index: int, pl_module: LightningModule) -> None:
         """Bring the optimizers' groups from the phase before to the phase of this index."""
@@ -350,11 +330,27 @@ class FreezeUnfreezeCallback(Callback):
             else "There are no best weights of the phase to go back to: nothing was validated."
         )
 
-    def _tell(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        parameters, here = pl_module.parameters(), _position(trainer)
-        plan = self._planned()
-        rank_zero_info(phase_line(plan, self._progress, here, parameters=parameters, groups=groups))
+
+def _plan_for(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    strategy: tuple[str, dict[str, Any]] | None,
+    phases: Schedule,
+) -> Plan:
+    blocks = getattr(pl_module, "blocks", None) or list_blocks(pl_module)
+    limit = trainer.max_epochs if trainer.max_epochs != -1 else None
+    if strategy:
+        name, arguments = strategy
+        names = [block.name for block in blocks]
+        phases = make_schedule(name, arguments, block_names=names, max_epochs=limit)
+    # A trial run of one epoch may use the schedule of the long one.
+    return make_plan(phases, blocks, None if _is_trial(trainer) else limit)
+
+
+def _tell(trainer: Trainer, plan: Plan, progress: Progress) -> None:
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    parameters, here = trainer.lightning_module.parameters(), _position(trainer)
+    rank_zero_info(phase_line(plan, progress, here, parameters=parameters, groups=groups))
 
 
 def _position(trainer: Trainer) -> Position:

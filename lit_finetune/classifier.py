@@ -38,6 +38,7 @@ from lit_finetune.param_groups import ParamGroup, make_param_groups
 from lit_finetune.place import MONITORED, catch_up, monitored, place_in_run
 from lit_finetune.scores import log_evaluation, log_training
 from lit_finetune.seeding import derive_seed
+from lit_finetune.sharded_checkpoint import as_file
 from lit_finetune.sharding import shard
 
 _KEY = "lit_finetune"
@@ -352,12 +353,14 @@ class FinetuneClassifier(LightningModule):
 
     @classmethod
     @override
-    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Self:
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
         """The classifier that a checkpoint holds, as in Lightning, but never by unpickling code.
 
-        A backbone or a head that was given as a module has to be given again, by keyword.
+        A backbone or a head that was given as a module has to be given again, by keyword. The
+        folder that a sharded run writes is read as well.
         """
-        return super().load_from_checkpoint(*args, **{"weights_only": True, **kwargs})
+        file, options = as_file(checkpoint_path), {"weights_only": True, **kwargs}
+        return super().load_from_checkpoint(file, *args, **options)
 
     def _set_num_classes(self, num_classes: int) -> None:
         """Measure, mix and weigh as many classes, and call them by their numbers for now."""

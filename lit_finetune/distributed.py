@@ -12,7 +12,14 @@ from lightning.pytorch.strategies import (
     Strategy,
 )
 
-from lit_finetune.sharding import plain_part, refuse_tensor_parallel
+from lit_finetune.plan import Plan
+from lit_finetune.sharded_checkpoint import plain_part
+from lit_finetune.sharding import (
+    keep_statistics_alike,
+    refuse_tensor_parallel,
+    refuse_unsharded,
+    reshard,
+)
 
 _INSTEAD = (
     "Use Trainer(strategy='ddp'), or one device; to shard the parameters, Trainer(strategy="
@@ -60,6 +67,31 @@ def wrap_again(strategy: Strategy, module: LightningModule) -> None:
         strategy.configure_ddp()
 
 
+def expect_shards(
+    strategy: Strategy,
+    module: LightningModule,
+    plan: Plan,
+    prepare: Callable[[dict[str, Any]], None],
+) -> None:
+    """See to what FSDP2 leaves to others, where a training begins under a strategy that shards.
+
+    Args:
+        strategy: Under others than those that shard nothing happens.
+        module: Its `configure_model` has been called.
+        plan: What will train.
+        prepare: What to do before a checkpoint is read, as in `look_ahead`.
+
+    Raises:
+        ValueError: Something will train that is not sharded.
+    """
+    if shards(strategy):
+        phases = [plan.trainable(index) for index in range(len(plan.phases))]
+        refuse_unsharded(module, frozenset().union(*phases))
+        reshard(module)
+        keep_statistics_alike(module)
+        look_ahead(strategy, prepare)
+
+
 def look_ahead(strategy: Strategy, prepare: Callable[[dict[str, Any]], None] | None) -> None:
     """See what a checkpoint says before a strategy that shards reads the shards.
 
@@ -103,7 +135,7 @@ def refuse_other_order(strategy: Strategy, states: Sequence[Mapping[str, Any]]) 
     numbers = {id(p): n for n, p in enumerate(strategy.lightning_module.parameters())}
     for optimizer, state in zip(strategy.optimizers, states, strict=False):
         ours = [[numbers[id(p)] for p in group["params"]] for group in optimizer.param_groups]
-        if [group["params"] for group in state["param_groups"]] != ours:
+        if state["state"] and [group["params"] for group in state["param_groups"]] != ours:
             raise ValueError(
                 "The checkpoint's optimizer state is of a run under another strategy, or of other"
                 " parameter groups. Resume it under the strategy that wrote it, or start anew from"

@@ -8,7 +8,6 @@ from the same values and keep the same statistics, and that shards are there for
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,9 +18,6 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lit_finetune._names import some_of
 from lit_finetune.blocks import list_blocks
-
-_PLAIN_PART = "meta.pt"
-"""In the folder of a distributed checkpoint the file of all that is not sharded."""
 
 
 def shard(
@@ -138,18 +134,6 @@ def like(tensor: Tensor, value: Tensor) -> Tensor:
     return distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements)
 
 
-def plain_part(checkpoint: str | Path) -> dict[str, Any]:
-    """What a checkpoint of a sharded run says besides the shards, read without running code.
-
-    Args:
-        checkpoint: A file, which holds the whole network, or a folder of shards.
-    """
-    path = Path(checkpoint)
-    file = path / _PLAIN_PART if path.is_dir() else path
-    content: dict[str, Any] = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    return content
-
-
 def _units(network: nn.Module, head_name: str | None) -> Iterator[nn.Module]:
     """The modules of the blocks, from the input to the head, without those that share weights."""
     places = _places(network)
@@ -197,5 +181,5 @@ def _share_statistics(network: nn.Module, *_: Any) -> None:
         distributed.broadcast(flat, src=0)
         values = torch.split(flat, [buffer.numel() for buffer in buffers])
         for buffer, value in zip(buffers, values, strict=True):
-            # Unseen by autograd, which has noted the statistics of now, but uses those of the batch.
+            # `data`, since autograd has noted the statistics, though it uses those of the batch.
             buffer.data.copy_(value.view_as(buffer))

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from lit_finetune import FinetuneClassifier
 from lit_finetune.callbacks import FreezeUnfreezeCallback, LastCheckpoint
 from lit_finetune.datamodules import DigitsDataModule
-from lit_finetune.sharding import whole
+from lit_finetune.sharding import reshard, whole
 
 SCHEDULE = {0: "head", 1: "layer2", 2: "layer1"}
 OPTIMIZERS = {
@@ -107,6 +107,7 @@ class WriteDown(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note all, and write it to a file."""
+        reshard(pl_module)  # the validation has left the root of a user's module as it was gathered
         optimizer = trainer.optimizers[0]
         names = {id(parameter): name for name, parameter in pl_module.named_parameters()}
         self.epochs[trainer.current_epoch] = {
@@ -117,9 +118,7 @@ class WriteDown(Callback):
                 }
                 for parameter, state in optimizer.state.items()
             },
-            "groups": [
-                (group.get("name"), float(group["lr"])) for group in optimizer.param_groups
-            ],
+            "groups": [(group.get("name"), float(group["lr"])) for group in optimizer.param_groups],
             "trains": [name for name, p in pl_module.named_parameters() if p.requires_grad],
             "held": [name for name, module in pl_module.named_modules() if not module.training],
             "with gradient": [n for n, p in pl_module.named_parameters() if p.grad is not None],
