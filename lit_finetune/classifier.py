@@ -24,11 +24,12 @@ from lit_finetune.freezing import eval_mode
 from lit_finetune.heads import forward_features, head_in_features, replace_head
 from lit_finetune.hparams import check_hparams, plain_hparams
 from lit_finetune.images import as_rgb
-from lit_finetune.metrics import accuracy, classification_metrics, probabilities
+from lit_finetune.metrics import classification_metrics, probabilities
 from lit_finetune.mixing import make_mixing
 from lit_finetune.optim import (
     DEFAULT_LR,
     build_optimizer,
+    can_fuse,
     cosine_with_warmup,
     describe_scheduler,
     join_groups,
@@ -36,8 +37,8 @@ from lit_finetune.optim import (
 from lit_finetune.outputs import logits_of
 from lit_finetune.param_groups import ParamGroup, make_param_groups
 from lit_finetune.place import MONITORED, catch_up, monitored, place_in_run
-from lit_finetune.scores import log_evaluation, log_training
-from lit_finetune.seeding import derive_seed
+from lit_finetune.scores import TrainingScores, log_evaluation
+from lit_finetune.seeding import derive_seed, seed_device
 from lit_finetune.sharded_checkpoint import as_file
 from lit_finetune.sharding import shard
 
@@ -81,6 +82,9 @@ class FinetuneClassifier(LightningModule):
         mixup_alpha: Of MixUp's Beta distribution; 0 for none.
         cutmix_alpha: Of CutMix's Beta distribution; 0 for none.
         min_match: The least share of the backbone's parameters that a weights file must fill.
+        channels_last: Whether pictures and weights lie channels last in memory, which many
+            convolutional networks run faster with, on a GPU above all.
+        compile: Whether the backbone runs through `torch.compile`.
 
     Raises:
         ValueError: An argument cannot be; the message names all of them.
@@ -113,6 +117,8 @@ class FinetuneClassifier(LightningModule):
         mixup_alpha: float = 0.0,
         cutmix_alpha: float = 0.0,
         min_match: float = 0.9,
+        channels_last: bool = False,
+        compile: bool = False,
     ) -> None:
         arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
@@ -134,18 +140,23 @@ class FinetuneClassifier(LightningModule):
             min_match=min_match,
         )
         self.backbone = built.network
+        if channels_last:
+            self.backbone.to(memory_format=torch.channels_last)
+        if compile:
+            self.backbone.compile()
         self.head_name = built.head_name
         self.load_report = built.load_report
         self.data_config: DataConfig = built.data_config
         self._run_seed: int | None = None
         self._monitored: dict[str, float] = {}
+        self._scores = TrainingScores()
         self._set_num_classes(num_classes)
         rank_zero_info(str(built))
 
     @override
     def __setattr__(self, name: str, value: Any) -> None:
         # `model.backbone = torch.compile(model.backbone)`: names must stay what they are.
-        super().__setattr__(name, unwrapped(value))
+        super().__setattr__(name, unwrapped(value) if isinstance(value, nn.Module) else value)
 
     @property
     def num_classes(self) -> int:
@@ -165,6 +176,8 @@ class FinetuneClassifier(LightningModule):
     @override
     def forward(self, images: Tensor) -> Tensor:
         """From images (N, C, H, W) to logits (N, num_classes)."""
+        if self.hparams["channels_last"]:
+            images = images.contiguous(memory_format=torch.channels_last)
         return logits_of(self.backbone(images))
 
     def forward_features(self, images: Tensor) -> Tensor:
@@ -216,7 +229,9 @@ class FinetuneClassifier(LightningModule):
 
     def make_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
         """The optimizer over these parameter groups; blocks join it as groups of their own."""
-        return (self._optimizer or AdamW)(groups)
+        if self._optimizer is not None:
+            return self._optimizer(groups)
+        return AdamW(groups, fused=can_fuse(self._trainer, self.parameters()))
 
     def make_scheduler(self, optimizer: Optimizer) -> dict[str, Any] | None:
         """Lightning's description of the scheduler, or None for a constant rate.
@@ -257,6 +272,7 @@ class FinetuneClassifier(LightningModule):
 
     @override
     def setup(self, stage: str) -> None:
+        self._scores = TrainingScores()
         datamodule = getattr(self.trainer, "datamodule", None)
         if (classes := getattr(datamodule, "classes", None)) is not None:
             check_classes(classes, self.classes, named=stage != "fit" and self._is_named)
@@ -277,7 +293,7 @@ class FinetuneClassifier(LightningModule):
         # What a step draws (dropout, mixing) follows from its place, so a resumed run repeats it.
         if self._run_seed is not None:
             place = (self.current_epoch, batch_idx, self.global_rank)
-            torch.manual_seed(derive_seed(self._run_seed, *place))
+            seed_device(derive_seed(self._run_seed, *place), self.device)
 
     @override
     def on_train_start(self) -> None:
@@ -285,6 +301,7 @@ class FinetuneClassifier(LightningModule):
 
     @override
     def on_train_epoch_end(self) -> None:
+        self._scores.finish(self)
         if self.trainer.fit_loop.restarting:
             catch_up(self.trainer, self.current_epoch + 1, {})
 
@@ -296,7 +313,7 @@ class FinetuneClassifier(LightningModule):
             images, target = self._mixing(images, labels)
         logits = self(images)
         loss = self.loss(logits, target)
-        log_training(self, loss, logits, labels)
+        self._scores.add(self, loss, logits, labels)
         return loss
 
     @override
@@ -335,6 +352,7 @@ class FinetuneClassifier(LightningModule):
             "classes": self.classes if self._is_named else None,
             "data_config": self.data_config.to_dict(),
             "run_seed": self._run_seed,
+            "scores": self._scores.mean_of_processes(self.trainer.strategy),
             "weights": self.hparams["weights"],
         }
 
@@ -350,6 +368,7 @@ class FinetuneClassifier(LightningModule):
             self.classes, self._is_named = own["classes"], True
         self.data_config = DataConfig.from_dict(own["data_config"])
         self._run_seed, self._monitored = own["run_seed"], checkpoint.get(MONITORED, {})
+        self._scores.sums = own.get("scores")
 
     @classmethod
     @override
@@ -366,7 +385,6 @@ class FinetuneClassifier(LightningModule):
         """Measure, mix and weigh as many classes, and call them by their numbers for now."""
         self.classes = [str(index) for index in range(num_classes)]
         self._is_named = False
-        self.train_acc = accuracy(num_classes)
         self.val_metrics = self.metrics(num_classes, "val/")
         self.test_metrics = self.metrics(num_classes, "test/")
         alphas = {key: self.hparams[key] for key in ("mixup_alpha", "cutmix_alpha")}
