@@ -19,7 +19,7 @@ from lit_finetune.admission import GroupKeeper
 from lit_finetune.averaging import Statistics, give_back, take_statistics
 from lit_finetune.best import copy_trained, put_back
 from lit_finetune.blocks import list_blocks
-from lit_finetune.distributed import expect_shards, look_ahead, refuse_unsupported, wrap_again
+from lit_finetune.distributed import expect_shards, look_ahead, wrap_again
 from lit_finetune.entries import read_schedule
 from lit_finetune.freezing import frozen_modules, hold, norm_parameters, release, set_trainable
 from lit_finetune.length import fit_to_length, needs_length
@@ -33,7 +33,7 @@ from lit_finetune.telling import phase_line, unreached_line
 from lit_finetune.triggers import Position, Progress, observe, refuse_unlogged
 from lit_finetune.warmup import Rise, Warmup
 
-from .beside import has_finder, keep_averages_exact, schedulers_of
+from .beside import has_finder, keep_averages_exact, refuse_surroundings, schedulers_of
 
 
 class FreezeUnfreezeCallback(Callback):
@@ -91,7 +91,7 @@ class FreezeUnfreezeCallback(Callback):
         if stage != "fit":
             look_ahead(trainer.strategy, None)
             return
-        refuse_unsupported(trainer.strategy)
+        refuse_surroundings(trainer)
         self._max_epochs = trainer.max_epochs
         if is_overridden("configure_model", pl_module):
             pl_module.configure_model()  # there may be no layers yet; Lightning calls it once more

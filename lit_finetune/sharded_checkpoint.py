@@ -7,6 +7,7 @@ anything; here nothing but what an index consists of is let through.
 
 import io
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,9 @@ def gather_checkpoint(folder: str | Path) -> dict[str, Any]:
         for name, entry in entries.items()
         if name.startswith(_WEIGHTS) and isinstance(entry, TensorStorageMetadata)
     }
-    load({"state_dict": weights}, storage_reader=reader, no_dist=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that it reads in one process, as it should
+        load({"state_dict": weights}, storage_reader=reader, no_dist=True)
     return {**plain_part(folder), "state_dict": weights}
 
 

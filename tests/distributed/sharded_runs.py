@@ -3,7 +3,8 @@
 Run as a program: `sharded_runs.py FOLDER CASES`, cases as JSON: from a name to any of `strategy`
 ("ddp", or arguments of ModelParallelStrategy), `trainer` (further arguments of the Trainer),
 `schedule`, `callback` (further arguments), `optimizer`, `module` ("own" for a LightningModule that
-shards itself), `ckpt_path`, `saves` (a checkpoint at this step), `then` ("validate" or "predict").
+shards itself), `ckpt_path`, `saves` (a checkpoint at this step), `last` (with LastCheckpoint),
+`then` ("validate" or "predict", from the checkpoint `then_path`), `fails` (its error is written).
 """
 
 import json
@@ -30,6 +31,12 @@ OPTIMIZERS = {
     "plain sgd": torch.optim.SGD,
     "adamw": torch.optim.AdamW,
 }
+
+SENDING = [  # the first is the newer name
+    name
+    for name in ("reduce_scatter_single", "reduce_scatter_tensor")
+    if hasattr(distributed, name)
+]
 
 
 class Net(nn.Module):
@@ -80,6 +87,16 @@ class Own(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
 
 
+class Forgetful(Own):
+    """It leaves out its head."""
+
+    def configure_model(self) -> None:
+        """All but the head."""
+        if self.device_mesh is not None and not isinstance(next(self.parameters()), DTensor):
+            for stage in (self.net.stem, self.net.layer1, self.net.layer2):
+                fully_shard(stage, mesh=self.device_mesh["data_parallel"])
+
+
 class WriteDown(Callback):
     """Keep what this process has at each epoch's end, put together from all shards."""
 
@@ -91,14 +108,15 @@ class WriteDown(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count what is sent of gradients."""
-        send = distributed.reduce_scatter_tensor
+        self.sends = {name: getattr(distributed, name) for name in SENDING}
+        for name, send in self.sends.items():
+            setattr(distributed, name, partial(self.count, send))
 
-        def counted(output: Tensor, input: Tensor, *args: Any, **kwargs: Any) -> Any:
-            self.sent += input.numel() * input.element_size()
-            return send(output, input, *args, **kwargs)
-
-        distributed.reduce_scatter_tensor = counted
-        self.put_back = partial(setattr, distributed, "reduce_scatter_tensor", send)
+    def count(self, send: Any, *args: Any, **kwargs: Any) -> Any:
+        """Send, and note how many bytes."""
+        sent = kwargs["input"] if "input" in kwargs else args[1]
+        self.sent += sent.numel() * sent.element_size()
+        return send(*args, **kwargs)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Save amid an epoch."""
@@ -126,6 +144,7 @@ class WriteDown(Callback):
                 p.to_local().numel() if isinstance(p, DTensor) else p.numel()
                 for p in pl_module.parameters()
             ),
+            "sizes": [p.numel() for p in pl_module.parameters()],
             "sent": self.sent,
         }
         self.sent = 0
@@ -133,12 +152,8 @@ class WriteDown(Callback):
 
     def on_train_end(self, *_: Any) -> None:
         """Count no more."""
-        self.put_back()
-
-    def on_exception(self, *_: Any) -> None:
-        """Count no more."""
-        if hasattr(self, "put_back"):
-            self.put_back()
+        for name, send in self.sends.items():
+            setattr(distributed, name, send)
 
 
 def strategy_of(case: dict[str, Any]) -> Strategy:
@@ -152,8 +167,8 @@ def strategy_of(case: dict[str, Any]) -> Strategy:
 
 def module_of(case: dict[str, Any]) -> LightningModule:
     """A classifier, or the user's own module."""
-    if case.get("module") == "own":
-        return Own()
+    if module := case.get("module"):
+        return {"own": Own, "forgetful": Forgetful}[module]()
     return FinetuneClassifier(
         Net(),
         num_classes=3,
