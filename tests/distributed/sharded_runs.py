@@ -1,7 +1,7 @@
 """Several trainings, one after another in the same processes, sharded or not; each is written down.
 
 Run as a program: `sharded_runs.py FOLDER CASES`, cases as JSON: from a name to any of `strategy`
-("ddp", or arguments of ModelParallelStrategy), `trainer` (further arguments of the Trainer),
+("auto", "ddp", or arguments of ModelParallelStrategy), `trainer` (arguments of the Trainer),
 `schedule`, `callback` (further arguments), `optimizer`, `module` ("own" for a LightningModule that
 shards itself), `ckpt_path`, `saves` (a checkpoint at this step), `last` (with LastCheckpoint),
 `then` ("validate" or "predict", from the checkpoint `then_path`), `fails` (its error is written).
@@ -156,9 +156,11 @@ class WriteDown(Callback):
             setattr(distributed, name, send)
 
 
-def strategy_of(case: dict[str, Any]) -> Strategy:
+def strategy_of(case: dict[str, Any]) -> Strategy | str:
     """What the case asks for; by default all parameters are sharded."""
     given = case.get("strategy", {})
+    if given == "auto":
+        return "auto"
     if given == "ddp":
         return DDPStrategy(find_unused_parameters=True)
     sizes = {"data_parallel_size": 2, "tensor_parallel_size": 1}
