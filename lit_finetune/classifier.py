@@ -20,6 +20,7 @@ from lit_finetune.blocks import Block, list_blocks
 from lit_finetune.classes import balanced_weights, check_classes
 from lit_finetune.compiled import unwrapped
 from lit_finetune.data_config import DataConfig, eval_transform
+from lit_finetune.distributed import refuse_flat
 from lit_finetune.freezing import eval_mode
 from lit_finetune.heads import forward_features, head_in_features, replace_head
 from lit_finetune.hparams import check_hparams, plain_hparams
@@ -272,6 +273,8 @@ class FinetuneClassifier(LightningModule):
 
     @override
     def setup(self, stage: str) -> None:
+        if stage == "fit":
+            refuse_flat(self.trainer.strategy)
         self._scores = TrainingScores()
         datamodule = getattr(self.trainer, "datamodule", None)
         if (classes := getattr(datamodule, "classes", None)) is not None:

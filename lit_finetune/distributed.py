@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import (
     DDPStrategy,
+    FSDPStrategy,
     ModelParallelStrategy,
     SingleDeviceStrategy,
     Strategy,
@@ -33,6 +34,7 @@ def refuse_unsupported(strategy: Strategy) -> None:
     Raises:
         ValueError: Names the strategies that work.
     """
+    refuse_flat(strategy)
     if isinstance(strategy, ModelParallelStrategy):
         refuse_tensor_parallel(strategy.device_mesh)
         if strategy._layer_sync is not None:
@@ -45,6 +47,20 @@ def refuse_unsupported(strategy: Strategy) -> None:
         raise ValueError(
             f"Unfreezing is not supported under {type(strategy).__name__}: its wrapper would not"
             f" learn of parameters that start to train. {_INSTEAD}"
+        )
+
+
+def refuse_flat(strategy: Strategy) -> None:
+    """Refuse to train where a process has its share of all parameters as one vector.
+
+    Raises:
+        ValueError: Names the strategies that work.
+    """
+    if isinstance(strategy, FSDPStrategy):
+        raise ValueError(
+            "Under FSDPStrategy parameters are flat pieces of one vector when the optimizer is"
+            " made: which of them are weights, which norms and biases, can no longer be told, and"
+            f" all would train without weight decay. {_INSTEAD}"
         )
 
 

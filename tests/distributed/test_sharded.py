@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy, Strategy
 
 from lit_finetune import FinetuneClassifier
-from lit_finetune.distributed import refuse_unsupported
+from lit_finetune.distributed import refuse_flat, refuse_unsupported
 from lit_finetune.sharded_checkpoint import gather_checkpoint
 from tests.distributed.sharded_runs import Net
 
@@ -242,9 +242,11 @@ def test_what_cannot_be_right_is_refused_with_what_to_do(runs: Path, name: str, 
 
 
 def test_other_ways_to_shard_are_refused_with_what_to_use_instead() -> None:
-    strategy: Strategy = FSDPStrategy()
-    with pytest.raises(ValueError, match=r"strategy='ddp'.*ModelParallelStrategy"):
-        refuse_unsupported(strategy)
+    strategies: list[Strategy] = [FSDPStrategy(use_orig_params=True), FSDPStrategy()]
+    for strategy in strategies:
+        for refuse in (refuse_unsupported, refuse_flat):
+            with pytest.raises(ValueError, match=r"flat.*strategy='ddp'.*ModelParallelStrategy"):
+                refuse(strategy)
 
 
 def test_a_folder_that_is_no_whole_checkpoint_is_named(tmp_path: Path) -> None:
