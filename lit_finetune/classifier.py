@@ -257,8 +257,9 @@ class FinetuneClassifier(ClassifierSteps):
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        state = checkpoint["state_dict"]  # maybe of another version of transformers
-        checkpoint["state_dict"] = dict(in_names_of(self, {"": state})[""])
+        if state := checkpoint.get("state_dict"):  # none where shards have been read by now
+            # It may be of another version of transformers.
+            checkpoint["state_dict"] = dict(in_names_of(self, {"": state})[""])
 
     @classmethod
     @override

@@ -30,6 +30,7 @@ OPTIMIZERS = {
     "sgd": partial(torch.optim.SGD, momentum=0.9, weight_decay=0.01),
     "plain sgd": torch.optim.SGD,
     "adamw": torch.optim.AdamW,
+    "default": None,
 }
 
 SENDING = [  # the first is the newer name

@@ -32,7 +32,7 @@ PHASES = {
 STEPWISE = {"trainer": {"val_check_interval": 1}}
 CLIPPED = {"trainer": {"gradient_clip_val": 0.1}}
 ACCUMULATED = {"trainer": {"accumulate_grad_batches": 2}}
-BF16 = {"trainer": {"precision": "bf16-mixed"}}
+BF16 = {"trainer": {"precision": "bf16-mixed"}, "optimizer": "default"}
 DDP: dict[str, Any] = {"strategy": "ddp"}
 CASES: dict[str, dict[str, Any]] = {
     "plain": {"saves": 5, "optimizer": "adamw"},
