@@ -1,5 +1,6 @@
 """The checkpoints of a run: the best, and the last."""
 
+import shutil
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from typing_extensions import override
+
+from lit_finetune.distributed import shards
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -58,3 +61,27 @@ class LastCheckpoint(ModelCheckpoint):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing: a resumed run writes its own."""
+
+    @override
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        if not shards(trainer.strategy):
+            super()._save_checkpoint(trainer, filepath)
+            return
+        # All processes write into a folder: beside the last one, which stays whole until then.
+        super()._save_checkpoint(trainer, f"{filepath}.part")
+        self._last_checkpoint_saved = filepath
+        if trainer.is_global_zero:
+            put_in_place(Path(f"{filepath}.part"), Path(filepath))
+        trainer.strategy.barrier()
+
+
+def put_in_place(new: Path, place: Path) -> None:
+    """Put a file or a folder where another one may be, which is gone only then."""
+    if not place.is_dir():
+        new.replace(place)
+        return
+    old = place.with_name(f"{place.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    place.rename(old)
+    new.rename(place)
+    shutil.rmtree(old)

@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -18,7 +19,7 @@ from lit_finetune.admission import GroupKeeper
 from lit_finetune.averaging import Statistics, give_back, take_statistics
 from lit_finetune.best import copy_trained, put_back
 from lit_finetune.blocks import list_blocks
-from lit_finetune.distributed import refuse_unsupported, wrap_again
+from lit_finetune.distributed import expect_shards, look_ahead, wrap_again
 from lit_finetune.entries import read_schedule
 from lit_finetune.freezing import frozen_modules, hold, release, set_trainable
 from lit_finetune.length import fit_to_length, needs_length
@@ -26,12 +27,20 @@ from lit_finetune.norms import norm_parameters
 from lit_finetune.place import MONITORED, catch_up, monitored, place_in_run
 from lit_finetune.plan import Plan, make_plan
 from lit_finetune.resume import load_progress, save_progress
+from lit_finetune.schedule import Schedule
+from lit_finetune.sharding import is_sharded, reshard
 from lit_finetune.strategies import make_schedule, split_strategy
 from lit_finetune.telling import phase_line, unreached_line
 from lit_finetune.triggers import Position, Progress, observe, refuse_unlogged
 from lit_finetune.warmup import Rise, Warmup
 
-from .beside import has_finder, has_probe, keep_averages_exact, schedulers_of
+from .beside import (
+    has_finder,
+    has_probe,
+    keep_averages_exact,
+    refuse_surroundings,
+    schedulers_of,
+)
 
 
 class FreezeUnfreezeCallback(Callback):
@@ -88,12 +97,13 @@ class FreezeUnfreezeCallback(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
+            look_ahead(trainer.strategy, None)
             return
-        refuse_unsupported(trainer.strategy)
+        refuse_surroundings(trainer)
         self._max_epochs = trainer.max_epochs
         if is_overridden("configure_model", pl_module):
             pl_module.configure_model()  # there may be no layers yet; Lightning calls it once more
-        self.plan = self._make_plan(trainer, pl_module)
+        self.plan = _plan_for(trainer, pl_module, self._strategy, self._phases, self.train_bn)
         if self.plan.monitors(0) and not trainer.enable_validation:
             raise ValueError(
                 "`on_plateau` waits for a metric of validation, but there is none: give validation"
@@ -103,6 +113,7 @@ class FreezeUnfreezeCallback(Callback):
         if here == Position(0, 0):  # else a second `fit` goes on
             self._progress, self._best = Progress(), {}
         self._progress = self._progress.moved(self.plan.index_at(*here), here)
+        expect_shards(trainer.strategy, pl_module, self.plan, partial(self._prepare, pl_module))
         self._before = {n: p.requires_grad for n, p in pl_module.named_parameters()}
         # Before the strategy wraps the module: DDP takes note of what requires a gradient.
         set_trainable(pl_module, self._trainable(pl_module))
@@ -115,11 +126,7 @@ class FreezeUnfreezeCallback(Callback):
     ) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
             return
-        state = checkpoint["callbacks"].get(self.state_key)
-        self._progress = load_progress(self._planned(), state, train_bn=self.train_bn)
-        self._best = state.get("best_weights", {}) if self._progress.stall.best is not None else {}
-        self._monitored = checkpoint.get(MONITORED, {})
-        set_trainable(pl_module, self._trainable(pl_module))
+        self._take_up(pl_module, checkpoint)
         if has_finder(trainer):
             self._hold_anew(pl_module)
 
@@ -152,7 +159,7 @@ class FreezeUnfreezeCallback(Callback):
             num_steps, epoch_steps = _run_length(trainer, self._max_epochs)
             self.plan = fit_to_length(plan, num_steps=num_steps, epoch_steps=epoch_steps)
         self._hold_anew(pl_module)
-        self._tell(trainer, pl_module)
+        _tell(trainer, self._planned(), self._progress)
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -210,31 +217,29 @@ class FreezeUnfreezeCallback(Callback):
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # A run of the Tuner ends before training begins, and leaves no trace.
+        reshard(pl_module)
         for name, parameter in pl_module.named_parameters():
             parameter.requires_grad_(self._before.get(name, parameter.requires_grad))
         self._let_go()
 
-    def _make_plan(self, trainer: Trainer, pl_module: LightningModule) -> Plan:
-        blocks = getattr(pl_module, "blocks", None) or list_blocks(pl_module)
-        if self.train_bn and any(block.fixed for block in blocks):
+    def _prepare(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Bring the groups to the phase of a checkpoint whose shards will be read next."""
+        begun = self._progress.phase
+        self._take_up(pl_module, checkpoint)
+        if self._progress.phase < begun:
             raise ValueError(
-                "`train_bn` would train normalisation layers, but beside adapters (`lora`) the"
-                " network's own weights stay frozen: leave it out."
+                "The Trainer is in a later phase than the checkpoint. Resume with a new Trainer."
             )
-        limit = trainer.max_epochs if trainer.max_epochs != -1 else None
-        phases = self._phases
-        if self._strategy:
-            name, arguments = self._strategy
-            names = [block.name for block in blocks]
-            phases = make_schedule(
-                name,
-                arguments,
-                block_names=names,
-                max_epochs=limit,
-                is_probed=has_probe(trainer),
-            )
-        # A trial run of one epoch may use the schedule of the long one.
-        return make_plan(phases, blocks, None if _is_trial(trainer) else limit)
+        for index in range(begun + 1, self._progress.phase + 1):
+            self._regroup(index, pl_module)
+
+    def _take_up(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Go on where the run of a checkpoint was."""
+        state = checkpoint["callbacks"].get(self.state_key)
+        self._progress = load_progress(self._planned(), state, train_bn=self.train_bn)
+        self._best = state.get("best_weights", {}) if self._progress.stall.best is not None else {}
+        self._monitored = checkpoint.get(MONITORED, {})
+        set_trainable(pl_module, self._trainable(pl_module))
 
     def _planned(self) -> Plan:
         assert self.plan is not None, "Lightning calls setup() first"
@@ -251,12 +256,13 @@ class FreezeUnfreezeCallback(Callback):
         first = self._progress.phase + 1
         if target < first:
             return
+        reshard(pl_module)
         self._restore_best(trainer, pl_module)
         self._progress = self._progress.moved(target, here)
         for index in range(first, target + 1):
             self._regroup(index, pl_module)
         self._apply(trainer, pl_module)
-        self._tell(trainer, pl_module)
+        _tell(trainer, self._planned(), self._progress)
 
     def _regroup(self, index: int, pl_module: LightningModule) -> None:
         """Bring the optimizers' groups from the phase before to the phase of this index."""
@@ -314,8 +320,10 @@ class FreezeUnfreezeCallback(Callback):
             is_best = stall.best != progress.stall.best
             self._progress = replace(progress, stall=stall)
             is_asked = plan.phases[progress.phase + 1].entry.restore_best
-            if is_best and is_asked and trainer.is_global_zero:
-                self._best = copy_trained(pl_module, self._frozen)
+            if is_best and is_asked and (trainer.is_global_zero or is_sharded(pl_module)):
+                reshard(pl_module)
+                best = copy_trained(pl_module, self._frozen)
+                self._best = best if trainer.is_global_zero else {}
 
     def _restore_best(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the network the best weights of the phase that ends, if the next one wants them."""
@@ -330,11 +338,35 @@ class FreezeUnfreezeCallback(Callback):
             else "There are no best weights of the phase to go back to: nothing was validated."
         )
 
-    def _tell(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        parameters, here = pl_module.parameters(), _position(trainer)
-        plan = self._planned()
-        rank_zero_info(phase_line(plan, self._progress, here, parameters=parameters, groups=groups))
+
+def _plan_for(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    strategy: tuple[str, dict[str, Any]] | None,
+    phases: Schedule,
+    train_bn: bool,
+) -> Plan:
+    blocks = getattr(pl_module, "blocks", None) or list_blocks(pl_module)
+    if train_bn and any(block.fixed for block in blocks):
+        raise ValueError(
+            "`train_bn` would train normalisation layers, but beside adapters (`lora`) the"
+            " network's own weights stay frozen: leave it out."
+        )
+    limit = trainer.max_epochs if trainer.max_epochs != -1 else None
+    if strategy:
+        name, arguments = strategy
+        names = [block.name for block in blocks]
+        phases = make_schedule(
+            name, arguments, block_names=names, max_epochs=limit, is_probed=has_probe(trainer)
+        )
+    # A trial run of one epoch may use the schedule of the long one.
+    return make_plan(phases, blocks, None if _is_trial(trainer) else limit)
+
+
+def _tell(trainer: Trainer, plan: Plan, progress: Progress) -> None:
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    parameters, here = trainer.lightning_module.parameters(), _position(trainer)
+    rank_zero_info(phase_line(plan, progress, here, parameters=parameters, groups=groups))
 
 
 def _position(trainer: Trainer) -> Position:

@@ -29,6 +29,8 @@ from lit_finetune.optim import (
 )
 from lit_finetune.outputs import check_logits, logits_of
 from lit_finetune.param_groups import ParamGroup, make_param_groups
+from lit_finetune.sharded_checkpoint import as_file
+from lit_finetune.sharding import shard
 from lit_finetune.steps import KEY, ClassifierSteps
 from lit_finetune.weight_translation import in_names_of
 
@@ -158,6 +160,11 @@ class FinetuneClassifier(ClassifierSteps):
         return list_blocks(self, f"backbone.{self.head_name}")
 
     @override
+    def configure_model(self) -> None:
+        """Shard the backbone block by block under ModelParallelStrategy, and do nothing else."""
+        shard(self.backbone, self.device_mesh, head_name=self.head_name)
+
+    @override
     def forward(self, images: Tensor) -> Tensor:
         """From images (N, C, H, W) to logits (N, num_classes)."""
         if self.hparams["channels_last"]:
@@ -271,14 +278,17 @@ class FinetuneClassifier(ClassifierSteps):
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        state = checkpoint["state_dict"]  # maybe of another version of transformers
-        checkpoint["state_dict"] = dict(in_names_of(self, {"": state})[""])
+        if state := checkpoint.get("state_dict"):  # none where shards have been read by now
+            # It may be of another version of transformers.
+            checkpoint["state_dict"] = dict(in_names_of(self, {"": state})[""])
 
     @classmethod
     @override
-    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Self:
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
         """The classifier that a checkpoint holds, as in Lightning, but never by unpickling code.
 
-        A backbone or a head that was given as a module has to be given again, by keyword.
+        A backbone or a head that was given as a module has to be given again, by keyword. The
+        folder that a sharded run writes is read as well.
         """
-        return super().load_from_checkpoint(*args, **{"weights_only": True, **kwargs})
+        file, options = as_file(checkpoint_path), {"weights_only": True, **kwargs}
+        return super().load_from_checkpoint(file, *args, **options)

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 
 from lit_finetune.distributed import refuse_unsupported
 
@@ -118,13 +117,6 @@ def test_processes_that_are_started_otherwise_train_the_same(
         launched, other = epochs(two, "plain", rank), epochs(tmp_path, "other", rank)
         for epoch in (0, 1, 2):
             assert differences(launched[epoch], other[epoch]) == []
-
-
-def test_a_strategy_that_shards_is_refused_with_what_to_use_instead() -> None:
-    strategies: list[Strategy] = [FSDPStrategy(use_orig_params=True), ModelParallelStrategy()]
-    for strategy in strategies:
-        with pytest.raises(ValueError, match=r"strategy='ddp'.*, or one device"):
-            refuse_unsupported(strategy)
 
 
 def test_deepspeed_is_refused_with_what_to_use_instead() -> None:
