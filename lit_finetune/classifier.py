@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torchmetrics import MetricCollection
 from typing_extensions import Self, override
 
@@ -24,12 +23,21 @@ from lit_finetune.data_config import DataConfig, eval_transform
 from lit_finetune.freezing import eval_mode
 from lit_finetune.heads import forward_features, head_in_features, replace_head
 from lit_finetune.hparams import check_hparams, plain_hparams
-from lit_finetune.images import load_image, to_rgb
+from lit_finetune.images import as_rgb
 from lit_finetune.metrics import accuracy, classification_metrics, probabilities
 from lit_finetune.mixing import make_mixing
-from lit_finetune.optim import DEFAULT_LR, build_optimizer, cosine_with_warmup, join_groups
+from lit_finetune.optim import (
+    DEFAULT_LR,
+    build_optimizer,
+    can_fuse,
+    cosine_with_warmup,
+    describe_scheduler,
+    join_groups,
+)
+from lit_finetune.outputs import logits_of
 from lit_finetune.param_groups import ParamGroup, make_param_groups
 from lit_finetune.place import MONITORED, catch_up, monitored, place_in_run
+from lit_finetune.scores import log_evaluation, log_training
 from lit_finetune.seeding import derive_seed
 
 _KEY = "lit_finetune"
@@ -72,6 +80,9 @@ class FinetuneClassifier(LightningModule):
         mixup_alpha: Of MixUp's Beta distribution; 0 for none.
         cutmix_alpha: Of CutMix's Beta distribution; 0 for none.
         min_match: The least share of the backbone's parameters that a weights file must fill.
+        channels_last: Whether pictures and weights lie channels last in memory, which many
+            convolutional networks run faster with, on a GPU above all.
+        compile: Whether the backbone runs through `torch.compile`.
 
     Raises:
         ValueError: An argument cannot be; the message names all of them.
@@ -104,6 +115,8 @@ class FinetuneClassifier(LightningModule):
         mixup_alpha: float = 0.0,
         cutmix_alpha: float = 0.0,
         min_match: float = 0.9,
+        channels_last: bool = False,
+        compile: bool = False,
     ) -> None:
         arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
@@ -125,6 +138,10 @@ class FinetuneClassifier(LightningModule):
             min_match=min_match,
         )
         self.backbone = built.network
+        if channels_last:
+            self.backbone.to(memory_format=torch.channels_last)
+        if compile:
+            self.backbone.compile()
         self.head_name = built.head_name
         self.load_report = built.load_report
         self.data_config: DataConfig = built.data_config
@@ -151,8 +168,9 @@ class FinetuneClassifier(LightningModule):
     @override
     def forward(self, images: Tensor) -> Tensor:
         """From images (N, C, H, W) to logits (N, num_classes)."""
-        logits: Tensor = self.backbone(images)
-        return logits
+        if self.hparams["channels_last"]:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return logits_of(self.backbone(images))
 
     def forward_features(self, images: Tensor) -> Tensor:
         """From images (N, C, H, W) to what the head is given."""
@@ -203,7 +221,9 @@ class FinetuneClassifier(LightningModule):
 
     def make_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
         """The optimizer over these parameter groups; blocks join it as groups of their own."""
-        return (self._optimizer or AdamW)(groups)
+        if self._optimizer is not None:
+            return self._optimizer(groups)
+        return AdamW(groups, fused=can_fuse(self._trainer, self.parameters()))
 
     def make_scheduler(self, optimizer: Optimizer) -> dict[str, Any] | None:
         """Lightning's description of the scheduler, or None for a constant rate.
@@ -216,11 +236,8 @@ class FinetuneClassifier(LightningModule):
         if self._lr_scheduler is None:
             steps = self.trainer.estimated_stepping_batches
             return {"scheduler": cosine_with_warmup(optimizer, total=steps), "interval": "step"}
-        scheduler = self._lr_scheduler(optimizer)
-        monitor = getattr(scheduler, "monitor", "val/loss")
-        plateau = {"monitor": monitor} if isinstance(scheduler, ReduceLROnPlateau) else {}
         interval = self.hparams["lr_scheduler_interval"]
-        return {"scheduler": scheduler, "interval": interval, **plateau}
+        return describe_scheduler(self._lr_scheduler(optimizer), interval)
 
     def param_groups(self) -> list[ParamGroup]:
         """The named groups of all parameters, the head's first."""
@@ -286,24 +303,16 @@ class FinetuneClassifier(LightningModule):
             images, target = self._mixing(images, labels)
         logits = self(images)
         loss = self.loss(logits, target)
-        self._log_training(loss, logits, labels)
+        log_training(self, loss, logits, labels)
         return loss
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # by torch
-    def _log_training(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        self.train_acc(logits, labels)
-        epoch: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(labels)}
-        self.log("train/loss_step", loss, prog_bar=True, on_step=True, on_epoch=False)
-        self.log("train/loss", loss, sync_dist=True, **epoch)
-        self.log("train/acc", self.train_acc, **epoch)
 
     @override
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate(batch, self.val_metrics, "val")
+        log_evaluation(self, "val", self.val_metrics, self(batch[0]), batch[1])
 
     @override
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate(batch, self.test_metrics, "test")
+        log_evaluation(self, "test", self.test_metrics, self(batch[0]), batch[1])
 
     @override
     def predict_step(self, batch: tuple[Tensor, Tensor] | Tensor, batch_idx: int) -> Tensor:
@@ -318,19 +327,17 @@ class FinetuneClassifier(LightningModule):
         Args:
             image: A picture, or the path of one.
         """
-        picture = to_rgb(image) if isinstance(image, Image.Image) else load_image(image)
-        pixels = eval_transform(self.data_config)(picture)[None].to(self.device).type(self.dtype)
+        pixels = eval_transform(self.data_config)(as_rgb(image))[None]
         with eval_mode(self):
-            found = probabilities(self(pixels))[0].tolist()
-        ranked = sorted(zip(self.classes, found, strict=True), key=lambda pair: -pair[1])
-        return dict(ranked)
+            found = probabilities(self(pixels.to(self.device).type(self.dtype)))[0].tolist()
+        return dict(sorted(zip(self.classes, found, strict=True), key=lambda pair: -pair[1]))
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[MONITORED] = monitored(self.trainer)
+        key = self.CHECKPOINT_HYPER_PARAMS_KEY
         # The weights are in the checkpoint: whoever loads it must not need the file again.
-        hparams = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
-        checkpoint[self.CHECKPOINT_HYPER_PARAMS_KEY] = {**hparams, "weights": None}
+        checkpoint[key] = {**checkpoint.get(key, {}), "weights": None}
+        checkpoint[MONITORED] = monitored(self.trainer)
         checkpoint[_KEY] = {
             "classes": self.classes if self._is_named else None,
             "data_config": self.data_config.to_dict(),
@@ -375,19 +382,3 @@ class FinetuneClassifier(LightningModule):
     def _set_class_weights(self, weights: list[float] | None) -> None:
         tensor = None if weights is None else torch.tensor(weights, device=self.device)
         self.register_buffer("class_weights", tensor, persistent=False)
-
-    def _evaluate(
-        self, batch: tuple[Tensor, Tensor], metrics: MetricCollection, stage: str
-    ) -> None:
-        images, labels = batch
-        logits = self(images)
-        self._log_evaluation(self.loss(logits, labels), logits, labels, metrics, stage)
-
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # by torch
-    def _log_evaluation(
-        self, loss: Tensor, logits: Tensor, labels: Tensor, metrics: MetricCollection, stage: str
-    ) -> None:
-        metrics.update(logits, labels)
-        self.log(f"{stage}/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(labels))
-        for name, metric in metrics.items():
-            self.log(name, metric, prog_bar=name == f"{stage}/acc", batch_size=len(labels))

@@ -23,6 +23,11 @@ def load_image(path: str | Path) -> Image.Image:
         raise OSError(f"'{path}' cannot be read as a picture: {error}") from error
 
 
+def as_rgb(image: str | Path | Image.Image) -> Image.Image:
+    """A picture, or that of a file, in RGB."""
+    return to_rgb(image) if isinstance(image, Image.Image) else load_image(image)
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """A picture of any mode in RGB, with 8 bits a channel.
 

@@ -2,13 +2,13 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from lit_finetune.param_groups import ParamGroup
 from lit_finetune.schedulers import add_group, refuse_unknown
@@ -45,6 +45,32 @@ def cosine_with_warmup(
         )
     warmup = round(total * warmup_share)
     return LambdaLR(optimizer, partial(warmup_cosine, warmup=warmup, total=int(total)))
+
+
+def describe_scheduler(scheduler: LRScheduler, interval: str) -> dict[str, Any]:
+    """What Lightning needs to know of a scheduler; a plateau's metric is `val/loss` unless it says.
+
+    Args:
+        scheduler: Over the optimizer of the run.
+        interval: When it steps: `epoch` or `step`.
+    """
+    config = {"scheduler": scheduler, "interval": interval}
+    if isinstance(scheduler, ReduceLROnPlateau):
+        config["monitor"] = getattr(scheduler, "monitor", "val/loss")
+    return config
+
+
+def can_fuse(trainer: Any, parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether an optimizer may step in one kernel for all parameters, which is much faster.
+
+    Not where a gradient scaler has to clip: a fused step unscales by itself, and Lightning refuses.
+
+    Args:
+        trainer: Who trains; None outside of training.
+        parameters: What may be trained.
+    """
+    is_scaled = trainer is not None and getattr(trainer.precision_plugin, "scaler", None)
+    return not is_scaled and all(p.device.type in ("cpu", "cuda") for p in parameters)
 
 
 def leading_groups(groups: Sequence[ParamGroup]) -> list[ParamGroup]:

@@ -153,7 +153,8 @@ def test_datamodules_know_a_data_config_and_not_a_model(module: str) -> None:
 def test_optional_packages_are_imported_when_used(module: str) -> None:
     at_the_top = set(imported_names(module, TREES[module].body))
 
-    assert not roots(at_the_top) & {"sklearn", "timm", "transformers"}
+    optional = {"litdata", "peft", "sklearn", "timm", "transformers"}
+    assert not roots(at_the_top) & optional
 
 
 @every_module

@@ -1,0 +1,39 @@
+"""What a network gives back: logits, and sometimes more beside them."""
+
+from typing import Any
+
+from torch import Tensor
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits (N, num_classes) in what a classifier's forward returned.
+
+    A tensor is taken as it is; GoogLeNet, Inception and the networks of Hugging Face hold it as
+    `logits`.
+
+    Raises:
+        TypeError: The output is neither.
+    """
+    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"The network returned {_described(output)}, where its logits were expected: a tensor, "
+            "or an object that holds one as `logits`."
+        )
+    return logits
+
+
+def auxiliary_of(output: Any) -> tuple[Tensor, ...]:
+    """The logits of auxiliary heads, which GoogLeNet and Inception return when they train."""
+    if not (isinstance(output, tuple) and hasattr(output, "_fields")):
+        return ()
+    named = [name for name in output._fields if name.startswith("aux")]
+    return tuple(getattr(output, name) for name in named if getattr(output, name) is not None)
+
+
+def _described(output: Any) -> str:
+    if isinstance(output, tuple | list):
+        return f"a {type(output).__name__} of {len(output)}"
+    if isinstance(output, dict):
+        return f"a {type(output).__name__} of {', '.join(map(str, output))}"
+    return f"a {type(output).__name__}"
