@@ -37,6 +37,7 @@ from lit_finetune.optim import (
 from lit_finetune.outputs import logits_of
 from lit_finetune.param_groups import ParamGroup, make_param_groups
 from lit_finetune.place import MONITORED, catch_up, monitored, place_in_run
+from lit_finetune.recompute import recompute_units
 from lit_finetune.scores import log_evaluation, log_training
 from lit_finetune.seeding import derive_seed
 
@@ -83,6 +84,8 @@ class FinetuneClassifier(LightningModule):
         channels_last: Whether pictures and weights lie channels last in memory, which many
             convolutional networks run faster with, on a GPU above all.
         compile: Whether the backbone runs through `torch.compile`.
+        gradient_checkpointing: Whether blocks that train compute their activations again in the
+            backward pass rather than keep them: less memory, more time, and the same result.
 
     Raises:
         ValueError: An argument cannot be; the message names all of them.
@@ -117,6 +120,7 @@ class FinetuneClassifier(LightningModule):
         min_match: float = 0.9,
         channels_last: bool = False,
         compile: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
         arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
@@ -143,6 +147,8 @@ class FinetuneClassifier(LightningModule):
         if compile:
             self.backbone.compile()
         self.head_name = built.head_name
+        if gradient_checkpointing:
+            recompute_units(self, self.blocks)
         self.load_report = built.load_report
         self.data_config: DataConfig = built.data_config
         self._run_seed: int | None = None

@@ -1,8 +1,8 @@
 """Several trainings, one after another in the same processes; each writes down what it has.
 
 Run as a program: `rank_runs.py FOLDER CASES`, cases as JSON: from a name to `strategy` (arguments
-of DDPStrategy), `trainer` (further arguments of the Trainer), `ckpt_path`, and `wraps_once` for the
-reference.
+of DDPStrategy), `trainer` and `model` (further arguments of the Trainer and of the classifier),
+`ckpt_path`, and `wraps_once` for the reference.
 """
 
 import json
@@ -91,7 +91,8 @@ def train(folder: Path, name: str, case: dict[str, Any]) -> None:
     wrap_again = sys.modules[FreezeUnfreezeCallback.__module__].wrap_again
     if case.get("wraps_once"):
         sys.modules[FreezeUnfreezeCallback.__module__].wrap_again = lambda *_: None
-    model = FinetuneClassifier(Net(), num_classes=3, lr=0.01, backbone_lr_ratio=0.5)
+    settings = {"num_classes": 3, "lr": 0.01, "backbone_lr_ratio": 0.5, **case.get("model", {})}
+    model = FinetuneClassifier(Net(), **settings)
     options = {
         "max_epochs": 3,
         "limit_train_batches": 3,

@@ -22,6 +22,7 @@ TWO: dict[str, dict[str, Any]] = {
     "wrapped once": {"strategy": {"find_unused_parameters": True}, "wraps_once": True},
     "unused parameters": {"strategy": {"find_unused_parameters": True}},
     "resumed": {"ckpt_path": "plain-mid.ckpt"},
+    "recomputed": {"model": {"gradient_checkpointing": True}},
     "bf16": {"trainer": {"precision": "bf16-mixed"}},
     "bf16 resumed": {"ckpt_path": "bf16-mid.ckpt", "trainer": {"precision": "bf16-mixed"}},
 }
@@ -82,6 +83,15 @@ def test_wrapping_anew_gives_what_wrapping_everything_once_gives(
 
     for epoch in (0, 1, 2):
         assert differences(reference[epoch], wrapped[epoch]) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_recomputed_activations_give_what_kept_ones_give(two: Path, rank: int) -> None:
+    kept, recomputed = epochs(two, "plain", rank), epochs(two, "recomputed", rank)
+
+    for epoch in (0, 1, 2):
+        assert differences(kept[epoch], recomputed[epoch]) == []
 
 
 @pytest.mark.slow
