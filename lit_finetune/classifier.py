@@ -24,7 +24,7 @@ from lit_finetune.freezing import eval_mode
 from lit_finetune.heads import forward_features, head_in_features, replace_head
 from lit_finetune.hparams import check_hparams, plain_hparams
 from lit_finetune.images import as_rgb
-from lit_finetune.metrics import accuracy, classification_metrics, probabilities
+from lit_finetune.metrics import MeanLoss, accuracy, classification_metrics, probabilities
 from lit_finetune.mixing import make_mixing
 from lit_finetune.optim import (
     DEFAULT_LR,
@@ -38,7 +38,7 @@ from lit_finetune.outputs import logits_of
 from lit_finetune.param_groups import ParamGroup, make_param_groups
 from lit_finetune.place import MONITORED, catch_up, monitored, place_in_run
 from lit_finetune.recompute import recompute_units
-from lit_finetune.scores import log_evaluation, log_training
+from lit_finetune.scores import go_on_measuring, log_evaluation, log_training, measured
 from lit_finetune.seeding import derive_seed
 
 _KEY = "lit_finetune"
@@ -153,6 +153,8 @@ class FinetuneClassifier(LightningModule):
         self.data_config: DataConfig = built.data_config
         self._run_seed: int | None = None
         self._monitored: dict[str, float] = {}
+        self._measured: list[Any] = []
+        self.train_loss = MeanLoss()
         self._set_num_classes(num_classes)
         rank_zero_info(str(built))
 
@@ -294,7 +296,10 @@ class FinetuneClassifier(LightningModule):
 
     @override
     def on_train_start(self) -> None:
-        catch_up(self.trainer, place_in_run(self.trainer.fit_loop).epoch, self._monitored)
+        epoch, batches = place_in_run(self.trainer.fit_loop)
+        catch_up(self.trainer, epoch, self._monitored)
+        go_on_measuring(self, self._measured if batches else [])
+        self._measured = []
 
     @override
     def on_train_epoch_end(self) -> None:
@@ -349,6 +354,7 @@ class FinetuneClassifier(LightningModule):
             "data_config": self.data_config.to_dict(),
             "run_seed": self._run_seed,
             "weights": self.hparams["weights"],
+            "measured": measured(self),
         }
 
     @override
@@ -362,7 +368,8 @@ class FinetuneClassifier(LightningModule):
             check_classes(self.classes, own["classes"], named=self._is_named)
             self.classes, self._is_named = own["classes"], True
         self.data_config = DataConfig.from_dict(own["data_config"])
-        self._run_seed, self._monitored = own["run_seed"], checkpoint.get(MONITORED, {})
+        self._run_seed, self._measured = own["run_seed"], own.get("measured", [])
+        self._monitored = checkpoint.get(MONITORED, {})
 
     @classmethod
     @override

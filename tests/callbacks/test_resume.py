@@ -58,6 +58,18 @@ class SaveEverywhere(Callback):
         self.save(trainer, "end")
 
 
+class Metrics(Callback):
+    """What was measured of each epoch."""
+
+    def __init__(self) -> None:
+        self.epochs: dict[int, dict[str, float]] = {}
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        measured = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        if measured:  # else the checkpoint was written when all was measured
+            self.epochs[trainer.current_epoch] = measured
+
+
 def run(folder: Path, *, ckpt_path: Path | None = None, **options: Any) -> dict[str, Any]:
     """Train, keep a checkpoint of each epoch and one amid each, and return what came out."""
     seed_everything(1, verbose=False)
@@ -77,6 +89,7 @@ def run(folder: Path, *, ckpt_path: Path | None = None, **options: Any) -> dict[
         callbacks=[
             FreezeUnfreezeCallback(GRADUAL),
             SaveEverywhere(folder),
+            metrics := Metrics(),
         ],
     )
     data = DigitsDataModule(digits=[0, 1, 2], batch_size=16, image_size=16, num_workers=0)
@@ -85,6 +98,7 @@ def run(folder: Path, *, ckpt_path: Path | None = None, **options: Any) -> dict[
         "weights": model.state_dict(),
         "optimizer": trainer.optimizers[0].state_dict(),
         "rates": [group["lr"] for group in trainer.optimizers[0].param_groups],
+        "metrics": metrics.epochs,
     }
 
 
@@ -127,7 +141,9 @@ def test_a_run_resumed_anywhere_ends_like_an_unbroken_one(tmp_path: Path, name: 
     checkpoints.remove(tmp_path / "whole" / f"end-{EPOCHS - 1}.ckpt")  # nothing is left to train
     for checkpoint in checkpoints:
         resumed = run(tmp_path / checkpoint.stem, ckpt_path=checkpoint, **OPTIONS[name])
-        assert differences(whole, resumed) == [], checkpoint.name
+        metrics = {epoch: whole["metrics"][epoch] for epoch in resumed["metrics"]}
+        assert len(metrics) >= EPOCHS - 1 - int(checkpoint.stem[-1])
+        assert differences({**whole, "metrics": metrics}, resumed) == [], checkpoint.name
 
 
 def test_the_comparison_sees_a_difference() -> None:

@@ -80,6 +80,11 @@ class WriteDown(Callback):
             "groups": [
                 (group["name"], float(group["lr"])) for group in trainer.optimizers[0].param_groups
             ],
+            "metrics": {
+                name: value.item()
+                for name, value in trainer.callback_metrics.items()
+                if name != "train/loss_step"  # of this process alone
+            },
         }
         torch.save(self.epochs, f"{self.path}-rank{trainer.global_rank}.pt")
 

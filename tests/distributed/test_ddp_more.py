@@ -57,6 +57,8 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     DDP gives all processes those of the first one before it runs.
     """
     assert one["groups"] == other["groups"]
+    assert one["metrics"] == other["metrics"]
+    assert "train/loss" in one["metrics"]
     states = zip(one["state"], other["state"], strict=True)
     pairs = [(key, a[key], b[key]) for a, b in states for key in a]
     pairs += [(key, value, other["weights"][key]) for key, value in one["weights"].items()]
