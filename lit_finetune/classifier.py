@@ -38,6 +38,7 @@ from lit_finetune.outputs import logits_of
 from lit_finetune.param_groups import ParamGroup, make_param_groups
 from lit_finetune.place import MONITORED, catch_up, monitored, place_in_run
 from lit_finetune.recompute import recompute_units
+from lit_finetune.resume import refuse_lost_schedule
 from lit_finetune.scores import go_on_measuring, log_evaluation, log_training, measured
 from lit_finetune.seeding import derive_seed
 
@@ -364,6 +365,7 @@ class FinetuneClassifier(LightningModule):
                 "The checkpoint was not written by a FinetuneClassifier. To start from its weights,"
                 " pass its path as `weights`."
             )
+        refuse_lost_schedule(self._trainer, checkpoint)
         if own["classes"] is not None:
             check_classes(self.classes, own["classes"], named=self._is_named)
             self.classes, self._is_named = own["classes"], True
