@@ -24,7 +24,7 @@ from lit_finetune.freezing import eval_mode
 from lit_finetune.heads import forward_features, head_in_features, replace_head
 from lit_finetune.hparams import check_hparams, plain_hparams
 from lit_finetune.images import as_rgb
-from lit_finetune.metrics import MeanLoss, accuracy, classification_metrics, probabilities
+from lit_finetune.metrics import classification_metrics, probabilities
 from lit_finetune.mixing import make_mixing
 from lit_finetune.optim import (
     DEFAULT_LR,
@@ -39,8 +39,8 @@ from lit_finetune.param_groups import ParamGroup, make_param_groups
 from lit_finetune.place import MONITORED, catch_up, monitored, place_in_run
 from lit_finetune.recompute import recompute_units
 from lit_finetune.resume import refuse_lost_schedule
-from lit_finetune.scores import go_on_measuring, log_evaluation, log_training, measured
-from lit_finetune.seeding import derive_seed
+from lit_finetune.scores import TrainingScores, log_evaluation
+from lit_finetune.seeding import derive_seed, seed_device
 
 _KEY = "lit_finetune"
 """Where a checkpoint holds what `load_from_checkpoint` needs besides weights and arguments."""
@@ -154,15 +154,14 @@ class FinetuneClassifier(LightningModule):
         self.data_config: DataConfig = built.data_config
         self._run_seed: int | None = None
         self._monitored: dict[str, float] = {}
-        self._measured: list[Any] = []
-        self.train_loss = MeanLoss()
+        self._scores = TrainingScores()
         self._set_num_classes(num_classes)
         rank_zero_info(str(built))
 
     @override
     def __setattr__(self, name: str, value: Any) -> None:
         # `model.backbone = torch.compile(model.backbone)`: names must stay what they are.
-        super().__setattr__(name, unwrapped(value))
+        super().__setattr__(name, unwrapped(value) if isinstance(value, nn.Module) else value)
 
     @property
     def num_classes(self) -> int:
@@ -273,6 +272,7 @@ class FinetuneClassifier(LightningModule):
 
     @override
     def setup(self, stage: str) -> None:
+        self._scores = TrainingScores()
         datamodule = getattr(self.trainer, "datamodule", None)
         if (classes := getattr(datamodule, "classes", None)) is not None:
             check_classes(classes, self.classes, named=stage != "fit" and self._is_named)
@@ -293,17 +293,19 @@ class FinetuneClassifier(LightningModule):
         # What a step draws (dropout, mixing) follows from its place, so a resumed run repeats it.
         if self._run_seed is not None:
             place = (self.current_epoch, batch_idx, self.global_rank)
-            torch.manual_seed(derive_seed(self._run_seed, *place))
+            seed_device(derive_seed(self._run_seed, *place), self.device)
 
     @override
     def on_train_start(self) -> None:
-        epoch, batches = place_in_run(self.trainer.fit_loop)
-        catch_up(self.trainer, epoch, self._monitored)
-        go_on_measuring(self, self._measured if batches else [])
-        self._measured = []
+        catch_up(self.trainer, place_in_run(self.trainer.fit_loop).epoch, self._monitored)
+
+    @override
+    def on_train_epoch_start(self) -> None:  # not called where a run goes on amid an epoch
+        self._scores = TrainingScores()
 
     @override
     def on_train_epoch_end(self) -> None:
+        self._scores.finish(self)
         if self.trainer.fit_loop.restarting:
             catch_up(self.trainer, self.current_epoch + 1, {})
 
@@ -315,7 +317,7 @@ class FinetuneClassifier(LightningModule):
             images, target = self._mixing(images, labels)
         logits = self(images)
         loss = self.loss(logits, target)
-        log_training(self, loss, logits, labels)
+        self._scores.add(self, loss, logits, labels)
         return loss
 
     @override
@@ -354,8 +356,8 @@ class FinetuneClassifier(LightningModule):
             "classes": self.classes if self._is_named else None,
             "data_config": self.data_config.to_dict(),
             "run_seed": self._run_seed,
+            "scores": self._scores.mean_of_processes(self.trainer.strategy),
             "weights": self.hparams["weights"],
-            "measured": measured(self),
         }
 
     @override
@@ -370,8 +372,8 @@ class FinetuneClassifier(LightningModule):
             check_classes(self.classes, own["classes"], named=self._is_named)
             self.classes, self._is_named = own["classes"], True
         self.data_config = DataConfig.from_dict(own["data_config"])
-        self._run_seed, self._measured = own["run_seed"], own.get("measured", [])
-        self._monitored = checkpoint.get(MONITORED, {})
+        self._run_seed, self._monitored = own["run_seed"], checkpoint.get(MONITORED, {})
+        self._scores.sums = own.get("scores")
 
     @classmethod
     @override
@@ -386,7 +388,6 @@ class FinetuneClassifier(LightningModule):
         """Measure, mix and weigh as many classes, and call them by their numbers for now."""
         self.classes = [str(index) for index in range(num_classes)]
         self._is_named = False
-        self.train_acc = accuracy(num_classes)
         self.val_metrics = self.metrics(num_classes, "val/")
         self.test_metrics = self.metrics(num_classes, "test/")
         alphas = {key: self.hparams[key] for key in ("mixup_alpha", "cutmix_alpha")}

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
-from typing_extensions import override
 
 
 def accuracy(
@@ -35,29 +34,6 @@ def classification_metrics(num_classes: int, prefix: str) -> MetricCollection:
     if num_classes > 5:
         metrics["acc_top5"] = accuracy(num_classes, top_k=5)
     return MetricCollection(metrics, prefix=prefix)
-
-
-class MeanLoss(Metric):
-    """The mean loss of all pictures so far; of one that is not a number, no number."""
-
-    total: Tensor
-    pictures: Tensor
-    full_state_update = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("pictures", torch.tensor(0), dist_reduce_fx="sum")
-
-    @override
-    def update(self, loss: Tensor, pictures: int) -> None:
-        """Take the mean loss of so many pictures into account."""
-        self.total += loss.detach() * pictures
-        self.pictures += pictures
-
-    @override
-    def compute(self) -> Tensor:
-        return self.total / self.pictures
 
 
 def probabilities(logits: Tensor) -> Tensor:

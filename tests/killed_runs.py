@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch.optim import SGD
 from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
@@ -25,7 +25,7 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 from lit_finetune import FinetuneClassifier
 from lit_finetune.callbacks import BestCheckpoint, FreezeUnfreezeCallback, LastCheckpoint
 from lit_finetune.datamodules import DigitsDataModule
-from tests.callbacks.test_resume import GRADUAL, differences, make_network
+from tests.callbacks.test_resume import GRADUAL, Metrics, as_seen_by, differences, make_network
 
 EPOCHS, BATCHES = 4, 7
 MOVES = [
@@ -68,18 +68,6 @@ CASES: dict[str, Case] = {
         "train_bn": True,
     },
 }
-
-
-class Metrics(Callback):
-    """What was measured of each epoch."""
-
-    def __init__(self) -> None:
-        self.epochs: dict[int, dict[str, float]] = {}
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note it."""
-        metrics = trainer.callback_metrics
-        self.epochs[trainer.current_epoch] = {name: metrics[name].item() for name in metrics}
 
 
 def train(case: Case, folder: Path, *, ckpt_path: Path | None = None) -> None:
@@ -191,13 +179,12 @@ def main(folder: Path, kills: int) -> None:
         (place := folder / f"kill-{index}").mkdir()
         whole, length = wholes[name]
         checkpoint, resumed = resumed_after_a_kill(CASES[name], place, length)
-        measured = {epoch: whole["metrics"][epoch] for epoch in resumed["metrics"]}
         content = torch.load(checkpoint, weights_only=True)
         line = {
             "case": name,
             "step": content["global_step"],
             "phase": content["callbacks"]["FreezeUnfreezeCallback"]["phase"],
-            "different": differences({**whole, "metrics": measured}, resumed),
+            "different": differences(as_seen_by(resumed, whole), resumed),
         }
         print(json.dumps(line), flush=True)
 

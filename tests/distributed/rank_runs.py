@@ -70,7 +70,7 @@ class WriteDown(Callback):
             trainer.save_checkpoint(f"{self.path}-mid.ckpt")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note all, and write it to a file."""
+        """Note all that there is."""
         self.epochs[trainer.current_epoch] = {
             "weights": {name: value.clone() for name, value in pl_module.state_dict().items()},
             "state": [
@@ -80,12 +80,18 @@ class WriteDown(Callback):
             "groups": [
                 (group["name"], float(group["lr"])) for group in trainer.optimizers[0].param_groups
             ],
-            "metrics": {
-                name: value.item()
-                for name, value in trainer.callback_metrics.items()
-                if name != "train/loss_step"  # of this process alone
-            },
         }
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note what was measured of the epoch before, when all of it is known."""
+        if written := self.epochs.get(trainer.current_epoch - 1):
+            metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+            metrics.pop("train/loss_step", None)  # of this process alone
+            written["metrics"] = metrics
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write all to a file."""
+        self.on_train_epoch_start(trainer, pl_module)
         torch.save(self.epochs, f"{self.path}-rank{trainer.global_rank}.pt")
 
 
