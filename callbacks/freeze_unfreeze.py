@@ -20,8 +20,9 @@ from lit_finetune.best import copy_trained, put_back
 from lit_finetune.blocks import list_blocks
 from lit_finetune.distributed import refuse_unsupported, wrap_again
 from lit_finetune.entries import read_schedule
-from lit_finetune.freezing import frozen_modules, hold, norm_parameters, release, set_trainable
+from lit_finetune.freezing import frozen_modules, hold, release, set_trainable
 from lit_finetune.length import fit_to_length, needs_length
+from lit_finetune.norms import norm_parameters
 from lit_finetune.place import MONITORED, catch_up, monitored, place_in_run
 from lit_finetune.plan import Plan, make_plan
 from lit_finetune.resume import load_progress, save_progress
@@ -48,8 +49,9 @@ class FreezeUnfreezeCallback(Callback):
             `{modules, lr, lr_scale}`. Selectors are block names, block indices (`-1`, `-2:`),
             module names, globs (`layer4.*`), regular expressions (`re:…`), `children[:n]` and
             `all`, which means the rest. Or the name of a strategy, `head_only`, `full`, `gradual`,
-            `lp_ft`, `last_n`, `first_n_frozen`, with its arguments as `{gradual: {every: 2}}`.
-            Or a list of entries `{modules, lr, lr_scale, freeze, restore_best, warmup_steps}`,
+            `lp_ft`, `last_n`, `first_n_frozen`, `norm_only`, `bitfit`, with its arguments as
+            `{gradual: {every: 2}}`. Or a list of entries
+            `{modules, lr, lr_scale, freeze, restore_best, warmup_steps}`,
             each of which begins at an `epoch`, at a `step` of the optimizer, after a share `at` of
             the run, or `on_plateau: {monitor, mode, patience, min_delta, max_epochs}`, when a
             metric of validation gets no better; the first begins at the start. What `freeze`
@@ -214,6 +216,11 @@ class FreezeUnfreezeCallback(Callback):
 
     def _make_plan(self, trainer: Trainer, pl_module: LightningModule) -> Plan:
         blocks = getattr(pl_module, "blocks", None) or list_blocks(pl_module)
+        if self.train_bn and any(block.fixed for block in blocks):
+            raise ValueError(
+                "`train_bn` would train normalisation layers, but beside adapters (`lora`) the"
+                " network's own weights stay frozen: leave it out."
+            )
         limit = trainer.max_epochs if trainer.max_epochs != -1 else None
         phases = self._phases
         if self._strategy:

@@ -91,8 +91,8 @@ class ImageDataModule(LightningDataModule):
         self.train_augmentation: Augmentation = train_augmentation
         self.seed = seed
         self._given = given_options(
-            mean=per_channel(mean),
-            std=per_channel(std),
+            mean=mean,
+            std=std,
             resize_size=resize_size,
             interpolation=interpolation,
         )
@@ -124,7 +124,13 @@ class ImageDataModule(LightningDataModule):
             config = config.resized(self.image_size)
         if self.fills_frame:
             config = replace(config, resize_size=min(config.image_size))
-        return replace(config, **self._given)
+        channels = len(config.mean)
+        statistics: dict[str, Any] = {
+            key: per_channel(self._given[key], channels, key)
+            for key in ("mean", "std")
+            if key in self._given
+        }
+        return replace(config, **(self._given | statistics))
 
     @property
     def num_classes(self) -> int:
@@ -270,13 +276,18 @@ def spare_cpus(num_devices: int) -> int:
     return max(0, min(MOST_WORKERS, cpus // num_devices - 1))
 
 
-def per_channel(value: float | tuple[float, ...] | None) -> tuple[float, ...] | None:
-    """One number for all three channels, or what was given.
+def per_channel(value: float | tuple[float, ...], channels: int, name: str) -> tuple[float, ...]:
+    """One number for all channels, or what was given.
 
-    >>> per_channel(0.5)
+    >>> per_channel(0.5, 3, "mean")
     (0.5, 0.5, 0.5)
     """
-    return (value,) * 3 if isinstance(value, (int, float)) else value
+    values = (value,) * channels if isinstance(value, (int, float)) else tuple(value)
+    if len(values) != channels:
+        raise ValueError(
+            f"`{name}` has {len(values)} channels, {values}, but the network takes {channels}."
+        )
+    return values
 
 
 def given_options(**options: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Put a network together: the backbone, a head for these classes, the weights of a file."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +9,10 @@ import torch
 from torch import nn
 
 from lit_finetune.backbones.create import create_backbone, is_weights_file
+from lit_finetune.compiled import unwrapped
 from lit_finetune.data_config import DataConfig
 from lit_finetune.heads import find_head, head_in_features, head_num_classes, replace_head
+from lit_finetune.lora import Lora, add_lora, read_lora
 from lit_finetune.weights import LoadReport, load_weights
 
 Head = str | nn.Module | Callable[[int, int], nn.Module]
@@ -29,6 +32,8 @@ class Assembled:
     data_config: DataConfig
     load_report: LoadReport | None
     """What of the weights file fitted; None without a file."""
+    lora_layers: tuple[str, ...] = ()
+    """The layers that have adapters."""
 
     def __str__(self) -> str:
         """What became of the weights file and of the head."""
@@ -38,7 +43,19 @@ class Assembled:
         elif self.keeps_head:
             head = "the network's own head"
         line = f"{self.name}: {head}, `{self.head_name}`, for {self.num_classes} classes."
+        if self.lora_layers:
+            line += f" {len(self.lora_layers)} layers have adapters, and the rest stays frozen."
         return f"{report}\n{line}" if report else line
+
+
+def assemble_from(
+    arguments: Mapping[str, Any], *, make_head: Callable[[int, int], nn.Module | None]
+) -> Assembled:
+    """Put together what a classifier's arguments ask for, and its method `make_head`."""
+    known = inspect.signature(assemble).parameters
+    given: dict[str, Any] = {key: value for key, value in arguments.items() if key in known}
+    given["backbone"] = unwrapped(given["backbone"])
+    return assemble(**{**given, "make_head": make_head, "lora": read_lora(given.get("lora"))})
 
 
 def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
@@ -52,6 +69,9 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
     backbone_kwargs: dict[str, Any] | None = None,
     drop_rate: float = 0.0,
     min_match: float = 0.9,
+    in_chans: int | None = None,
+    image_size: int | None = None,
+    lora: Lora | None = None,
 ) -> Assembled:
     """Build or take a backbone, give it a head, and load a weights file if there is one.
 
@@ -61,7 +81,11 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
     """
     file = weights if weights is not None and is_weights_file(weights) else None
     built = create_backbone(
-        backbone, weights=None if file else weights, backbone_kwargs=backbone_kwargs
+        backbone,
+        weights=None if file else weights,
+        backbone_kwargs=backbone_kwargs,
+        in_chans=in_chans,
+        image_size=image_size,
     )
     network = built.network
     head_name = head_name or find_head(network)
@@ -78,6 +102,9 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
             state.setdefault("bias", torch.zeros(num_classes))
             network.get_submodule(head_name).load_state_dict(state)
     report = load_weights(network, file, min_match=min_match, head_name=head_name) if file else None
+    layers: tuple[str, ...] = ()
+    if lora:
+        layers = add_lora(network, lora, head_name=head_name, data_config=built.data_config)
     return Assembled(
         network=network,
         name=built.name,
@@ -86,4 +113,5 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
         keeps_head=keeps,
         data_config=built.data_config,
         load_report=report,
+        lora_layers=layers,
     )

@@ -11,14 +11,16 @@ How the blocks are found, by the order of registration:
 """
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from lit_finetune._names import nearest
+from lit_finetune.adapters import adapted_names, is_adapter, without_adapters
 from lit_finetune.compiled import plain_name
 from lit_finetune.head_search import find_head
+from lit_finetune.norms import norm_parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,15 @@ class Block:
     """The modules it is made of, by their full names."""
     parameters: tuple[str, ...]
     """All its parameters, by their full names."""
+    norms: tuple[str, ...] = ()
+    """Those of normalisation layers."""
+    fixed: tuple[str, ...] = ()
+    """Those that never train: the weights of a network whose adapters (LoRA) train instead."""
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """The parameters that may train."""
+        return tuple(name for name in self.parameters if name not in self.fixed)
 
 
 def list_blocks(model: nn.Module, head_name: str | None = None) -> list[Block]:
@@ -50,9 +61,25 @@ def list_blocks(model: nn.Module, head_name: str | None = None) -> list[Block]:
     Raises:
         ValueError: There is no module `head_name`.
     """
-    prefix, network = _network_in(model)
-    head = _head_path(network, prefix, head_name)
-    return [_block(name, parts, prefix) for name, parts in _grouped(_parts(network, head), head)]
+    with without_adapters(model) as layers:
+        prefix, network = _network_in(model)
+        head = _head_path(network, prefix, head_name)
+        groups = _grouped(_parts(network, head), head)
+        blocks = [_block(name, parts, prefix) for name, parts in groups]
+    norms = norm_parameters(model)
+    return [_told(block, norms, layers) for block in blocks]
+
+
+def _told(block: Block, norms: frozenset[str], layers: Mapping[str, nn.Module]) -> Block:
+    """A block of the plain network with what is to be said of its parameters, and adapters."""
+    names = adapted_names(block.parameters, layers)
+    trains = block.name == "head" or not layers
+    return replace(
+        block,
+        parameters=names,
+        norms=tuple(name for name in names if name in norms),
+        fixed=() if trains else tuple(name for name in names if not is_adapter(name, layers)),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,15 +15,16 @@ from torch.optim import AdamW, Optimizer
 from torchmetrics import MetricCollection
 from typing_extensions import Self, override
 
-from lit_finetune.assemble import assemble
+from lit_finetune.assemble import assemble_from
 from lit_finetune.blocks import Block, list_blocks
 from lit_finetune.classes import balanced_weights, check_classes
 from lit_finetune.compiled import unwrapped
 from lit_finetune.data_config import DataConfig, eval_transform
-from lit_finetune.freezing import eval_mode
+from lit_finetune.freezing import eval_mode, frozen_modules, hold
 from lit_finetune.heads import forward_features, head_in_features, replace_head
 from lit_finetune.hparams import check_hparams, plain_hparams
 from lit_finetune.images import as_rgb
+from lit_finetune.lora import Lora, merged
 from lit_finetune.metrics import classification_metrics, probabilities
 from lit_finetune.mixing import make_mixing
 from lit_finetune.optim import (
@@ -66,6 +67,8 @@ class FinetuneClassifier(LightningModule):
             `linear` head keeps the network's own layer where that has `num_classes` outputs.
         head_name: The network's classifier layer, where it is not found by itself.
         backbone_kwargs: What to build a named backbone with.
+        in_chans: Channels of a picture; others than the network's adapt its first convolution.
+        image_size: Side of a picture; by default what the network was made for.
         drop_rate: Probability of dropping a feature, before the head's last layer.
         lr: The head's learning rate. An optimizer that brings a rate of its own may set it instead.
         backbone_lr_ratio: The rate of the last block before the head, relative to the head's.
@@ -82,6 +85,7 @@ class FinetuneClassifier(LightningModule):
         mixup_alpha: Of MixUp's Beta distribution; 0 for none.
         cutmix_alpha: Of CutMix's Beta distribution; 0 for none.
         min_match: The least share of the backbone's parameters that a weights file must fill.
+        lora: Adapters of low rank, which train in the place of the backbone's weights.
         channels_last: Whether pictures and weights lie channels last in memory, which many
             convolutional networks run faster with, on a GPU above all.
         compile: Whether the backbone runs through `torch.compile`.
@@ -106,6 +110,8 @@ class FinetuneClassifier(LightningModule):
         head: str | nn.Module | Callable[[int, int], nn.Module] = "linear",
         head_name: str | None = None,
         backbone_kwargs: dict[str, Any] | None = None,
+        in_chans: int | None = None,
+        image_size: int | None = None,
         drop_rate: float = 0.0,
         lr: float = DEFAULT_LR,
         backbone_lr_ratio: float = 0.1,
@@ -119,6 +125,7 @@ class FinetuneClassifier(LightningModule):
         mixup_alpha: float = 0.0,
         cutmix_alpha: float = 0.0,
         min_match: float = 0.9,
+        lora: Lora | dict[str, Any] | None = None,
         channels_last: bool = False,
         compile: bool = False,
         gradient_checkpointing: bool = False,
@@ -131,17 +138,7 @@ class FinetuneClassifier(LightningModule):
         self.lr = lr  # by this name Lightning's Tuner finds it
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
-        built = assemble(
-            unwrapped(backbone),
-            num_classes=num_classes,
-            weights=weights,
-            head=head,
-            make_head=self.make_head,
-            head_name=head_name,
-            backbone_kwargs=backbone_kwargs,
-            drop_rate=drop_rate,
-            min_match=min_match,
-        )
+        built = assemble_from(arguments, make_head=self.make_head)
         self.backbone = built.network
         if channels_last:
             self.backbone.to(memory_format=torch.channels_last)
@@ -156,6 +153,7 @@ class FinetuneClassifier(LightningModule):
         self._monitored: dict[str, float] = {}
         self._scores = TrainingScores()
         self._set_num_classes(num_classes)
+        self._still = frozen_modules(self, self.blocks) if built.lora_layers else []
         rank_zero_info(str(built))
 
     @override
@@ -206,6 +204,10 @@ class FinetuneClassifier(LightningModule):
         )
         self.hparams.update(num_classes=num_classes, class_weights=None)
         self._set_num_classes(num_classes)
+
+    def merge_lora(self) -> nn.Module:
+        """A copy of the network with its adapters merged into the weights, under their names."""
+        return merged(self.backbone)
 
     def make_head(self, in_features: int, num_classes: int) -> nn.Module | None:
         """Override to build your own head; None, as here, leaves it to the argument `head`.
@@ -290,6 +292,7 @@ class FinetuneClassifier(LightningModule):
 
     @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        hold(self._still)
         # What a step draws (dropout, mixing) follows from its place, so a resumed run repeats it.
         if self._run_seed is not None:
             place = (self.current_epoch, batch_idx, self.global_rank)

@@ -6,14 +6,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from lit_finetune.blocks import Block
-
-NORM_LAYERS: tuple[type[nn.Module], ...] = (
-    nn.modules.batchnorm._NormBase,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-)
-"""Layers that `train_bn` speaks of: batch, instance, layer, group and RMS normalisation."""
+from lit_finetune.norms import is_norm, norm_parameters
 
 
 def set_trainable(model: nn.Module, names: Collection[str]) -> bool:
@@ -35,16 +28,6 @@ def set_trainable(model: nn.Module, names: Collection[str]) -> bool:
     return changed
 
 
-def norm_parameters(model: nn.Module) -> frozenset[str]:
-    """The names of the parameters that belong to normalisation layers."""
-    return frozenset(
-        f"{module_name}.{name}" if module_name else name
-        for module_name, module in model.named_modules()
-        if isinstance(module, NORM_LAYERS)
-        for name, _ in module.named_parameters(recurse=False)
-    )
-
-
 def frozen_modules(
     model: nn.Module, blocks: Sequence[Block], *, norms_train: bool = False
 ) -> list[nn.Module]:
@@ -52,7 +35,8 @@ def frozen_modules(
 
     A module is frozen when it has parameters and none of them trains; so are the modules inside
     it, and those without parameters (dropout, drop-path) that belong to a frozen block. One that
-    is also used outside of all these is not.
+    is also used outside of all these is not. A normalisation layer of which some parameters train
+    and some do not (biases alone) is frozen too: its statistics stand still until all of it trains.
 
     Args:
         model: Some of its parameters require a gradient, some do not.
@@ -69,9 +53,10 @@ def frozen_modules(
     for block in blocks:
         if not live.intersection(block.parameters):
             roots.update(name for name in block.modules if name not in alive)
+    roots.update(name for name, module in modules if _is_partly_live(name, module, live))
     awake = {id(module) for name, module in modules if not _is_within(name, roots)}
     found = {id(m): m for name, m in modules if _is_within(name, roots) and id(m) not in awake}
-    return [m for m in found.values() if not (norms_train and isinstance(m, NORM_LAYERS))]
+    return [m for m in found.values() if not (norms_train and is_norm(m))]
 
 
 def hold(frozen: Iterable[nn.Module]) -> None:
@@ -101,6 +86,14 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def _is_partly_live(name: str, module: nn.Module, live: Collection[str]) -> bool:
+    """Whether it is a normalisation layer of which some parameters train, and some do not."""
+    if not is_norm(module):
+        return False
+    trains = [f"{name}.{own}" in live for own, _ in module.named_parameters(recurse=False)]
+    return any(trains) and not all(trains)
 
 
 def _is_within(name: str, roots: Collection[str]) -> bool:

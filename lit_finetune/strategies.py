@@ -21,6 +21,16 @@ def full() -> Schedule:
     return (_phase(0, "all"),)
 
 
+def norm_only() -> Schedule:
+    """Train the head and the normalisation layers, their statistics too (arXiv 2003.00152)."""
+    return (_phase(0, "head", "all/norms"),)
+
+
+def bitfit() -> Schedule:
+    """Train the head and the biases (BitFit, arXiv 2106.10199); batch statistics stand still."""
+    return (_phase(0, "head", "all/biases"),)
+
+
 def gradual(
     block_names: Sequence[str],
     max_epochs: int | None,
@@ -89,7 +99,16 @@ def first_n_frozen(block_names: Sequence[str], n: int) -> Schedule:
 
 STRATEGIES: Mapping[str, Callable[..., Schedule]] = {
     function.__name__: function
-    for function in (head_only, full, gradual, lp_ft, last_n, first_n_frozen)
+    for function in (
+        head_only,
+        full,
+        norm_only,
+        bitfit,
+        gradual,
+        lp_ft,
+        last_n,
+        first_n_frozen,
+    )
 }
 
 

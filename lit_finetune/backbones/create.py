@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from lit_finetune.data_config import DataConfig
+from lit_finetune.inputs import adapt_input
 
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".th", ".bin", ".safetensors", ".ckpt", ".tar", ".t7")
 
@@ -28,6 +29,8 @@ def create_backbone(
     *,
     weights: str | None = None,
     backbone_kwargs: dict[str, Any] | None = None,
+    in_chans: int | None = None,
+    image_size: int | None = None,
 ) -> Backbone:
     """Build a network, and find out what pictures it expects.
 
@@ -40,6 +43,8 @@ def create_backbone(
         weights: Published weights: `DEFAULT` or a member of the enum (`IMAGENET1K_V1`) for
             torchvision, `pretrained` for timm. A weights *file* is for `load_weights`.
         backbone_kwargs: What the network's constructor is called with.
+        in_chans: Channels of the pictures, if not those that the network is made for.
+        image_size: Side of the pictures, if not the one that the network is made for.
 
     Raises:
         ValueError: There is no such network, it has no such weights or arguments.
@@ -53,11 +58,13 @@ def create_backbone(
         )
     if isinstance(backbone, nn.Module):
         _refuse(type(backbone).__name__, weights=weights, backbone_kwargs=backbone_kwargs)
-        return Backbone(backbone, DataConfig(), type(backbone).__name__)
-    if backbone.startswith("timm/"):
+        network, config, backbone = backbone, DataConfig(), type(backbone).__name__
+    elif backbone.startswith("timm/"):
         from lit_finetune.backbones import timm
 
-        network, config = timm.create(backbone.removeprefix("timm/"), weights, kwargs)
+        name = backbone.removeprefix("timm/")
+        kwargs = {**timm.input_kwargs(name, in_chans, image_size), **kwargs}
+        network, config = timm.create(name, weights, kwargs)
     elif "." in backbone:
         from lit_finetune.backbones import imported
 
@@ -66,7 +73,9 @@ def create_backbone(
     else:
         from lit_finetune.backbones import torchvision
 
+        kwargs = {**torchvision.input_kwargs(backbone, image_size), **kwargs}
         network, config = torchvision.create(backbone, weights, kwargs)
+    config = adapt_input(network, config, in_chans=in_chans, image_size=image_size)
     return Backbone(network, config, backbone)
 
 
