@@ -20,14 +20,22 @@ from lit_finetune.best import copy_trained, put_back
 from lit_finetune.blocks import list_blocks
 from lit_finetune.distributed import refuse_unsupported, wrap_again
 from lit_finetune.entries import read_schedule
-from lit_finetune.freezing import frozen_modules, hold, release, set_trainable
+from lit_finetune.freezing import (
+    frozen_modules,
+    hold,
+    release,
+    restore_trainable,
+    set_trainable,
+    with_still,
+)
 from lit_finetune.length import fit_to_length, needs_length
 from lit_finetune.norms import norm_parameters
 from lit_finetune.place import MONITORED, catch_up, monitored, place_in_run
 from lit_finetune.plan import Plan, make_plan
 from lit_finetune.resume import load_progress, save_progress
+from lit_finetune.schedule import Schedule
 from lit_finetune.strategies import make_schedule, split_strategy
-from lit_finetune.telling import phase_line, unreached_line
+from lit_finetune.telling import phase_line, still_line, unreached_line
 from lit_finetune.triggers import Position, Progress, observe, refuse_unlogged
 from lit_finetune.warmup import Rise, Warmup
 
@@ -93,7 +101,7 @@ class FreezeUnfreezeCallback(Callback):
         self._max_epochs = trainer.max_epochs
         if is_overridden("configure_model", pl_module):
             pl_module.configure_model()  # there may be no layers yet; Lightning calls it once more
-        self.plan = self._make_plan(trainer, pl_module)
+        self.plan = _plan_for(trainer, pl_module, self._strategy, self._phases, self.train_bn)
         if self.plan.monitors(0) and not trainer.enable_validation:
             raise ValueError(
                 "`on_plateau` waits for a metric of validation, but there is none: give validation"
@@ -105,7 +113,7 @@ class FreezeUnfreezeCallback(Callback):
         self._progress = self._progress.moved(self.plan.index_at(*here), here)
         self._before = {n: p.requires_grad for n, p in pl_module.named_parameters()}
         # Before the strategy wraps the module: DDP takes note of what requires a gradient.
-        set_trainable(pl_module, self._trainable(pl_module))
+        self._set_trainable(pl_module)
         if has_finder(trainer):  # else later: Lightning would warn of modules in eval mode
             self._hold_anew(pl_module)
 
@@ -119,7 +127,7 @@ class FreezeUnfreezeCallback(Callback):
         self._progress = load_progress(self._planned(), state, train_bn=self.train_bn)
         self._best = state.get("best_weights", {}) if self._progress.stall.best is not None else {}
         self._monitored = checkpoint.get(MONITORED, {})
-        set_trainable(pl_module, self._trainable(pl_module))
+        self._set_trainable(pl_module)
         if has_finder(trainer):
             self._hold_anew(pl_module)
 
@@ -153,6 +161,8 @@ class FreezeUnfreezeCallback(Callback):
             self.plan = fit_to_length(plan, num_steps=num_steps, epoch_steps=epoch_steps)
         self._hold_anew(pl_module)
         self._tell(trainer, pl_module)
+        if line := still_line(plan):
+            rank_zero_info(line)
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -210,33 +220,23 @@ class FreezeUnfreezeCallback(Callback):
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # A run of the Tuner ends before training begins, and leaves no trace.
-        for name, parameter in pl_module.named_parameters():
-            parameter.requires_grad_(self._before.get(name, parameter.requires_grad))
+        restore_trainable(pl_module, self._before)
         self._let_go()
-
-    def _make_plan(self, trainer: Trainer, pl_module: LightningModule) -> Plan:
-        blocks = getattr(pl_module, "blocks", None) or list_blocks(pl_module)
-        if self.train_bn and any(block.fixed for block in blocks):
-            raise ValueError(
-                "`train_bn` would train normalisation layers, but beside adapters (`lora`) the"
-                " network's own weights stay frozen: leave it out."
-            )
-        limit = trainer.max_epochs if trainer.max_epochs != -1 else None
-        phases = self._phases
-        if self._strategy:
-            name, arguments = self._strategy
-            names = [block.name for block in blocks]
-            phases = make_schedule(name, arguments, block_names=names, max_epochs=limit)
-        # A trial run of one epoch may use the schedule of the long one.
-        return make_plan(phases, blocks, None if _is_trial(trainer) else limit)
 
     def _planned(self) -> Plan:
         assert self.plan is not None, "Lightning calls setup() first"
         return self.plan
 
     def _trainable(self, pl_module: LightningModule) -> frozenset[str]:
-        names = self._planned().trainable(self._progress.phase)
-        return names | norm_parameters(pl_module) if self.train_bn else names
+        return self._planned().trainable(self._progress.phase) | self._norms(pl_module)
+
+    def _norms(self, pl_module: LightningModule) -> frozenset[str]:
+        """What trains of normalisation layers, frozen or not."""
+        norms = norm_parameters(pl_module) if self.train_bn else frozenset()
+        return norms - self._planned().still
+
+    def _set_trainable(self, pl_module: LightningModule) -> None:
+        set_trainable(pl_module, self._trainable(pl_module), still=self._planned().still)
 
     def _move_on(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the phases that are due."""
@@ -258,7 +258,7 @@ class FreezeUnfreezeCallback(Callback):
         assert self._warmup is not None
         plan = self._planned()
         phase = plan.phases[index]
-        norms = norm_parameters(pl_module) if self.train_bn else frozenset()
+        norms = self._norms(pl_module)
         if index == 0:
             self._groups.start(phase.admissions, sorted(norms - plan.trainable(0)))
             names = list(phase.parameters)
@@ -276,7 +276,7 @@ class FreezeUnfreezeCallback(Callback):
 
     def _apply(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the parameters of the phase train; whoever took note of the old ones starts anew."""
-        set_trainable(pl_module, self._trainable(pl_module))
+        self._set_trainable(pl_module)
         wrap_again(trainer.strategy, pl_module)
         if dynamo := sys.modules.get("torch._dynamo"):
             dynamo.reset()  # compiled graphs of the last phase lack the new gradients
@@ -329,6 +329,28 @@ class FreezeUnfreezeCallback(Callback):
         parameters, here = pl_module.parameters(), _position(trainer)
         plan = self._planned()
         rank_zero_info(phase_line(plan, self._progress, here, parameters=parameters, groups=groups))
+
+
+def _plan_for(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    strategy: tuple[str, dict[str, Any]] | None,
+    phases: Schedule,
+    train_bn: bool,
+) -> Plan:
+    blocks = with_still(pl_module, getattr(pl_module, "blocks", None) or list_blocks(pl_module))
+    if train_bn and any(block.fixed for block in blocks):
+        raise ValueError(
+            "`train_bn` would train normalisation layers, but beside adapters (`lora`) the"
+            " network's own weights stay frozen: leave it out."
+        )
+    limit = trainer.max_epochs if trainer.max_epochs != -1 else None
+    if strategy:
+        name, arguments = strategy
+        names = [block.name for block in blocks if {*block.free} - {*block.still}]
+        phases = make_schedule(name, arguments, block_names=names, max_epochs=limit)
+    # A trial run of one epoch may use the schedule of the long one.
+    return make_plan(phases, blocks, None if _is_trial(trainer) else limit)
 
 
 def _position(trainer: Trainer) -> Position:

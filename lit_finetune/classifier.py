@@ -89,8 +89,7 @@ class FinetuneClassifier(LightningModule):
         channels_last: Whether pictures and weights lie channels last in memory, which many
             convolutional networks run faster with, on a GPU above all.
         compile: Whether the backbone runs through `torch.compile`.
-        gradient_checkpointing: Whether blocks that train compute their activations again in the
-            backward pass rather than keep them: less memory, more time, and the same result.
+        gradient_checkpointing: Whether blocks that train compute activations twice to save memory.
 
     Raises:
         ValueError: An argument cannot be; the message names all of them.
@@ -293,6 +292,8 @@ class FinetuneClassifier(LightningModule):
     @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         hold(self._still)
+        if batch_idx == 0:  # else a run may go on amid an epoch, with what it has counted of it
+            self._scores = TrainingScores()
         # What a step draws (dropout, mixing) follows from its place, so a resumed run repeats it.
         if self._run_seed is not None:
             place = (self.current_epoch, batch_idx, self.global_rank)
@@ -301,10 +302,6 @@ class FinetuneClassifier(LightningModule):
     @override
     def on_train_start(self) -> None:
         catch_up(self.trainer, place_in_run(self.trainer.fit_loop).epoch, self._monitored)
-
-    @override
-    def on_train_epoch_start(self) -> None:  # not called where a run goes on amid an epoch
-        self._scores = TrainingScores()
 
     @override
     def on_train_epoch_end(self) -> None:
