@@ -72,9 +72,11 @@ class WriteDown(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note all that there is."""
         self.epochs[trainer.current_epoch] = {
-            "weights": {name: value.clone() for name, value in pl_module.state_dict().items()},
+            "weights": {
+                name: value.to("cpu", copy=True) for name, value in pl_module.state_dict().items()
+            },
             "state": [
-                {key: value.clone() for key, value in state.items()}
+                {key: value.to("cpu", copy=True) for key, value in state.items()}
                 for state in trainer.optimizers[0].state.values()
             ],
             "groups": [
