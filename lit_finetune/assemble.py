@@ -1,18 +1,21 @@
 """Put a network together: the backbone, a head for these classes, the weights of a file."""
 
-import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from lit_finetune.backbones.create import create_backbone, is_weights_file
-from lit_finetune.compiled import unwrapped
+from lit_finetune.backbones.adapted import create_adapted
+from lit_finetune.backbones.backbone import Backbone
+from lit_finetune.backbones.create import is_weights_file
 from lit_finetune.data_config import DataConfig
+from lit_finetune.dry_run import initialise
+from lit_finetune.features_only import with_head
+from lit_finetune.head_search import NoHeadError
 from lit_finetune.heads import find_head, head_in_features, head_num_classes, replace_head
-from lit_finetune.lora import Lora, add_lora, read_lora
+from lit_finetune.lora import Lora, add_lora
 from lit_finetune.weights import LoadReport, load_weights
 
 Head = str | nn.Module | Callable[[int, int], nn.Module]
@@ -34,6 +37,12 @@ class Assembled:
     """What of the weights file fitted; None without a file."""
     lora_layers: tuple[str, ...] = ()
     """The layers that have adapters."""
+    features: str = ""
+    """What the network ends in, where it had no head and one was appended."""
+    classes: tuple[str, ...] = ()
+    """What the network's own head calls the classes, if it stayed and does."""
+    rebuilt_by: dict[str, Any] = field(default_factory=dict)
+    """`backbone` and `backbone_kwargs` that build the same network anywhere, where others did."""
 
     def __str__(self) -> str:
         """What became of the weights file and of the head."""
@@ -42,20 +51,11 @@ class Assembled:
             head = "the file's head"
         elif self.keeps_head:
             head = "the network's own head"
-        line = f"{self.name}: {head}, `{self.head_name}`, for {self.num_classes} classes."
+        line = f"{self.name}: {head}, `{self.head_name}`, for {self.num_classes} classes"
+        line += f", on its {self.features}." if self.features else "."
         if self.lora_layers:
             line += f" {len(self.lora_layers)} layers have adapters, and the rest stays frozen."
         return f"{report}\n{line}" if report else line
-
-
-def assemble_from(
-    arguments: Mapping[str, Any], *, make_head: Callable[[int, int], nn.Module | None]
-) -> Assembled:
-    """Put together what a classifier's arguments ask for, and its method `make_head`."""
-    known = inspect.signature(assemble).parameters
-    given: dict[str, Any] = {key: value for key, value in arguments.items() if key in known}
-    given["backbone"] = unwrapped(given["backbone"])
-    return assemble(**{**given, "make_head": make_head, "lora": read_lora(given.get("lora"))})
 
 
 def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
@@ -80,19 +80,20 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
     classes leaves the new head as it is, and the report says so.
     """
     file = weights if weights is not None and is_weights_file(weights) else None
-    built = create_backbone(
+    built = create_adapted(
         backbone,
         weights=None if file else weights,
         backbone_kwargs=backbone_kwargs,
         in_chans=in_chans,
         image_size=image_size,
     )
-    network = built.network
-    head_name = head_name or find_head(network)
+    initialise(built.network, built.data_config)
+    network, head_name, features = _with_a_head(built, head_name)
     in_features = head_in_features(network, head_name)
     own = make_head(in_features, num_classes)
     head = head if own is None else own
-    keeps = head == "linear" and head_num_classes(network, head_name) == num_classes
+    fits = head == "linear" and head_num_classes(network, head_name) == num_classes
+    keeps = fits and not features
     if not keeps or drop_rate:
         state = network.get_submodule(head_name).state_dict()
         head_name = replace_head(
@@ -101,7 +102,8 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
         if keeps:  # a new layer has a bias; a head that had none goes on without
             state.setdefault("bias", torch.zeros(num_classes))
             network.get_submodule(head_name).load_state_dict(state)
-    report = load_weights(network, file, min_match=min_match, head_name=head_name) if file else None
+    path = file or built.weights_file
+    report = load_weights(network, path, min_match=min_match, head_name=head_name) if path else None
     layers: tuple[str, ...] = ()
     if lora:
         layers = add_lora(network, lora, head_name=head_name, data_config=built.data_config)
@@ -114,4 +116,26 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
         data_config=built.data_config,
         load_report=report,
         lora_layers=layers,
+        features=features,
+        classes=built.classes if keeps else (),
+        rebuilt_by=_rebuilt_by(built),
     )
+
+
+def _with_a_head(built: Backbone, head_name: str | None) -> tuple[nn.Module, str, str]:
+    """The network with a head, the head's name, and what it ended in if it had none."""
+    if head_name:
+        return built.network, head_name, ""
+    if built.has_head and head_name is None:
+        try:
+            return built.network, find_head(built.network), ""
+        except NoHeadError:
+            pass
+    network, features = with_head(built.network, built.data_config)
+    return network, "head", features
+
+
+def _rebuilt_by(built: Backbone) -> dict[str, Any]:
+    if built.rebuilt_by is None:
+        return {}
+    return dict(zip(("backbone", "backbone_kwargs"), built.rebuilt_by, strict=True))

@@ -3,11 +3,10 @@
 import math
 from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
 from lit_finetune.data_config import DataConfig
-from lit_finetune.freezing import eval_mode
+from lit_finetune.dry_run import dry_run
 from lit_finetune.positions import set_image_size
 
 _NAMES = ("num_channels", "in_chans", "in_channels", "num_input_channels")
@@ -46,7 +45,7 @@ def adapt_input(
     if image_size is not None and config.image_size != (image_size, image_size):
         set_image_size(network, image_size)
         config = config.resized(image_size)
-    _try_out(network, config)
+    dry_run(network, config, purpose="to see whether it takes `in_chans` and `image_size`")
     return config
 
 
@@ -92,6 +91,7 @@ def input_layer(network: nn.Module) -> tuple[str, nn.Conv2d] | None:
 def channels_adapted(weight: Tensor, in_chans: int) -> Tensor:
     """The weight (out, in, height, width) of a first convolution, for other channels.
 
+    >>> import torch
     >>> channels_adapted(torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1), 1).flatten()
     tensor([6.])
     >>> channels_adapted(torch.tensor([4.0, 8.0, 12.0]).view(1, 3, 1, 1), 4).flatten()
@@ -116,19 +116,3 @@ def _note_channels(network: nn.Module, name: str, old: int, new: int) -> None:
         for attribute in _NAMES:
             if getattr(owner, attribute, None) == old:
                 setattr(owner, attribute, new)
-
-
-@torch.no_grad()
-def _try_out(network: nn.Module, config: DataConfig) -> None:
-    parameter = next(network.parameters())
-    shape = (1, len(config.mean), *config.image_size)
-    picture = torch.zeros(shape, device=parameter.device, dtype=parameter.dtype)
-    try:
-        with eval_mode(network):
-            network(picture)
-    except Exception as error:  # whatever a network raises for a picture that it is not made for
-        size = " x ".join(map(str, shape[1:]))
-        raise ValueError(
-            f"{type(network).__name__} does not take pictures of {size} (`in_chans`, `image_size`):"
-            f" {error}. Build it for them, with `backbone_kwargs`, or choose another size."
-        ) from error

@@ -14,7 +14,7 @@ from lit_finetune._names import nearest
 from lit_finetune.adapters import adapted_layers
 from lit_finetune.blocks import list_blocks
 from lit_finetune.data_config import DataConfig
-from lit_finetune.freezing import eval_mode
+from lit_finetune.dry_run import dry_run
 from lit_finetune.inputs import input_layer
 
 _NOT_SIMPLE = "it is a grouped, a dilated or an otherwise padded convolution"
@@ -101,12 +101,20 @@ def add_lora(
     if isinstance(vars(network).get("peft_config"), dict):
         del network.peft_config
     for name in names:
-        adapted = network.get_submodule(name)
-        adapted.train(network.get_submodule(f"{name}.base_layer").training)
+        _resemble(network.get_submodule(name), network.get_submodule(f"{name}.base_layer"))
+    dry_run(network, data_config, purpose="to see whether it works with adapters (`lora`)")
     free = {name for block in list_blocks(network, head_name) for name in block.free}
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in free)
     return tuple(names)
+
+
+def _resemble(adapted: nn.Module, base: nn.Module) -> None:
+    """Let a layer with adapters tell what its base would: some networks ask for its `stride`."""
+    adapted.train(base.training)
+    for name, value in vars(base).items():
+        if not name.startswith("_") and not hasattr(adapted, name):
+            setattr(adapted, name, value)
 
 
 def merged(network: nn.Module) -> nn.Module:
@@ -186,7 +194,6 @@ def _is_simple(layer: nn.Conv2d) -> bool:
     return layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
 
 
-@torch.no_grad()
 def _called(network: nn.Module, config: DataConfig) -> set[int]:
     """The modules that are called when the network sees a picture, by identity."""
     called: set[int] = set()
@@ -194,17 +201,9 @@ def _called(network: nn.Module, config: DataConfig) -> set[int]:
         module.register_forward_pre_hook(lambda module, args: called.add(id(module)))
         for module in network.modules()
     ]
-    parameter = next(network.parameters())
-    shape = (1, len(config.mean), *config.image_size)
     try:
-        with eval_mode(network), torch.compiler.set_stance("force_eager"):
-            network(torch.zeros(shape, device=parameter.device, dtype=parameter.dtype))
-    except Exception as error:  # whatever a network raises for a picture that it is not made for
-        raise ValueError(
-            f"To find the layers for `lora`, {type(network).__name__} was shown a picture of "
-            f"{' x '.join(map(str, shape[1:]))}, and failed: {error}. Give `in_chans` and "
-            "`image_size` as it expects them."
-        ) from error
+        with torch.compiler.set_stance("force_eager"):
+            dry_run(network, config, purpose="to find the layers for `lora`")
     finally:
         for hook in hooks:
             hook.remove()

@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks.hf_families import TINY_CONFIGS
 from lit_finetune import FinetuneClassifier
-from lit_finetune.backbones.create import create_backbone
+from lit_finetune.backbones.adapted import create_adapted
 from lit_finetune.data_config import DataConfig, eval_transform
 from lit_finetune.datamodules import DigitsDataModule, ImageFolderDataModule
 from lit_finetune.inputs import adapt_channels, channels_adapted, input_layer
@@ -56,7 +57,7 @@ def test_a_grey_picture_looks_the_same_to_one_channel_and_to_three() -> None:
     torch.testing.assert_close(grey(picture), colour(picture.expand(-1, 3, -1, -1)))
 
 
-NAMES = ["squeezenet1_1", "mobilenet_v3_small", "timm/test_resnet", "timm/test_vit", "swin_t"]
+NAMES = ["squeezenet1_1", "mobilenet_v3_small", "timm/test_resnet", "timm/test_vit"]
 
 
 @pytest.mark.parametrize("in_chans", [1, 4])
@@ -64,7 +65,7 @@ NAMES = ["squeezenet1_1", "mobilenet_v3_small", "timm/test_resnet", "timm/test_v
 def test_a_named_network_takes_other_channels(name: str, in_chans: int) -> None:
     if name.startswith("timm/"):
         pytest.importorskip("timm")
-    built = create_backbone(name, in_chans=in_chans)
+    built = create_adapted(name, in_chans=in_chans)
     size = built.data_config.image_size
     found = input_layer(built.network)
     assert found is not None
@@ -74,7 +75,7 @@ def test_a_named_network_takes_other_channels(name: str, in_chans: int) -> None:
 
 
 def test_inception_leaves_its_own_statistics_out() -> None:
-    built = create_backbone("googlenet", in_chans=1, backbone_kwargs={"init_weights": False})
+    built = create_adapted("googlenet", in_chans=1, backbone_kwargs={"init_weights": False})
     assert built.data_config.mean == built.data_config.std == (0.5,)
     assert built.network.eval()(torch.rand(1, 1, 64, 64)).shape == (1, 1000)
 
@@ -110,7 +111,9 @@ def test_a_network_that_wants_its_channels_is_refused_at_the_start() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x[:, [2, 1, 0]])
 
-    with pytest.raises(ValueError, match="Picky does not take pictures of 1 x 224 x 224"):
+    with pytest.raises(
+        ValueError, match=r"Picky had to be run .*`in_chans`.* shape \(1, 224, 224\)"
+    ):
         FinetuneClassifier(Picky(), num_classes=2, in_chans=1)
 
 
@@ -229,36 +232,27 @@ def test_a_size_that_patches_do_not_divide_is_refused() -> None:
 
 
 @pytest.mark.parametrize("image_size", [96, 256])
-@pytest.mark.parametrize("name", ["squeezenet1_1", "swin_t", "timm/test_resnet", "timm/test_vit"])
+@pytest.mark.parametrize("name", ["squeezenet1_1", "timm/test_resnet", "timm/test_vit"])
 def test_a_named_network_takes_another_size(name: str, image_size: int) -> None:
     if name.startswith("timm/"):
         pytest.importorskip("timm")
-    built = create_backbone(name, image_size=image_size)
+    built = create_adapted(name, image_size=image_size)
     assert built.data_config.image_size == (image_size, image_size)
     assert built.network.eval()(torch.rand(1, 3, image_size, image_size)).shape == (1, 1000)
 
 
-def test_torchvisions_maxvit_is_built_for_another_size() -> None:
-    kwargs = {
-        "stem_channels": 4,
-        "block_channels": [4, 4],
-        "block_layers": [1, 1],
-        "head_dim": 2,
-        "partition_size": 4,
-        "stochastic_depth_prob": 0.0,
-    }
-    from torchvision.models import MaxVit
-
-    from lit_finetune.backbones.torchvision import input_kwargs
-
-    network = MaxVit(**kwargs, **input_kwargs("maxvit_t", 64))
-    assert network(torch.rand(2, 3, 64, 64)).shape == (2, 1000)
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "size"), [("maxvit_t", 448), ("swin_t", 256), ("vit_b_32", 256)])
+def test_torchvisions_transformers_take_another_size(name: str, size: int) -> None:
+    built = create_adapted(name, image_size=size)
+    assert built.data_config.image_size == (size, size)
+    assert built.network.eval()(torch.rand(1, 3, size, size)).shape == (1, 1000)
 
 
 def test_a_network_that_cannot_take_the_size_is_refused_at_the_start() -> None:
     network = nn.Sequential(nn.Conv2d(3, 2, 8, stride=8), nn.Flatten(), nn.Linear(32, 2))
     FinetuneClassifier(network, num_classes=2, image_size=32)
-    with pytest.raises(ValueError, match=r"does not take pictures of 3 x 64 x 64.*another size"):
+    with pytest.raises(ValueError, match=r"does not run on pictures of shape \(3, 64, 64\)"):
         FinetuneClassifier(network, num_classes=2, image_size=64)
 
 
@@ -280,6 +274,31 @@ def test_a_file_made_at_one_size_goes_into_a_network_of_another(tmp_path: Path, 
     assert (report.share, report.adapted, report.missing) == (1.0, (name,), ())
     state = network.state_dict()
     assert all(value.equal(state[name]) for name, value in wanted.items())
+
+
+@pytest.mark.parametrize("kind", ["vit", "siglip_vision_model", "swin", "resnet"])
+@pytest.mark.parametrize("option", ["in_chans", "image_size"])
+def test_networks_of_hugging_face_take_other_pictures(kind: str, option: str) -> None:
+    pytest.importorskip("transformers")
+    options: dict[str, Any] = {"num_classes": 2, "backbone_kwargs": TINY_CONFIGS[kind]}
+    size = FinetuneClassifier(f"hf/{kind}", **options).data_config.image_size[0]
+    value = 1 if option == "in_chans" else 2 * size
+    model = FinetuneClassifier(f"hf/{kind}", **options, **{option: value})
+    shape = (1, size, size) if option == "in_chans" else (3, 2 * size, 2 * size)
+    assert model(torch.rand(2, *shape)).shape == (2, 2)
+    config = model.data_config
+    assert (len(config.mean), *config.image_size) == shape
+
+
+def test_a_file_of_hugging_face_made_at_one_size_goes_into_another(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    kwargs = {**TINY_CONFIGS["vit"], "image_size": 32, "patch_size": 8}
+    saved = create_adapted("hf/vit", backbone_kwargs=kwargs).network
+    network = create_adapted("hf/vit", backbone_kwargs={**kwargs, "image_size": 48}).network
+    torch.save(saved.state_dict(), tmp_path / "a.pth")
+    report = load_weights(network, tmp_path / "a.pth")
+    assert report.adapted == ("vit.embeddings.position_embeddings",)
+    assert report.share == 1.0
 
 
 def test_positions_that_cannot_be_resampled_are_refused(tmp_path: Path) -> None:

@@ -1,27 +1,15 @@
 """Any backbone by its name."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from lit_finetune.backbones.backbone import Backbone
 from lit_finetune.data_config import DataConfig
-from lit_finetune.inputs import adapt_input
 
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".th", ".bin", ".safetensors", ".ckpt", ".tar", ".t7")
-
-
-@dataclass(frozen=True, slots=True)
-class Backbone:
-    """A network and what it expects."""
-
-    network: nn.Module
-    """The whole network, with the head it was built with."""
-    data_config: DataConfig
-    """What pictures it expects."""
-    name: str
-    """What it was made from: the name that was asked for, or the network's class."""
 
 
 def create_backbone(
@@ -29,8 +17,6 @@ def create_backbone(
     *,
     weights: str | None = None,
     backbone_kwargs: dict[str, Any] | None = None,
-    in_chans: int | None = None,
-    image_size: int | None = None,
 ) -> Backbone:
     """Build a network, and find out what pictures it expects.
 
@@ -38,17 +24,18 @@ def create_backbone(
     256
 
     Args:
-        backbone: A torchvision name (`resnet18`), `timm/<name>`, an import path
-            (`my_package.nets.ResNet`) that is looked up in the working directory too, or a network.
+        backbone: A torchvision name (`resnet18`), `timm/<name>`, `hf/<name>` (a model type of
+            Hugging Face transformers, a folder, a `config.json`, or a name on the hub), an import
+            path (`my_package.nets.ResNet`) that is looked up in the working directory too, or a
+            network. A network of yours may hold what pictures it expects as `data_config`.
         weights: Published weights: `DEFAULT` or a member of the enum (`IMAGENET1K_V1`) for
-            torchvision, `pretrained` for timm. A weights *file* is for `load_weights`.
+            torchvision, `pretrained` for timm and the hub. A weights *file* is for `load_weights`.
         backbone_kwargs: What the network's constructor is called with.
-        in_chans: Channels of the pictures, if not those that the network is made for.
-        image_size: Side of the pictures, if not the one that the network is made for.
 
     Raises:
         ValueError: There is no such network, it has no such weights or arguments.
-        ModuleNotFoundError: timm, or the module of an import path, is not installed.
+        FileNotFoundError: There is no such Hugging Face folder, or it lacks a file.
+        ModuleNotFoundError: timm, transformers, or the module of an import path is not installed.
         ConnectionError: The weights cannot be downloaded.
     """
     kwargs = dict(backbone_kwargs or {})
@@ -58,24 +45,25 @@ def create_backbone(
         )
     if isinstance(backbone, nn.Module):
         _refuse(type(backbone).__name__, weights=weights, backbone_kwargs=backbone_kwargs)
-        network, config, backbone = backbone, DataConfig(), type(backbone).__name__
-    elif backbone.startswith("timm/"):
+        return Backbone(backbone, _own_data_config(backbone), type(backbone).__name__)
+    if backbone.startswith("hf/"):
+        from lit_finetune.backbones import huggingface
+
+        return huggingface.create(backbone.removeprefix("hf/"), weights, kwargs)
+    if backbone.startswith("timm/"):
         from lit_finetune.backbones import timm
 
-        name = backbone.removeprefix("timm/")
-        kwargs = {**timm.input_kwargs(name, in_chans, image_size), **kwargs}
-        network, config = timm.create(name, weights, kwargs)
+        network, config = timm.create(backbone.removeprefix("timm/"), weights, kwargs)
     elif "." in backbone:
         from lit_finetune.backbones import imported
 
         _refuse(backbone, weights=weights)
-        network, config = imported.create(backbone, kwargs), DataConfig()
+        network = imported.create(backbone, kwargs)
+        config = _own_data_config(network)
     else:
         from lit_finetune.backbones import torchvision
 
-        kwargs = {**torchvision.input_kwargs(backbone, image_size), **kwargs}
         network, config = torchvision.create(backbone, weights, kwargs)
-    config = adapt_input(network, config, in_chans=in_chans, image_size=image_size)
     return Backbone(network, config, backbone)
 
 
@@ -89,10 +77,19 @@ def is_weights_file(weights: str) -> bool:
     return path.suffix in WEIGHTS_SUFFIXES or len(path.parts) > 1 or path.is_file()
 
 
+def _own_data_config(network: nn.Module) -> DataConfig:
+    """What a user's network says of its pictures, as a `DataConfig` or as a mapping."""
+    own = getattr(network, "data_config", None)
+    if isinstance(own, Mapping):
+        return DataConfig.from_dict(own)
+    return own if isinstance(own, DataConfig) else DataConfig()
+
+
 def _refuse(backbone: str, **arguments: object) -> None:
     """Raise if an argument is given that has no meaning for this kind of backbone."""
     meaning = {
-        "weights": "published weights are for torchvision and timm names; give the path of a file",
+        "weights": "published weights are for torchvision, timm and Hugging Face names; give the "
+        "path of a file",
         "backbone_kwargs": "the network is built already",
     }
     for name, value in arguments.items():

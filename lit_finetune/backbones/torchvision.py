@@ -33,12 +33,6 @@ def create(name: str, weights: str | None, kwargs: dict[str, Any]) -> tuple[nn.M
     return network, _data_config(network, chosen or next(iter(enum)))
 
 
-def input_kwargs(name: str, image_size: int | None) -> dict[str, Any]:
-    """What torchvision builds a network with that is made for pictures of one size alone."""
-    is_fixed = image_size is not None and name.startswith("maxvit")
-    return {"input_size": (image_size, image_size)} if is_fixed else {}
-
-
 def _with_defaults(
     name: str, weights: WeightsEnum | None, kwargs: dict[str, Any]
 ) -> dict[str, Any]:
