@@ -29,6 +29,7 @@ from lit_finetune.optim import (
 )
 from lit_finetune.outputs import check_logits, logits_of
 from lit_finetune.param_groups import ParamGroup, make_param_groups
+from lit_finetune.recompute import recompute_units
 from lit_finetune.sharded_checkpoint import as_file
 from lit_finetune.sharding import shard
 from lit_finetune.steps import KEY, ClassifierSteps
@@ -78,6 +79,8 @@ class FinetuneClassifier(ClassifierSteps):
         channels_last: Whether pictures and weights lie channels last in memory, which many
             convolutional networks run faster with, on a GPU above all.
         compile: Whether the backbone runs through `torch.compile`.
+        gradient_checkpointing: Whether blocks that train compute their activations again in the
+            backward pass rather than keep them: less memory, more time, and the same result.
 
     Raises:
         ValueError: An argument cannot be; the message names all of them.
@@ -112,6 +115,7 @@ class FinetuneClassifier(ClassifierSteps):
         lora: Lora | dict[str, Any] | None = None,
         channels_last: bool = False,
         compile: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
         arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
@@ -141,6 +145,8 @@ class FinetuneClassifier(ClassifierSteps):
         if compile:
             self.backbone.compile()
         self.head_name = built.head_name
+        if gradient_checkpointing:
+            recompute_units(self, self.blocks)
         self.load_report = built.load_report
         self._rebuilt_by = built.rebuilt_by
         self.data_config: DataConfig = built.data_config

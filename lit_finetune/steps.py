@@ -19,6 +19,7 @@ from lit_finetune.images import as_rgb
 from lit_finetune.metrics import classification_metrics, probabilities
 from lit_finetune.mixing import make_mixing
 from lit_finetune.place import MONITORED, catch_up, monitored, place_in_run
+from lit_finetune.resume import refuse_lost_schedule
 from lit_finetune.scores import TrainingScores, log_evaluation
 from lit_finetune.seeding import derive_seed, seed_device
 
@@ -94,6 +95,10 @@ class ClassifierSteps(LightningModule):
         catch_up(self.trainer, place_in_run(self.trainer.fit_loop).epoch, self._monitored)
 
     @override
+    def on_train_epoch_start(self) -> None:  # not where a run goes on amid an epoch
+        self._scores = TrainingScores()
+
+    @override
     def on_train_epoch_end(self) -> None:
         self._scores.finish(self)
         if self.trainer.fit_loop.restarting:
@@ -153,6 +158,7 @@ class ClassifierSteps(LightningModule):
                 "The checkpoint was not written by a FinetuneClassifier. To start from its weights,"
                 " pass its path as `weights`."
             )
+        refuse_lost_schedule(self._trainer, checkpoint)
         if own["classes"] is not None:
             check_classes(self.classes, own["classes"], named=self._is_named)
             self.classes, self._is_named = own["classes"], True
