@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from typing_extensions import Self, override
 
+from lit_finetune import splitting
 from lit_finetune.assemble import assemble
 from lit_finetune.blocks import Block, list_blocks
 from lit_finetune.compiled import unwrapped
@@ -156,6 +157,14 @@ class FinetuneClassifier(ClassifierSteps):
     def forward_features(self, images: Tensor) -> Tensor:
         """From images (N, C, H, W) to what the head is given."""
         return forward_features(self.backbone, self.head_name, images)
+
+    def forward_prefix(self, images: Tensor, upto: str) -> Tensor:
+        """From images to what enters the block `upto`; "head": what the head is given."""
+        return splitting.forward_prefix(self.backbone, images, upto, head_name=self.head_name)
+
+    def forward_from(self, h: Tensor, upto: str) -> Tensor:
+        """From what enters the block `upto` to logits, as if the images had come all the way."""
+        return splitting.forward_from(self.backbone, h, upto, head_name=self.head_name)
 
     def get_classifier(self) -> nn.Module:
         """The head."""
