@@ -1,15 +1,18 @@
 """How fast CIFAR's training pictures come: this project beside torchvision's dataset with workers.
 
-`python -m benchmarks.input_cifar` prints the pictures per second of whole epochs, shifted, mirrored
-and normalised, in turn. The pictures are noise in the original files' format, so nothing is
-downloaded; `--data-dir` names a folder with the real ones.
+Whole epochs of pictures that are shifted, mirrored and normalised. They are noise in the original
+files' format, so nothing is downloaded; `--data-dir` names a folder with the real ones.
+
+    python -m benchmarks.input_cifar
 """
 
-import argparse
 import hashlib
+import logging
 import pickle
 import tempfile
+import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,41 +20,31 @@ import numpy as np
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-from benchmarks.rounds import in_turn, machine, table
+from benchmarks.harness import in_turn, parser, quicker, report
 from lit_finetune.datamodules import CIFARDataModule
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
 def main() -> None:
-    """Measure, and print a table."""
-    options = parse()
-    print(machine())
+    """Measure, and report."""
+    arguments = parser(__doc__, times=5)
+    arguments.add_argument("--data-dir", help="with the real `cifar-10-batches-py`")
+    arguments.add_argument("--batch-size", type=int, default=128)
+    arguments.add_argument("--workers", type=int, default=2, help="of the peer")
+    given = arguments.parse_args()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    name = f"torchvision with {given.workers} workers"
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(options.data_dir or folder)
-        if options.data_dir is None:
+        root = Path(given.data_dir or folder)
+        if given.data_dir is None:
             write_noise(root)
-        theirs = peer(root, batch_size=options.batch_size, workers=options.workers)
-        own = ours(root, batch_size=options.batch_size)
-        rates = in_turn(
-            {
-                f"torchvision, {options.workers} workers": lambda: count(theirs),
-                "CIFARDataModule": lambda: count(own),
-            },
-            options.rounds,
-        )
-    print(f"batches of {options.batch_size}, {options.rounds} rounds of an epoch each\n")
-    print(table(rates, ours="CIFARDataModule"))
-
-
-def parse() -> argparse.Namespace:
-    """The options of the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data-dir", help="with the real `cifar-10-batches-py`")
-    parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--workers", type=int, default=2, help="of the peer")
-    parser.add_argument("--rounds", type=int, default=5)
-    return parser.parse_args()
+        own = ours(root, batch_size=given.batch_size)
+        theirs = peer(root, batch_size=given.batch_size, workers=given.workers)
+        ways = {"CIFARDataModule": partial(epoch, own), name: partial(epoch, theirs)}
+        figures = in_turn(ways, times=given.times)
+    what = f"CIFAR-10 for training, batches of {given.batch_size}: seconds for 1,000 pictures"
+    report([quicker(what, figures, "CIFARDataModule", name, ">= 8")], given.out)
 
 
 def peer(root: Path, *, batch_size: int, workers: int) -> Iterable[Any]:
@@ -82,9 +75,11 @@ def ours(root: Path, *, batch_size: int) -> Iterable[Any]:
     return data.train_dataloader()
 
 
-def count(batches: Iterable[Any]) -> int:
-    """Go through an epoch."""
-    return sum(len(labels) for _, labels in batches)
+def epoch(batches: Iterable[Any]) -> float:
+    """Go through an epoch; the seconds for 1,000 of its pictures."""
+    began = time.perf_counter()
+    pictures = sum(len(labels) for _, labels in batches)
+    return (time.perf_counter() - began) / pictures * 1000
 
 
 def write_noise(root: Path) -> None:
