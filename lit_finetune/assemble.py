@@ -9,7 +9,15 @@ from torch import nn
 
 from lit_finetune.backbones.create import create_backbone, is_weights_file
 from lit_finetune.data_config import DataConfig
-from lit_finetune.heads import find_head, head_in_features, head_num_classes, replace_head
+from lit_finetune.forward_order import note_use_order
+from lit_finetune.head_search import replaced_layers
+from lit_finetune.heads import (
+    add_classifier,
+    find_head,
+    head_num_classes,
+    own_or_given,
+    replace_head,
+)
 from lit_finetune.weights import LoadReport, load_weights
 
 Head = str | nn.Module | Callable[[int, int], nn.Module]
@@ -64,19 +72,23 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
         backbone, weights=None if file else weights, backbone_kwargs=backbone_kwargs
     )
     network = built.network
+    is_headless = add_classifier(network, num_classes)
     head_name = head_name or find_head(network)
-    in_features = head_in_features(network, head_name)
-    own = make_head(in_features, num_classes)
-    head = head if own is None else own
-    keeps = head == "linear" and head_num_classes(network, head_name) == num_classes
+    names = replaced_layers(network, head_name)
+    head = own_or_given(network, head_name, num_classes, make_head=make_head, head=head)
+    has_as_many = all(head_num_classes(network, name) == num_classes for name in names)
+    keeps = head == "linear" and has_as_many and not is_headless
     if not keeps or drop_rate:
-        state = network.get_submodule(head_name).state_dict()
+        states = {name: network.get_submodule(name).state_dict() for name in names}
         head_name = replace_head(
             network, num_classes, head=head, head_name=head_name, drop_rate=drop_rate
         )
-        if keeps:  # a new layer has a bias; a head that had none goes on without
+        for name, state in states.items() if keeps else ():
+            # A new layer has a bias; a head that had none goes on without.
             state.setdefault("bias", torch.zeros(num_classes))
-            network.get_submodule(head_name).load_state_dict(state)
+            network.get_submodule(name).load_state_dict(state)
+    config = built.data_config
+    note_use_order(network, torch.zeros(2, len(config.mean), *config.image_size, device="meta"))
     report = load_weights(network, file, min_match=min_match, head_name=head_name) if file else None
     return Assembled(
         network=network,

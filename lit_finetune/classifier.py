@@ -21,7 +21,7 @@ from lit_finetune.classes import balanced_weights, check_classes
 from lit_finetune.compiled import unwrapped
 from lit_finetune.data_config import DataConfig, eval_transform
 from lit_finetune.freezing import eval_mode
-from lit_finetune.heads import forward_features, head_in_features, replace_head
+from lit_finetune.heads import forward_features, own_or_given, replace_head
 from lit_finetune.hparams import check_hparams, plain_hparams
 from lit_finetune.images import as_rgb
 from lit_finetune.metrics import accuracy, classification_metrics, probabilities
@@ -33,7 +33,7 @@ from lit_finetune.optim import (
     describe_scheduler,
     join_groups,
 )
-from lit_finetune.outputs import logits_of
+from lit_finetune.outputs import logits_of, weighted_auxiliary_of
 from lit_finetune.param_groups import ParamGroup, make_param_groups
 from lit_finetune.place import MONITORED, catch_up, monitored, place_in_run
 from lit_finetune.scores import log_evaluation, log_training
@@ -88,6 +88,7 @@ class FinetuneClassifier(LightningModule):
     classes: list[str]
     class_weights: Tensor | None
     _is_named: bool
+    _auxiliary: tuple[tuple[float, Tensor], ...] = ()
 
     def __init__(  # noqa: PLR0913 (the signature is the configuration: the command line reads it)
         self,
@@ -158,7 +159,9 @@ class FinetuneClassifier(LightningModule):
     @override
     def forward(self, images: Tensor) -> Tensor:
         """From images (N, C, H, W) to logits (N, num_classes)."""
-        return logits_of(self.backbone(images))
+        output = self.backbone(images)
+        self._auxiliary = weighted_auxiliary_of(output)
+        return logits_of(output)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """From images (N, C, H, W) to what the head is given."""
@@ -176,13 +179,16 @@ class FinetuneClassifier(LightningModule):
                 a datamodule names them.
         """
         check_hparams({"num_classes": num_classes})
-        own = self.make_head(head_in_features(self.backbone, self.head_name), num_classes)
+        given = self.hparams["head"] or "linear"
+        head = own_or_given(
+            self.backbone, self.head_name, num_classes, make_head=self.make_head, head=given
+        )
         self.head_name = replace_head(
             self.backbone,
             num_classes,
-            head=own or self.hparams["head"] or "linear",
+            head=head,
             head_name=self.head_name,
-            drop_rate=0.0 if own else self.hparams["drop_rate"],
+            drop_rate=self.hparams["drop_rate"] if head == given else 0.0,
         )
         self.hparams.update(num_classes=num_classes, class_weights=None)
         self._set_num_classes(num_classes)
@@ -289,6 +295,9 @@ class FinetuneClassifier(LightningModule):
             images, target = self._mixing(images, labels)
         logits = self(images)
         loss = self.loss(logits, target)
+        for weight, auxiliary in self._auxiliary:
+            loss = loss + weight * self.loss(auxiliary, target)
+        self._auxiliary = ()
         log_training(self, loss, logits, labels)
         return loss
 

@@ -40,7 +40,7 @@ def use_order(network: nn.Module, images: Tensor) -> tuple[str, ...]:
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
-        with torch.no_grad(), _Uses(names) as uses:
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), _Uses(names) as uses:
             functional_call(network, ghosts, (images.to("meta"),))
     finally:
         for module, training in modes:

@@ -104,7 +104,19 @@ def auxiliary_heads(network: nn.Module, head_name: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def last_layer_name(network: nn.Module, name: str) -> str:
+def auxiliary_layers(network: nn.Module, head_name: str) -> tuple[str, ...]:
+    """The last layers of the auxiliary heads, where they are not among the heads themselves."""
+    partners = partner_heads(network, head_name)
+    names = [name for name in auxiliary_heads(network, head_name) if name not in partners]
+    return tuple(_last_layer_name(network, name) for name in names)
+
+
+def replaced_layers(network: nn.Module, head_name: str) -> tuple[str, ...]:
+    """All modules that `replace_head` puts new ones in the place of."""
+    return partner_heads(network, head_name) + auxiliary_layers(network, head_name)
+
+
+def _last_layer_name(network: nn.Module, name: str) -> str:
     """The full name of the last layer in one of a network's modules."""
     module = network.get_submodule(name)
     layer = last_layer(module)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lit_finetune._names import nearest
 from lit_finetune.compiled import plain_name
-from lit_finetune.head_search import find_head
+from lit_finetune.head_search import auxiliary_heads, find_head, replaced_layers
 from lit_finetune.weight_files import read_entries
 from lit_finetune.weight_names import Reading, best_reading, fits, fold_weight_norm, main_entry
 
@@ -94,14 +94,14 @@ def load_weights(
     """
     if not 0 <= min_match <= 1:
         raise ValueError(f"`min_match` is a share between 0 and 1, but got {min_match}.")
-    head = _head_prefix(network, head_name)
+    head, aside = _head_prefixes(network, head_name)
     targets = _tensors_of(network)
     entries = _with_plain_names(read_entries(path))
     if not any(name.endswith(("weight_g", "weight.original0")) for name in targets):
         entries = {entry: fold_weight_norm(tensors) for entry, tensors in entries.items()}
     reading = best_reading(entries, targets)
     tensors = reading.of(entries)
-    report = _compare(tensors, targets, head=head, path=path, reading=reading)
+    report = _compare(tensors, targets, head=head, aside=aside, path=path, reading=reading)
     if report.share < min_match:
         raise ValueError(
             f"{path} fits {report.share:.1%} of the backbone's parameters, less than "
@@ -128,15 +128,27 @@ def _tensors_of(network: nn.Module) -> dict[str, Tensor]:
     return {plain_name(name): value for name, value in state.items() if isinstance(value, Tensor)}
 
 
-def _head_prefix(network: nn.Module, head_name: str | None) -> tuple[str, ...]:
-    """The start of the names in the head; none where there is no head beside a backbone."""
+def _head_prefixes(
+    network: nn.Module, head_name: str | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The start of the names in each head, and in all that is no backbone: auxiliary heads too.
+
+    There are none where there is no head beside a backbone.
+    """
     found = _find_head(network) if head_name is None else head_name
     name = None if found is None else plain_name(found)
     in_head = [plain_name(start).startswith(f"{name}.") for start, _ in network.named_parameters()]
     if head_name is not None and not any(in_head):
         near = nearest(head_name, (module for module, _ in network.named_modules()))
         raise ValueError(f"The network has no parameters in a head {head_name!r}.{near}")
-    return () if name is None or all(in_head) else (f"{name}.",)
+    if found is None or all(in_head):
+        return (), ()
+    heads = [_prefix(path) for path in replaced_layers(network, found)]
+    return tuple(heads), (*heads, *map(_prefix, auxiliary_heads(network, found)))
+
+
+def _prefix(path: str) -> str:
+    return f"{plain_name(path)}."
 
 
 def _find_head(network: nn.Module) -> str | None:
@@ -151,13 +163,18 @@ def _compare(
     targets: Mapping[str, Tensor],
     *,
     head: tuple[str, ...],
+    aside: tuple[str, ...],
     path: str | Path,
     reading: Reading,
 ) -> LoadReport:
     shared = [name for name in targets if name in tensors]
     fitting = {name for name in shared if fits(tensors[name], targets[name])}
-    head_fits = fitting.issuperset(_to_tell(name for name in targets if name.startswith(head)))
-    dropped = [] if head_fits else [name for name in tensors if name.startswith(head)]
+    unfit = tuple(
+        start
+        for start in head
+        if not fitting.issuperset(_to_tell(name for name in targets if name.startswith(start)))
+    )
+    dropped = [name for name in tensors if name.startswith(unfit)]
     matched = [name for name in shared if name in fitting and name not in dropped]
     others = [name for name in shared if name not in fitting]
     known = {*targets, *dropped}
@@ -174,7 +191,7 @@ def _compare(
             for name in _to_tell(others)
         ),
         head_dropped=tuple(dropped),
-        share=_share(matched, targets, head),
+        share=_share(matched, targets, aside),
     )
 
 
@@ -183,11 +200,11 @@ def _to_tell(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in names if not name.endswith("num_batches_tracked"))
 
 
-def _share(matched: Sequence[str], targets: Mapping[str, Tensor], head: tuple[str, ...]) -> float:
+def _share(matched: Sequence[str], targets: Mapping[str, Tensor], aside: tuple[str, ...]) -> float:
     sizes = {
         name: target.numel()
         for name, target in targets.items()
-        if isinstance(target, nn.Parameter) and not name.startswith(head)
+        if isinstance(target, nn.Parameter) and not name.startswith(aside)
     }
     return sum(sizes.get(name, 0) for name in matched) / max(1, sum(sizes.values()))
 
