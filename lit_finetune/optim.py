@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -58,6 +58,19 @@ def describe_scheduler(scheduler: LRScheduler, interval: str) -> dict[str, Any]:
     if isinstance(scheduler, ReduceLROnPlateau):
         config["monitor"] = getattr(scheduler, "monitor", "val/loss")
     return config
+
+
+def can_fuse(trainer: Any, parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether an optimizer may step in one kernel for all parameters, which is much faster.
+
+    Not where a gradient scaler has to clip: a fused step unscales by itself, and Lightning refuses.
+
+    Args:
+        trainer: Who trains; None outside of training.
+        parameters: What may be trained.
+    """
+    is_scaled = trainer is not None and getattr(trainer.precision_plugin, "scaler", None)
+    return not is_scaled and all(p.device.type in ("cpu", "cuda") for p in parameters)
 
 
 def leading_groups(groups: Sequence[ParamGroup]) -> list[ParamGroup]:

@@ -394,3 +394,23 @@ def test_predict_image_leaves_the_modes_as_they_were() -> None:
 
     assert model.training
     assert not model.backbone.body[1].training
+
+
+def test_channels_last_gives_the_same_logits_and_keeps_the_layout() -> None:
+    images = torch.rand(2, 3, 32, 32)
+    torch.manual_seed(0)
+    plain = FinetuneClassifier("timm/test_resnet", num_classes=3).eval()
+    torch.manual_seed(0)
+    last = FinetuneClassifier("timm/test_resnet", num_classes=3, channels_last=True).eval()
+
+    weights = [p for p in last.backbone.parameters() if p.ndim == 4 and p.shape[1] > 1]
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
+    torch.testing.assert_close(last(images), plain(images))
+
+
+def test_compile_leaves_the_names_as_they_are() -> None:
+    plain = FinetuneClassifier("timm/test_resnet", num_classes=3)
+    compiled = FinetuneClassifier("timm/test_resnet", num_classes=3, compile=True)
+
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+    assert compiled.blocks == plain.blocks

@@ -27,7 +27,7 @@ def data_config(resolved: dict[str, Any]) -> DataConfig:
     """From timm's data config to ours.
 
     >>> data_config({"mean": (0.5,), "std": (0.5,), "input_size": (1, 96, 96), "crop_pct": 0.875,
-    ...              "interpolation": "bicubic"}).resize_size
+    ...              "interpolation": "bicubic", "crop_mode": "center"}).resize_size
     109
     """
     height, width = resolved["input_size"][1:]
@@ -38,6 +38,7 @@ def data_config(resolved: dict[str, Any]) -> DataConfig:
         image_size=(height, width),
         resize_size=max(short, math.floor(short / resolved["crop_pct"])),
         interpolation=resolved["interpolation"],
+        crop_mode=resolved["crop_mode"],
     )
 
 
