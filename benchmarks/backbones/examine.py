@@ -1,0 +1,316 @@
+"""What works on one backbone: each check by itself, on tensors without data."""
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from benchmarks.backbones.sources import Source
+from lit_finetune.assemble import Assembled, assemble
+from lit_finetune.blocks import Block, list_blocks
+from lit_finetune.forward_order import use_order
+from lit_finetune.head_search import (
+    all_heads,
+    first_layer,
+    layer_sizes,
+    partner_heads,
+    replaced_layers,
+)
+from lit_finetune.heads import head_num_classes
+from lit_finetune.outputs import logits_of, weighted_auxiliary_of
+
+Built = TypeVar("Built")
+
+NUM_CLASSES = 7
+CHECKS = (
+    "built",
+    "head",
+    "num_features",
+    "blocks in order",
+    "forward and backward",
+    "split",
+    "data config",
+)
+
+
+@dataclass
+class Finding:
+    """What came of the checks of one backbone; an empty text is right, None was not examined."""
+
+    name: str
+    family: str
+    problems: dict[str, str | None] = field(default_factory=dict)
+    num_heads: int = 1
+    num_blocks: int = 0
+    notes: list[str] = field(default_factory=list)
+    cannot_be_built: str = ""
+    """Why the library itself cannot build it."""
+
+    @property
+    def works(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.cannot_be_built and not any(self.problems.values())
+
+
+def examine(source: Source, name: str) -> Finding:
+    """Build a backbone for seven classes, and put every check to it."""
+    finding = Finding(name, source.family_of(name))
+    try:
+        plain = without_data(lambda: source.build(name))
+    except Exception as error:
+        finding.cannot_be_built = _told(error)
+        return finding
+    try:
+        built = without_data(lambda: assemble(f"{source.prefix}{name}", num_classes=NUM_CLASSES))
+    except Exception as error:
+        finding.problems["built"] = _told(error)
+        return finding
+    finding.problems["built"] = ""
+    case = _Case(source, name, plain, built, finding)
+    for check, function in _FUNCTIONS.items():
+        try:
+            finding.problems[check] = function(case)
+        except Exception as error:
+            finding.problems[check] = _told(error)
+    return finding
+
+
+def without_data(build: Callable[[], Built]) -> Built:
+    """Build something whose tensors have no data, for whatever size it would have."""
+    try:
+        with torch.device("meta"):
+            return build()
+    except NotImplementedError:  # some compute their sizes with tensors, and need those to be real
+        with _members_on_meta():
+            return build()
+
+
+@contextmanager
+def _members_on_meta() -> Iterator[None]:
+    """Modules lose the data of their tensors one by one, while they are built."""
+    register, keep = nn.Module.register_parameter, nn.Module.register_buffer
+
+    def parameter_on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        here = None if param is None else nn.Parameter(param.to("meta"), param.requires_grad)
+        register(self, name, here)
+
+    def buffer_on_meta(self: nn.Module, name: str, tensor: Any, persistent: bool = True) -> None:
+        keep(self, name, None if tensor is None else tensor.to("meta"), persistent)
+
+    setattr(nn.Module, "register_parameter", parameter_on_meta)  # noqa: B010
+    setattr(nn.Module, "register_buffer", buffer_on_meta)  # noqa: B010
+    try:
+        yield
+    finally:
+        setattr(nn.Module, "register_parameter", register)  # noqa: B010
+        setattr(nn.Module, "register_buffer", keep)  # noqa: B010
+
+
+@dataclass
+class _Run:
+    """What one run of a network shows."""
+
+    order: tuple[str, ...]
+    """The parameters in the order of their first use."""
+    output: Any
+    given: dict[int, list[Tensor]]
+    """What modules that were asked about were given, by their `id`."""
+
+
+@dataclass
+class _Case:
+    source: Source
+    name: str
+    plain: nn.Module
+    built: Assembled
+    finding: Finding
+
+    @property
+    def network(self) -> nn.Module:
+        return self.built.network
+
+    @cached_property
+    def blocks(self) -> list[Block]:
+        return list_blocks(self.network, self.built.head_name)
+
+    @cached_property
+    def heads(self) -> tuple[str, ...]:
+        return partner_heads(self.network, self.built.head_name)
+
+    @cached_property
+    def classifiers(self) -> list[nn.Module]:
+        return _classifiers(self.network)
+
+    def images(self) -> Tensor:
+        config = self.built.data_config
+        return torch.zeros(2, len(config.mean), *config.image_size, device="meta")
+
+    @cached_property
+    def run(self) -> _Run:
+        given: dict[int, list[Tensor]] = {}
+        outputs: list[Any] = []
+
+        def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            given.setdefault(id(module), []).append(args[0])
+
+        asked = {id(m): m for m in map(self.network.get_submodule, self.heads)}
+        asked.update((id(m), m) for m in self.classifiers)
+        handles = [module.register_forward_pre_hook(note) for module in asked.values()]
+        handles.append(self.network.register_forward_hook(lambda m, a, out: outputs.append(out)))
+        try:
+            order = use_order(self.network, self.images())
+        finally:
+            for handle in handles:
+                handle.remove()
+        return _Run(order, outputs[-1], given)
+
+
+def _head(case: _Case) -> str:
+    """All heads give as many scores as there are classes, and nothing else is of another shape."""
+    network, head_name, heads = case.network, case.built.head_name, case.heads
+    case.finding.num_heads = len(heads)
+    if len(heads) > 1:
+        case.finding.notes.append(f"{len(heads)} heads together")
+    auxiliary = [head for head in all_heads(network, head_name) if head not in heads]
+    if auxiliary:
+        case.finding.notes.append(f"auxiliary heads: {', '.join(auxiliary)}")
+    replaced = replaced_layers(network, head_name)
+    wrong = [head for head in replaced if head_num_classes(network, head) != NUM_CLASSES]
+    if wrong:
+        return f"another number of classes in {', '.join(wrong)}"
+    shape = tuple(logits_of(case.run.output).shape)
+    if shape != (2, NUM_CLASSES):
+        return f"logits of shape {shape}"
+    inside = tuple(f"{head}." for head in replaced)
+    before, after = _shapes(case.plain, inside), _shapes(network, inside)
+    changed = sorted(before.items() ^ after.items())
+    return f"changed beside the head: {changed[0][0]}" if changed else ""
+
+
+def _shapes(network: nn.Module, without: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    state = network.state_dict()
+    return {name: tuple(t.shape) for name, t in state.items() if not name.startswith(without)}
+
+
+def _num_features(case: _Case) -> str:
+    """As many features reach the heads as their layers take, and the library's classifier."""
+    for name in case.heads:
+        head = case.network.get_submodule(name)
+        layer = first_layer(head)
+        found = [_width(features, head) for features in case.run.given.get(id(head), [])]
+        if layer is None or found != [layer_sizes(layer)[0]]:
+            return f"`{name}` gets {found} features and takes {layer and layer_sizes(layer)[0]}"
+    own = case.source.own_num_features(case.plain)
+    if own is None:
+        return ""
+    inputs: dict[int, int] = {}  # two heads may be given the same features
+    for module in case.classifiers:
+        for features in case.run.given.get(id(module), []):
+            inputs[id(features)] = _width(features, module)
+    theirs = [*inputs.values()]
+    if own != sum(theirs) and {own} != {*theirs}:
+        return f"{own} by the library, {theirs} when run"
+    if len(case.heads) == 1 and found != [own]:
+        case.finding.notes.append("the head is the last layer of a classifier of several")
+    return ""
+
+
+def _classifiers(network: Any) -> list[nn.Module]:
+    """The modules that the library calls the classifier, if it does."""
+    given = network.get_classifier() if hasattr(network, "get_classifier") else ()
+    several = list(given) if isinstance(given, tuple | nn.ModuleList) else [given]
+    return [m for one in several for m in (one if isinstance(one, nn.ModuleList) else [one])]
+
+
+def _width(features: Tensor, module: nn.Module) -> int:
+    # A classifier that is a convolution is given a map of features.
+    is_map = isinstance(first_layer(module), nn.Conv2d) and features.ndim == 4
+    return features.shape[1 if is_map else -1]
+
+
+def _blocks(case: _Case) -> str:
+    """Every parameter is in one block, the head is the last, and they are used in turn."""
+    blocks = case.blocks
+    case.finding.num_blocks = len(blocks)
+    listed = [name for block in blocks for name in block.parameters]
+    if sorted(listed) != sorted(name for name, _ in case.network.named_parameters()):
+        return "a parameter is in no block, or in two"
+    if [block.name for block in blocks].count("head") != 1 or blocks[-1].name != "head":
+        return "the head is not the last block"
+    place = {name: i for i, name in enumerate(case.run.order)}
+    begins = [
+        (min(place[name] for name in block.parameters if name in place), block.name)
+        for block in blocks
+        if any(name in place for name in block.parameters)
+    ]
+    late = [one[1] for one, other in pairwise(begins) if one[0] > other[0]]
+    if late:
+        return f"not before the next block: {', '.join(late)}"
+    if getattr(case.plain, "num_classes", 1) == 0:  # it was built without a head
+        return ""
+    bare = [block.name for block in list_blocks(case.plain)]
+    return "" if bare == [b.name for b in blocks] else f"other blocks before it was run: {bare}"
+
+
+def _forward_backward(case: _Case) -> str:
+    """A training step reaches every parameter that trains."""
+    network = case.network.train()
+    output = network(case.images())
+    target = torch.zeros(2, dtype=torch.int64, device="meta")
+    loss = functional.cross_entropy(logits_of(output), target)
+    for weight, logits in weighted_auxiliary_of(output):
+        loss = loss + weight * functional.cross_entropy(logits, target)
+    loss.backward()  # type: ignore[no-untyped-call]  # by torch
+    missing = [n for n, p in network.named_parameters() if p.requires_grad and p.grad is None]
+    network.zero_grad()
+    if not missing:
+        return ""
+    if any(name.startswith(case.built.head_name) for name in missing):
+        return f"no gradient for the head's {missing[0]}"
+    case.finding.notes.append(f"without a gradient: {', '.join(missing[:3])}")
+    return ""
+
+
+def _split(case: _Case) -> str | None:
+    """Whether the network can be run up to a block, and from there on: first, middle and head."""
+    if importlib.util.find_spec("lit_finetune.splitting") is None:
+        return None
+    splitting = importlib.import_module("lit_finetune.splitting")
+    network, head = case.network.eval(), case.built.head_name
+    blocks, refused = case.blocks[1:], []
+    for block in dict.fromkeys([blocks[0].name, blocks[len(blocks) // 2].name, "head"]):
+        try:
+            h = splitting.forward_prefix(network, case.images(), block, head_name=head)
+            splitting.forward_from(network, h, block, head_name=head)
+        except splitting.SplitError as error:
+            refused.append(f"{block}: {_told(error)}")
+    return "; ".join(refused)
+
+
+def _data_config(case: _Case) -> str:
+    """The data config is the library's own."""
+    own = case.source.own_data_config(case.plain, case.name)
+    ours = {key: getattr(case.built.data_config, key) for key in own}
+    return "" if ours == own else f"{ours}, but the library has {own}"
+
+
+_FUNCTIONS: dict[str, Callable[[_Case], str | None]] = {
+    "head": _head,
+    "num_features": _num_features,
+    "blocks in order": _blocks,
+    "forward and backward": _forward_backward,
+    "split": _split,
+    "data config": _data_config,
+}
+
+
+def _told(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}"
