@@ -3,7 +3,7 @@
 import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -11,9 +11,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from benchmarks.backbones.sources import Source
 from lit_finetune.assemble import Assembled, assemble
+from lit_finetune.backbones.create import Backbone, create_backbone
 from lit_finetune.blocks import Block, list_blocks
 from lit_finetune.forward_order import use_order
 from lit_finetune.head_search import (
@@ -29,6 +31,8 @@ from lit_finetune.outputs import logits_of, weighted_auxiliary_of
 Built = TypeVar("Built")
 
 NUM_CLASSES = 7
+FILLING = {"normal_", "uniform_", "trunc_normal_", "zero_", "fill_", "erfinv_", "clamp_"}
+FILLING |= {"mul_", "add_", "div_"}
 CHECKS = (
     "built",
     "head",
@@ -63,17 +67,16 @@ def examine(source: Source, name: str) -> Finding:
     """Build a backbone for seven classes, and put every check to it."""
     finding = Finding(name, source.family_of(name))
     try:
-        plain = without_data(lambda: source.build(name))
-    except Exception as error:
-        finding.cannot_be_built = _told(error)
-        return finding
-    try:
-        built = without_data(lambda: assemble(f"{source.prefix}{name}", num_classes=NUM_CLASSES))
+        backbone = without_data(lambda: create_backbone(f"{source.prefix}{name}"))
+        library = _library(source, backbone, name)
+        with torch.device("meta"):
+            built = assemble(backbone.network, num_classes=NUM_CLASSES)
     except Exception as error:
         finding.problems["built"] = _told(error)
+        finding.cannot_be_built = _why_not(source, name)
         return finding
     finding.problems["built"] = ""
-    case = _Case(source, name, plain, built, finding)
+    case = _Case(replace(built, data_config=backbone.data_config), library, finding)
     for check, function in _FUNCTIONS.items():
         try:
             finding.problems[check] = function(case)
@@ -82,14 +85,58 @@ def examine(source: Source, name: str) -> Finding:
     return finding
 
 
+def _why_not(source: Source, name: str) -> str:
+    """Why the library itself cannot build a network; nothing if it can."""
+    try:
+        without_data(lambda: source.build(name))
+    except Exception as error:
+        return _told(error)
+    return ""
+
+
+@dataclass(frozen=True)
+class _Library:
+    """What the library says of a network, and what it looks like before it is ours."""
+
+    shapes: dict[str, tuple[int, ...]]
+    blocks: list[str]
+    """The names of the blocks; none if it was built without a head."""
+    num_features: int | None
+    data_config: dict[str, Any]
+
+
+def _library(source: Source, backbone: Backbone, name: str) -> _Library:
+    network = backbone.network
+    has_head = getattr(network, "num_classes", 1) != 0
+    return _Library(
+        shapes=_shapes(network),
+        blocks=[block.name for block in list_blocks(network)] if has_head else [],
+        num_features=source.own_num_features(network),
+        data_config=source.own_data_config(network, name),
+    )
+
+
 def without_data(build: Callable[[], Built]) -> Built:
     """Build something whose tensors have no data, for whatever size it would have."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _WithoutInitialisation():
             return build()
     except NotImplementedError:  # some compute their sizes with tensors, and need those to be real
         with _members_on_meta():
             return build()
+
+
+class _WithoutInitialisation(TorchFunctionMode):
+    """Leaves out what fills tensors: they have no data, and it takes most of the time."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Call the function, unless it fills a tensor without data."""
+        filled = args[0] if args and getattr(func, "__name__", "") in FILLING else None
+        if isinstance(filled, Tensor) and filled.is_meta:
+            return filled
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
@@ -126,10 +173,8 @@ class _Run:
 
 @dataclass
 class _Case:
-    source: Source
-    name: str
-    plain: nn.Module
     built: Assembled
+    library: _Library
     finding: Finding
 
     @property
@@ -189,14 +234,13 @@ def _head(case: _Case) -> str:
     if shape != (2, NUM_CLASSES):
         return f"logits of shape {shape}"
     inside = tuple(f"{head}." for head in replaced)
-    before, after = _shapes(case.plain, inside), _shapes(network, inside)
-    changed = sorted(before.items() ^ after.items())
-    return f"changed beside the head: {changed[0][0]}" if changed else ""
+    differences = sorted(case.library.shapes.items() ^ _shapes(network).items())
+    changed = [name for name, _ in differences if not name.startswith(inside)]
+    return f"changed beside the head: {changed[0]}" if changed else ""
 
 
-def _shapes(network: nn.Module, without: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
-    state = network.state_dict()
-    return {name: tuple(t.shape) for name, t in state.items() if not name.startswith(without)}
+def _shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
 def _num_features(case: _Case) -> str:
@@ -207,7 +251,7 @@ def _num_features(case: _Case) -> str:
         found = [_width(features, head) for features in case.run.given.get(id(head), [])]
         if layer is None or found != [layer_sizes(layer)[0]]:
             return f"`{name}` gets {found} features and takes {layer and layer_sizes(layer)[0]}"
-    own = case.source.own_num_features(case.plain)
+    own = case.library.num_features
     if own is None:
         return ""
     inputs: dict[int, int] = {}  # two heads may be given the same features
@@ -253,10 +297,9 @@ def _blocks(case: _Case) -> str:
     late = [one[1] for one, other in pairwise(begins) if one[0] > other[0]]
     if late:
         return f"not before the next block: {', '.join(late)}"
-    if getattr(case.plain, "num_classes", 1) == 0:  # it was built without a head
-        return ""
-    bare = [block.name for block in list_blocks(case.plain)]
-    return "" if bare == [b.name for b in blocks] else f"other blocks before it was run: {bare}"
+    bare = case.library.blocks
+    is_same = not bare or bare == [block.name for block in blocks]
+    return "" if is_same else f"other blocks before it was run: {bare}"
 
 
 def _forward_backward(case: _Case) -> str:
@@ -296,7 +339,7 @@ def _split(case: _Case) -> str | None:
 
 def _data_config(case: _Case) -> str:
     """The data config is the library's own."""
-    own = case.source.own_data_config(case.plain, case.name)
+    own = case.library.data_config
     ours = {key: getattr(case.built.data_config, key) for key in own}
     return "" if ours == own else f"{ours}, but the library has {own}"
 
