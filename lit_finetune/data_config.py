@@ -16,7 +16,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
-CropMode = Literal["center", "squash", "border"]
+CropMode = Literal["center", "squash", "border", "pad"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,8 @@ class DataConfig:
     """How pictures are resized."""
     crop_mode: CropMode = "center"
     """`center`: in its own proportions, and what does not fit is cut off; `squash`: to the wanted
-    proportions; `border`: in its own proportions, with a border of the colour `mean` around it."""
+    proportions; `border`: in its own proportions and whole, with a border of the colour `mean`;
+    `pad`: like `center`, but a `resize_size` below `image_size` leaves a black border."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -45,7 +46,7 @@ class DataConfig:
             problems.append(f"`std` must be above 0, but got {self.std}")
         if len(self.image_size) != 2 or min(self.image_size) < 1:
             problems.append(f"`image_size` is (height, width), but got {self.image_size}")
-        elif self.resize_size < min(self.image_size):
+        elif self.resize_size < min(self.image_size) and self.crop_mode != "pad":
             problems.append(
                 f"`resize_size` {self.resize_size} is smaller than the short side of "
                 f"`image_size` {self.image_size}"
@@ -53,7 +54,7 @@ class DataConfig:
         if problems:
             raise ValueError(f"This data config cannot be: {'; '.join(problems)}.")
         one_of(self.interpolation, ("nearest", "bilinear", "bicubic"), "interpolation")
-        one_of(self.crop_mode, ("center", "squash", "border"), "crop_mode")
+        one_of(self.crop_mode, ("center", "squash", "border", "pad"), "crop_mode")
 
     def to_dict(self) -> dict[str, Any]:
         """The config as lists, strings and numbers, as a checkpoint can hold it."""

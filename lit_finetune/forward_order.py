@@ -40,7 +40,7 @@ def use_order(network: nn.Module, images: Tensor) -> tuple[str, ...]:
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), _Uses(names) as uses:
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), Uses(names) as uses:
             functional_call(network, ghosts, (images.to("meta"),))
     finally:
         for module, training in modes:
@@ -109,13 +109,14 @@ def _grouped(module: Any) -> dict[str, int]:
     return {name: number for number, names in groups.items() for name in names if number != last}
 
 
-class _Uses(TorchFunctionMode):
-    """Notes the names of tensors when they are first given to a function of torch."""
+class Uses(TorchFunctionMode):
+    """Notes which tensors, of those whose `id` has a name, functions of torch are given first."""
 
     def __init__(self, names: Mapping[int, str]) -> None:
         super().__init__()
         self.names = names
         self.seen: dict[str, None] = {}
+        """The names in the order of first use."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

@@ -17,7 +17,7 @@ from benchmarks.backbones.sources import Source
 from lit_finetune.assemble import Assembled, assemble
 from lit_finetune.backbones.create import Backbone, create_backbone
 from lit_finetune.blocks import Block, list_blocks
-from lit_finetune.forward_order import use_order
+from lit_finetune.forward_order import Uses
 from lit_finetune.head_search import (
     all_heads,
     first_layer,
@@ -162,7 +162,7 @@ def _members_on_meta() -> Iterator[None]:
 
 @dataclass
 class _Run:
-    """What one run of a network shows."""
+    """What one run of a network in training shows."""
 
     order: tuple[str, ...]
     """The parameters in the order of their first use."""
@@ -209,12 +209,14 @@ class _Case:
         asked.update((id(m), m) for m in self.classifiers)
         handles = [module.register_forward_pre_hook(note) for module in asked.values()]
         handles.append(self.network.register_forward_hook(lambda m, a, out: outputs.append(out)))
+        names = {id(parameter): name for name, parameter in self.network.named_parameters()}
         try:
-            order = use_order(self.network, self.images())
+            with Uses(names) as uses:
+                self.network.train()(self.images())
         finally:
             for handle in handles:
                 handle.remove()
-        return _Run(order, outputs[-1], given)
+        return _Run(tuple(uses.seen), outputs[-1], given)
 
 
 def _head(case: _Case) -> str:
@@ -230,9 +232,13 @@ def _head(case: _Case) -> str:
     wrong = [head for head in replaced if head_num_classes(network, head) != NUM_CLASSES]
     if wrong:
         return f"another number of classes in {', '.join(wrong)}"
-    shape = tuple(logits_of(case.run.output).shape)
-    if shape != (2, NUM_CLASSES):
-        return f"logits of shape {shape}"
+    outputs = [case.run.output]
+    if auxiliary or len(heads) > 1:  # in evaluation such a network may give something else
+        with torch.no_grad():
+            outputs.append(network.eval()(case.images()))
+    shapes = [tuple(logits_of(output).shape) for output in outputs]
+    if set(shapes) != {(2, NUM_CLASSES)}:
+        return f"logits of shape {shapes}"
     inside = tuple(f"{head}." for head in replaced)
     differences = sorted(case.library.shapes.items() ^ _shapes(network).items())
     changed = [name for name, _ in differences if not name.startswith(inside)]
@@ -289,11 +295,12 @@ def _blocks(case: _Case) -> str:
     if [block.name for block in blocks].count("head") != 1 or blocks[-1].name != "head":
         return "the head is not the last block"
     place = {name: i for i, name in enumerate(case.run.order)}
-    begins = [
-        (min(place[name] for name in block.parameters if name in place), block.name)
+    asides = tuple(f"{head}." for head in all_heads(case.network, case.heads[0])[len(case.heads) :])
+    used = [
+        ([place[n] for n in block.parameters if n in place and not n.startswith(asides)], block)
         for block in blocks
-        if any(name in place for name in block.parameters)
     ]
+    begins = [(min(places), block.name) for places, block in used if places]
     late = [one[1] for one, other in pairwise(begins) if one[0] > other[0]]
     if late:
         return f"not before the next block: {', '.join(late)}"
@@ -303,22 +310,33 @@ def _blocks(case: _Case) -> str:
 
 
 def _forward_backward(case: _Case) -> str:
-    """A training step reaches every parameter that trains."""
-    network = case.network.train()
-    output = network(case.images())
+    """The loss of a training step depends on every parameter that trains."""
+    output = case.run.output
     target = torch.zeros(2, dtype=torch.int64, device="meta")
     loss = functional.cross_entropy(logits_of(output), target)
     for weight, logits in weighted_auxiliary_of(output):
         loss = loss + weight * functional.cross_entropy(logits, target)
-    loss.backward()  # type: ignore[no-untyped-call]  # by torch
-    missing = [n for n, p in network.named_parameters() if p.requires_grad and p.grad is None]
-    network.zero_grad()
-    if not missing:
-        return ""
+    reached = _leaves(loss)
+    named = case.network.named_parameters()
+    missing = [name for name, p in named if p.requires_grad and id(p) not in reached]
     if any(name.startswith(case.built.head_name) for name in missing):
         return f"no gradient for the head's {missing[0]}"
-    case.finding.notes.append(f"without a gradient: {', '.join(missing[:3])}")
+    if missing:
+        case.finding.notes.append(f"without a gradient: {', '.join(missing[:3])}")
     return ""
+
+
+def _leaves(loss: Tensor) -> set[int]:
+    """The `id` of each parameter that a gradient of the loss would reach: no need to compute it."""
+    waiting, seen, found = [loss.grad_fn], set(), set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        found.add(id(getattr(node, "variable", None)))
+        waiting += [before for before, _ in node.next_functions]
+    return found
 
 
 def _split(case: _Case) -> str | None:

@@ -71,7 +71,8 @@ def timm_source() -> Source:
             "image_size": size,
             "resize_size": min(math.floor(side / own["crop_pct"]) for side in size),
             "interpolation": own["interpolation"],
-            "crop_mode": own["crop_mode"],
+            # What timm does when it "crops" more than there is.
+            "crop_mode": "pad" if own["crop_pct"] > 1 else own["crop_mode"],
         }
 
     return Source(

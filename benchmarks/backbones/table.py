@@ -25,8 +25,8 @@ measured, with {versions}.
   and what reaches the library's classifier is what the library says (`head_hidden_size` of timm).
 * **blocks in order**: every parameter is in exactly one block, the head is the last, and when the
   network runs, each block is first used after the one before it.
-* **forward and backward**: a training step gives logits and a loss, with that of auxiliary heads,
-  and gradients.
+* **forward and backward**: in training the network gives logits and a loss, with that of auxiliary
+  heads, and the loss has a gradient for the parameters; those that it has none for are named.
 * **split**: the network can be run up to its second block, its middle one and its head, and from
   there on{split}.
 * **data config**: size, mean, deviation, interpolation and the way of cropping are the library's.
