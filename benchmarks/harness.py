@@ -68,7 +68,7 @@ def in_turn(
     return figures
 
 
-def faster(
+def quicker(
     what: str, figures: Mapping[str, Sequence[float]], ours: str, peer: str, goal: str
 ) -> Comparison:
     """How many times as fast we are, by the medians of seconds."""

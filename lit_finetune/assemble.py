@@ -1,16 +1,19 @@
 """Put a network together: the backbone, a head for these classes, the weights of a file."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from lit_finetune.backbones.backbone import Backbone
 from lit_finetune.backbones.create import create_backbone, is_weights_file
 from lit_finetune.data_config import DataConfig
+from lit_finetune.dry_run import initialise, num_channels
+from lit_finetune.features_only import with_head
 from lit_finetune.forward_order import note_use_order
-from lit_finetune.head_search import replaced_layers
+from lit_finetune.head_search import NoHeadError, replaced_layers
 from lit_finetune.heads import (
     add_classifier,
     find_head,
@@ -37,6 +40,12 @@ class Assembled:
     data_config: DataConfig
     load_report: LoadReport | None
     """What of the weights file fitted; None without a file."""
+    features: str = ""
+    """What the network ends in, where it had no head and one was appended."""
+    classes: tuple[str, ...] = ()
+    """What the network's own head calls the classes, if it stayed and does."""
+    rebuilt_by: dict[str, Any] = field(default_factory=dict)
+    """`backbone` and `backbone_kwargs` that build the same network anywhere, where others did."""
 
     def __str__(self) -> str:
         """What became of the weights file and of the head."""
@@ -45,7 +54,8 @@ class Assembled:
             head = "the file's head"
         elif self.keeps_head:
             head = "the network's own head"
-        line = f"{self.name}: {head}, `{self.head_name}`, for {self.num_classes} classes."
+        line = f"{self.name}: {head}, `{self.head_name}`, for {self.num_classes} classes"
+        line += f", on its {self.features}." if self.features else "."
         return f"{report}\n{line}" if report else line
 
 
@@ -71,13 +81,13 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
     built = create_backbone(
         backbone, weights=None if file else weights, backbone_kwargs=backbone_kwargs
     )
-    network = built.network
-    is_headless = add_classifier(network, num_classes)
-    head_name = head_name or find_head(network)
+    initialise(built.network, built.data_config)
+    is_without = head_name is None and add_classifier(built.network, num_classes)
+    network, head_name, features = _with_a_head(built, head_name)
     names = replaced_layers(network, head_name)
     head = own_or_given(network, head_name, num_classes, make_head=make_head, head=head)
     has_as_many = all(head_num_classes(network, name) == num_classes for name in names)
-    keeps = head == "linear" and has_as_many and not is_headless
+    keeps = head == "linear" and has_as_many and not is_without and not features
     if not keeps or drop_rate:
         states = {name: network.get_submodule(name).state_dict() for name in names}
         head_name = replace_head(
@@ -87,9 +97,9 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
             # A new layer has a bias; a head that had none goes on without.
             state.setdefault("bias", torch.zeros(num_classes))
             network.get_submodule(name).load_state_dict(state)
-    config = built.data_config
-    note_use_order(network, torch.zeros(2, len(config.mean), *config.image_size, device="meta"))
-    report = load_weights(network, file, min_match=min_match, head_name=head_name) if file else None
+    note_use_order(network, _blank_images(network, built.data_config))
+    path = file or built.weights_file
+    report = load_weights(network, path, min_match=min_match, head_name=head_name) if path else None
     return Assembled(
         network=network,
         name=built.name,
@@ -98,4 +108,31 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
         keeps_head=keeps,
         data_config=built.data_config,
         load_report=report,
+        features=features,
+        classes=built.classes if keeps else (),
+        rebuilt_by=_rebuilt_by(built),
     )
+
+
+def _with_a_head(built: Backbone, head_name: str | None) -> tuple[nn.Module, str, str]:
+    """The network with a head, the head's name, and what it ended in if it had none."""
+    if head_name:
+        return built.network, head_name, ""
+    if built.has_head and head_name is None:
+        try:
+            return built.network, find_head(built.network), ""
+        except NoHeadError:
+            pass
+    network, features = with_head(built.network, built.data_config)
+    return network, "head", features
+
+
+def _blank_images(network: nn.Module, config: DataConfig) -> Tensor:
+    """Two pictures without data."""
+    return torch.zeros(2, num_channels(network, config), *config.image_size, device="meta")
+
+
+def _rebuilt_by(built: Backbone) -> dict[str, Any]:
+    if built.rebuilt_by is None:
+        return {}
+    return dict(zip(("backbone", "backbone_kwargs"), built.rebuilt_by, strict=True))

@@ -1,31 +1,22 @@
 """A pretrained network with a new head, as a LightningModule."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_info
-from PIL import Image
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
-from torchmetrics import MetricCollection
 from typing_extensions import Self, override
 
+from lit_finetune import splitting
 from lit_finetune.assemble import assemble
 from lit_finetune.blocks import Block, list_blocks
-from lit_finetune.classes import balanced_weights, check_classes
 from lit_finetune.compiled import unwrapped
-from lit_finetune.data_config import DataConfig, eval_transform
-from lit_finetune.freezing import eval_mode
+from lit_finetune.data_config import DataConfig
 from lit_finetune.heads import forward_features, own_or_given, replace_head
 from lit_finetune.hparams import check_hparams, plain_hparams
-from lit_finetune.images import as_rgb
-from lit_finetune.metrics import accuracy, classification_metrics, probabilities
-from lit_finetune.mixing import make_mixing
 from lit_finetune.optim import (
     DEFAULT_LR,
     build_optimizer,
@@ -34,17 +25,13 @@ from lit_finetune.optim import (
     describe_scheduler,
     join_groups,
 )
-from lit_finetune.outputs import logits_of, weighted_auxiliary_of
+from lit_finetune.outputs import check_logits, logits_of, weighted_auxiliary_of
 from lit_finetune.param_groups import ParamGroup, make_param_groups
-from lit_finetune.place import MONITORED, catch_up, monitored, place_in_run
-from lit_finetune.scores import log_evaluation, log_training
-from lit_finetune.seeding import derive_seed
-
-_KEY = "lit_finetune"
-"""Where a checkpoint holds what `load_from_checkpoint` needs besides weights and arguments."""
+from lit_finetune.steps import KEY, ClassifierSteps
+from lit_finetune.weight_translation import in_names_of
 
 
-class FinetuneClassifier(LightningModule):
+class FinetuneClassifier(ClassifierSteps):
     """Any image backbone with a head for your classes, ready to be fine-tuned.
 
     Batches are `(images, labels)`: floats (N, C, H, W) and int64 (N). It logs `train/loss`,
@@ -55,14 +42,15 @@ class FinetuneClassifier(LightningModule):
     small methods, each of which can be replaced alone.
 
     Args:
-        backbone: A torchvision name (`resnet18`), `timm/<name>`, an import path
-            (`my_package.nets.ResNet`), or a network.
+        backbone: A torchvision name (`resnet18`), `timm/<name>`, `hf/<model type, folder or name on
+            the hub>`, an import path (`my_package.nets.ResNet`), or a network.
         num_classes: How many classes there are.
         weights: `DEFAULT` or the name of a torchvision weights enum, `pretrained` for timm, or the
             path of a weights file. By default the network keeps the weights that it has.
         head: `linear`, `mlp`, a module, or a callable from `(in_features, num_classes)` to one. A
             `linear` head keeps the network's own layer where that has `num_classes` outputs.
-        head_name: The network's classifier layer, where it is not found by itself.
+        head_name: The network's classifier layer, where it is not found by itself; "" if it has
+            none: then one is appended to what it ends in, as where none is found.
         backbone_kwargs: What to build a named backbone with.
         drop_rate: Probability of dropping a feature, before the head's last layer.
         lr: The head's learning rate. An optimizer that brings a rate of its own may set it instead.
@@ -89,10 +77,6 @@ class FinetuneClassifier(LightningModule):
     """
 
     lr: float
-    classes: list[str]
-    class_weights: Tensor | None
-    _is_named: bool
-    _auxiliary: tuple[tuple[float, Tensor], ...] = ()
 
     def __init__(  # noqa: PLR0913 (the signature is the configuration: the command line reads it)
         self,
@@ -145,21 +129,16 @@ class FinetuneClassifier(LightningModule):
             self.backbone.compile()
         self.head_name = built.head_name
         self.load_report = built.load_report
+        self._rebuilt_by = built.rebuilt_by
         self.data_config: DataConfig = built.data_config
-        self._run_seed: int | None = None
-        self._monitored: dict[str, float] = {}
         self._set_num_classes(num_classes)
+        self.classes = list(built.classes) or self.classes
         rank_zero_info(str(built))
 
     @override
     def __setattr__(self, name: str, value: Any) -> None:
         # `model.backbone = torch.compile(model.backbone)`: names must stay what they are.
-        super().__setattr__(name, unwrapped(value))
-
-    @property
-    def num_classes(self) -> int:
-        """How many classes the head tells apart."""
-        return len(self.classes)
+        super().__setattr__(name, unwrapped(value) if isinstance(value, nn.Module) else value)
 
     @property
     def blocks(self) -> list[Block]:
@@ -173,11 +152,21 @@ class FinetuneClassifier(LightningModule):
             images = images.contiguous(memory_format=torch.channels_last)
         output = self.backbone(images)
         self._auxiliary = weighted_auxiliary_of(output)
-        return logits_of(output)
+        logits = logits_of(output)
+        check_logits(logits, self.num_classes, self.head_name)
+        return logits
 
     def forward_features(self, images: Tensor) -> Tensor:
         """From images (N, C, H, W) to what the head is given."""
         return forward_features(self.backbone, self.head_name, images)
+
+    def forward_prefix(self, images: Tensor, upto: str) -> Tensor:
+        """From images to what enters the block `upto`; "head": what the head is given."""
+        return splitting.forward_prefix(self.backbone, images, upto, head_name=self.head_name)
+
+    def forward_from(self, h: Tensor, upto: str) -> Tensor:
+        """From what enters the block `upto` to logits, as if the images had come all the way."""
+        return splitting.forward_from(self.backbone, h, upto, head_name=self.head_name)
 
     def get_classifier(self) -> nn.Module:
         """The head."""
@@ -211,19 +200,6 @@ class FinetuneClassifier(LightningModule):
         It is called from `__init__`, before attributes of a subclass exist.
         """
         return None
-
-    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss of logits (N, classes) against labels (N), or probabilities like the logits."""
-        return F.cross_entropy(
-            logits,
-            target,
-            weight=self.class_weights,
-            label_smoothing=self.hparams["label_smoothing"],
-        )
-
-    def metrics(self, num_classes: int, prefix: str) -> MetricCollection:
-        """What is measured on validation and test pictures, under names with this prefix."""
-        return classification_metrics(num_classes, prefix)
 
     def make_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
         """The optimizer over these parameter groups; blocks join it as groups of their own."""
@@ -269,103 +245,18 @@ class FinetuneClassifier(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": config} if config else optimizer
 
     @override
-    def setup(self, stage: str) -> None:
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if (classes := getattr(datamodule, "classes", None)) is not None:
-            check_classes(classes, self.classes, named=stage != "fit" and self._is_named)
-            if stage == "fit":
-                self.classes, self._is_named = list(classes), True
-                self.data_config = getattr(datamodule, "data_config", self.data_config)
-        if stage == "fit" and self.hparams["class_weights"] == "balanced":
-            counts = getattr(datamodule, "class_counts", None)
-            self._set_class_weights(balanced_weights(counts, self.classes))
-
-    @override
-    def on_fit_start(self) -> None:
-        if self._run_seed is None:
-            self._run_seed = torch.initial_seed()
-
-    @override
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # What a step draws (dropout, mixing) follows from its place, so a resumed run repeats it.
-        if self._run_seed is not None:
-            place = (self.current_epoch, batch_idx, self.global_rank)
-            torch.manual_seed(derive_seed(self._run_seed, *place))
-
-    @override
-    def on_train_start(self) -> None:
-        catch_up(self.trainer, place_in_run(self.trainer.fit_loop).epoch, self._monitored)
-
-    @override
-    def on_train_epoch_end(self) -> None:
-        if self.trainer.fit_loop.restarting:
-            catch_up(self.trainer, self.current_epoch + 1, {})
-
-    @override
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, labels = batch
-        target = labels
-        if self._mixing is not None:
-            images, target = self._mixing(images, labels)
-        logits = self(images)
-        loss = self.loss(logits, target)
-        for weight, auxiliary in self._auxiliary:
-            loss = loss + weight * self.loss(auxiliary, target)
-        self._auxiliary = ()
-        log_training(self, loss, logits, labels)
-        return loss
-
-    @override
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        log_evaluation(self, "val", self.val_metrics, self(batch[0]), batch[1])
-
-    @override
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        log_evaluation(self, "test", self.test_metrics, self(batch[0]), batch[1])
-
-    @override
-    def predict_step(self, batch: tuple[Tensor, Tensor] | Tensor, batch_idx: int) -> Tensor:
-        """The probabilities (N, num_classes) of images, whether or not labels come along."""
-        images = batch if isinstance(batch, Tensor) else batch[0]
-        return probabilities(self(images))
-
-    @torch.no_grad()
-    def predict_image(self, image: str | Path | Image.Image) -> dict[str, float]:
-        """The probability of each class for one picture, the most probable first.
-
-        Args:
-            image: A picture, or the path of one.
-        """
-        pixels = eval_transform(self.data_config)(as_rgb(image))[None]
-        with eval_mode(self):
-            found = probabilities(self(pixels.to(self.device).type(self.dtype)))[0].tolist()
-        return dict(sorted(zip(self.classes, found, strict=True), key=lambda pair: -pair[1]))
-
-    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         key = self.CHECKPOINT_HYPER_PARAMS_KEY
-        # The weights are in the checkpoint: whoever loads it must not need the file again.
-        checkpoint[key] = {**checkpoint.get(key, {}), "weights": None}
-        checkpoint[MONITORED] = monitored(self.trainer)
-        checkpoint[_KEY] = {
-            "classes": self.classes if self._is_named else None,
-            "data_config": self.data_config.to_dict(),
-            "run_seed": self._run_seed,
-            "weights": self.hparams["weights"],
-        }
+        # The weights are in the checkpoint: whoever loads it must not need files again.
+        checkpoint[key] = {**checkpoint.get(key, {}), "weights": None, **self._rebuilt_by}
+        checkpoint[KEY]["weights"] = self.hparams["weights"]
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if (own := checkpoint.get(_KEY)) is None:
-            raise ValueError(
-                "The checkpoint was not written by a FinetuneClassifier. To start from its weights,"
-                " pass its path as `weights`."
-            )
-        if own["classes"] is not None:
-            check_classes(self.classes, own["classes"], named=self._is_named)
-            self.classes, self._is_named = own["classes"], True
-        self.data_config = DataConfig.from_dict(own["data_config"])
-        self._run_seed, self._monitored = own["run_seed"], checkpoint.get(MONITORED, {})
+        super().on_load_checkpoint(checkpoint)
+        state = checkpoint["state_dict"]  # maybe of another version of transformers
+        checkpoint["state_dict"] = dict(in_names_of(self, {"": state})[""])
 
     @classmethod
     @override
@@ -375,19 +266,3 @@ class FinetuneClassifier(LightningModule):
         A backbone or a head that was given as a module has to be given again, by keyword.
         """
         return super().load_from_checkpoint(*args, **{"weights_only": True, **kwargs})
-
-    def _set_num_classes(self, num_classes: int) -> None:
-        """Measure, mix and weigh as many classes, and call them by their numbers for now."""
-        self.classes = [str(index) for index in range(num_classes)]
-        self._is_named = False
-        self.train_acc = accuracy(num_classes)
-        self.val_metrics = self.metrics(num_classes, "val/")
-        self.test_metrics = self.metrics(num_classes, "test/")
-        alphas = {key: self.hparams[key] for key in ("mixup_alpha", "cutmix_alpha")}
-        self._mixing = make_mixing(num_classes, **alphas)
-        weights = self.hparams["class_weights"]
-        self._set_class_weights(None if weights == "balanced" else weights)
-
-    def _set_class_weights(self, weights: list[float] | None) -> None:
-        tensor = None if weights is None else torch.tensor(weights, device=self.device)
-        self.register_buffer("class_weights", tensor, persistent=False)

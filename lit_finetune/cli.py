@@ -5,11 +5,12 @@ import logging
 import os
 import sys
 import traceback
-from argparse import Action
+from argparse import SUPPRESS, Action
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from jsonargparse import DefaultHelpFormatter
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -26,6 +27,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 import lit_finetune.datamodules  # noqa: F401  # so that `--data DigitsDataModule` finds it
+from lit_finetune.block_table import block_table, describe_blocks
 from lit_finetune.callbacks import BestCheckpoint, LastCheckpoint, PredictionWriter, RunReport
 from lit_finetune.classifier import FinetuneClassifier
 
@@ -40,6 +42,8 @@ _BEST = {
     "filename": "epoch={epoch}-acc={val/acc:.4f}",
     "auto_insert_metric_name": False,
 }
+_NOT_FOR_BLOCKS = ("data", "trainer", "checkpoint", "last_checkpoint", "predictions", "ckpt_path")
+"""What a configuration of a run may hold, and the command `blocks` has no use for."""
 _KINDS = (ProgressBar, LearningRateMonitor, PredictionWriter, RunReport, ModelCheckpoint)
 _NUM_CLASSES_GIVEN = "`model.num_classes` is not to be given: it follows from the data."
 
@@ -61,6 +65,16 @@ class BriefHelp(DefaultHelpFormatter):
         return f"{head}, known subclasses: {', '.join([*likely, 'and many more'])})"
 
 
+class FinetuneTrainer(Trainer):
+    """A Trainer with commands of ours beside Lightning's."""
+
+    def blocks(self, model: FinetuneClassifier) -> None:
+        """Print the network's blocks, of which schedules speak, and what each of them costs."""
+        config = model.data_config
+        image = torch.zeros(1, len(config.mean), *config.image_size)
+        print(block_table(describe_blocks(model.backbone, image, head_name=model.head_name)))
+
+
 class FinetuneParser(LightningArgumentParser):
     """A parser whose errors can be found on the screen."""
 
@@ -71,13 +85,37 @@ class FinetuneParser(LightningArgumentParser):
 
 
 class FinetuneCLI(LightningCLI):
-    """`fit`, `validate`, `test` and `predict`, with the number of classes taken from the data."""
+    """`fit`, `validate`, `test` and `predict`, with the number of classes taken from the data.
+
+    And `blocks`, which takes the same configurations and leaves the data in them alone.
+    """
+
+    @override
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {**LightningCLI.subcommands(), "blocks": {"model"}}
+
+    @override
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: Any
+    ) -> LightningArgumentParser:
+        if subcommand != "blocks":
+            return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser: LightningArgumentParser = self.init_parser(**kwargs)
+        self.add_default_arguments_to_parser(parser)
+        parser.add_lightning_class_args(self._model_class, "model")
+        parser.set_defaults({"model.num_classes": 1000})
+        for key in _NOT_FOR_BLOCKS:
+            parser.add_argument(f"--{key}", type=Any, help=SUPPRESS)
+        self._subcommand_method_arguments[subcommand] = []
+        return parser
 
     @override
     def setup_parser(self, *args: Any, **kwargs: Any) -> None:
         super().setup_parser(*args, **kwargs)
-        for parser in self._subcommand_parsers.values():
-            parser.set_defaults(weights_only=True)  # or Lightning unpickles what `http` brings
+        for name in LightningCLI.subcommands():
+            # Or Lightning unpickles what `http` brings.
+            self._subcommand_parsers[name].set_defaults(weights_only=True)
         # The table of predictions has them all.
         self._subcommand_parsers["predict"].set_defaults(return_predictions=False)
 
@@ -102,6 +140,11 @@ class FinetuneCLI(LightningCLI):
 
     @override
     def before_instantiate_classes(self) -> None:
+        if self.subcommand == "blocks":
+            for key in _NOT_FOR_BLOCKS:
+                self.config["blocks"][key] = None
+            self.config["blocks"]["model"]["weights"] = None  # not to download what is not shown
+            return
         if "num_classes" in self._get(self.config, "model"):  # a file has it: of no effect so far
             self._parser(self.subcommand).error(_NUM_CLASSES_GIVEN)
         if self.subcommand != "fit" and not self._get(self.config, "ckpt_path"):
@@ -112,6 +155,8 @@ class FinetuneCLI(LightningCLI):
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer of the configuration, with loggers, checkpoints and report by default."""
+        if self.subcommand == "blocks":
+            return FinetuneTrainer(accelerator="cpu", logger=False, enable_checkpointing=False)
         given = self._get(self.config_init, "trainer")
         logger = given["logger"]
         if logger is None or logger is True:
@@ -258,6 +303,7 @@ def main(
             model_class,
             LightningDataModule,
             subclass_mode_data=True,
+            trainer_class=FinetuneTrainer,
             trainer_defaults={"log_every_n_steps": 5},  # small data sets have few steps an epoch
             seed_everything_default=0,
             parser_class=FinetuneParser,

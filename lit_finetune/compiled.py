@@ -1,7 +1,11 @@
 """See through `torch.compile`, which wraps a module and so puts `_orig_mod.` into names."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import torch
 
 
 def plain_name(name: str) -> str:
@@ -24,3 +28,13 @@ def unwrapped(module: Any) -> Any:
     original = module._orig_mod
     original._compiled_call_impl = module.dynamo_ctx(original._call_impl)  # as Module.compile does
     return original
+
+
+@contextmanager
+def eagerly() -> Iterator[None]:
+    """Run what is compiled as if it were not: compiled code calls no hook that it has not seen."""
+    if "torch._dynamo" not in sys.modules:  # takes seconds to import; compiling has done so
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield

@@ -15,6 +15,10 @@ _ADVICE = "Say which module it is with `head_name=`."
 _AUXILIARY = re.compile(r"(^|\.)aux", re.IGNORECASE)
 
 
+class NoHeadError(ValueError):
+    """A network has no classifier: what it ends in may be features."""
+
+
 def find_head(network: nn.Module) -> str:
     """The dotted name of the layer that classifies.
 
@@ -26,15 +30,17 @@ def find_head(network: nn.Module) -> str:
     '2'
 
     Raises:
-        ValueError: There is no such layer, or there are several with an equal claim.
+        NoHeadError: There is no such layer.
+        ValueError: There are several with an equal claim.
     """
     declared = declared_heads(network)
     if declared:
         _check_is_there(network, declared[0])
         return declared[0]
-    candidates = _candidates(network)
+    is_encoder = hasattr(network, "pretrained_cfg") and not getattr(network, "num_classes", 1)
+    candidates = [] if is_encoder else _candidates(network)
     if not candidates:
-        raise ValueError(
+        raise NoHeadError(
             f"Found no classifier layer in {type(network).__name__}: it has no `nn.Linear`, and "
             f"does not end in a 1x1 `nn.Conv2d`, outside of its repeated blocks. {_ADVICE}"
         )
@@ -127,7 +133,7 @@ def _last_layer_name(network: nn.Module, name: str) -> str:
 def _check_is_there(network: nn.Module, name: str) -> None:
     module = network.get_submodule(name)
     if last_layer(module) is None:
-        raise ValueError(
+        raise NoHeadError(
             f"{type(network).__name__} was built without a classifier: `{name}` is of type "
             f"{type(module).__name__}. Build it with one: `backbone_kwargs: {{num_classes: 1000}}`."
         )

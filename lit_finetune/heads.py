@@ -104,7 +104,8 @@ def _put_in(network: nn.Module, name: str, num_classes: int, head: Head, drop_ra
     new = _build(layer, num_classes, head, drop_rate)
     _check_fit(new, layer_sizes(layer)[0], num_classes)
     new = new.to(device=layer.weight.device, dtype=layer.weight.dtype).train(old.training)
-    network.set_submodule(name, new)
+    for alias in [n for n, m in network.named_modules(remove_duplicate=False) if m is old]:
+        network.set_submodule(alias, new)  # it may bear several names
     _note_num_classes(network, name, num_classes)
 
 

@@ -18,9 +18,25 @@ def logits_of(output: Any) -> Tensor:
     if not isinstance(logits, Tensor):
         raise TypeError(
             f"The network returned {_described(output)}, where its logits were expected: a tensor, "
-            "or an object that holds one as `logits`."
+            "or an object that holds one as `logits`. To append a head to an output that is "
+            'features, give `head_name=""`.'
         )
     return logits
+
+
+def check_logits(logits: Tensor, num_classes: int, head_name: str) -> None:
+    """Refuse an output that is not one score for each class, of each picture.
+
+    Raises:
+        ValueError: The network's output is not what its head gives.
+    """
+    if logits.dim() != 2 or logits.shape[1] != num_classes:
+        raise ValueError(
+            f"The network gave an output of shape {tuple(logits.shape)}, where logits (N, "
+            f"{num_classes}) were expected: its head `{head_name}` is not where the output comes "
+            'from. Name the right module with `head_name=`, or give `head_name=""` to append a '
+            "head to an output that is features."
+        )
 
 
 def auxiliary_of(output: Any) -> tuple[Tensor, ...]:

@@ -1,27 +1,63 @@
-"""What a classifier tells the loggers of a batch."""
+"""What a classifier tells the loggers and the progress bar, without making the device wait."""
 
+import time
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchmetrics import MetricCollection
 
+SHOW_EVERY_S = 0.25
+"""How often the progress bar is given a new loss: to read it, the program waits for the device."""
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # by torch
-def log_training(module: Any, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-    """Log a training batch: its loss at each step, the epoch's loss and accuracy.
 
-    Args:
-        module: The `LightningModule`; its `train_acc` measures.
-        loss: What is minimised.
-        logits: (N, classes).
-        labels: (N).
+class TrainingScores:
+    """Loss and accuracy of a training epoch, summed on the device until the epoch ends.
+
+    What Lightning's own `log` adds up at every step takes longer than a small network's step, and a
+    value for the progress bar is read from the device each time.
     """
-    module.train_acc(logits, labels)
-    epoch: dict[str, Any] = {"on_step": False, "on_epoch": True, "batch_size": len(labels)}
-    module.log("train/loss_step", loss, prog_bar=True, on_step=True, on_epoch=False)
-    module.log("train/loss", loss, sync_dist=True, **epoch)
-    module.log("train/acc", module.train_acc, **epoch)
+
+    def __init__(self) -> None:
+        self.sums: Tensor | None = None
+        """Of losses, of right answers and of pictures, since the epoch began; float64."""
+        self._shown_at = 0.0
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # by torch
+    @torch.no_grad()
+    def add(self, module: Any, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch, log its loss where it is the loggers' turn, and show it now and then.
+
+        Args:
+            module: The `LightningModule`.
+            loss: What is minimised; the mean of the batch.
+            logits: (N, classes).
+            labels: (N).
+        """
+        count = len(labels)
+        right = (logits.argmax(dim=-1) == labels).sum()
+        new = torch.stack([loss.detach() * count, right, right.new_tensor(count)])
+        new = new.to(torch.float32 if new.device.type == "mps" else torch.float64)  # mps has none
+        self.sums = new if self.sums is None else self.sums.to(new) + new
+        trainer = module.trainer
+        if trainer.log_every_n_steps and (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
+            module.log("train/loss_step", loss, on_step=True, on_epoch=False, batch_size=count)
+        if trainer.progress_bar_callback and time.monotonic() > self._shown_at + SHOW_EVERY_S:
+            trainer.progress_bar_metrics["train/loss_step"] = float(loss)
+            self._shown_at = time.monotonic()
+
+    def mean_of_processes(self, strategy: Any) -> Tensor | None:
+        """What each process goes on with when an interrupted epoch is resumed."""
+        return None if self.sums is None else strategy.reduce(self.sums.clone(), reduce_op="mean")
+
+    def finish(self, module: Any) -> None:
+        """Log the epoch's loss and accuracy over the pictures of all processes, and start anew."""
+        if self.sums is None:  # nothing was trained, as in the last epoch of weight averaging
+            return
+        loss, right, count = module.trainer.strategy.reduce(self.sums, reduce_op="sum")
+        module.log("train/loss", (loss / count).float())
+        module.log("train/acc", (right / count).float())
+        self.sums = None
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # by torch

@@ -27,3 +27,13 @@ def drawing_from(seed: int) -> Iterator[None]:
         yield
     finally:
         generator.set_state(state)
+
+
+def seed_device(seed: int, device: torch.device) -> None:
+    """Seed what a device draws from, and the CPU; torch's own `manual_seed` seeds all there are.
+
+    That takes longer than a small network's step where CUDA is built in and no GPU is there.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)

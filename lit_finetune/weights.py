@@ -11,6 +11,7 @@ from lit_finetune.compiled import plain_name
 from lit_finetune.head_search import auxiliary_heads, find_head, replaced_layers
 from lit_finetune.weight_files import read_entries
 from lit_finetune.weight_names import Reading, best_reading, fits, fold_weight_norm, main_entry
+from lit_finetune.weight_translation import in_names_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ def load_weights(
         raise ValueError(f"`min_match` is a share between 0 and 1, but got {min_match}.")
     head, aside = _head_prefixes(network, head_name)
     targets = _tensors_of(network)
-    entries = _with_plain_names(read_entries(path))
+    entries = in_names_of(network, _with_plain_names(read_entries(path)))
     if not any(name.endswith(("weight_g", "weight.original0")) for name in targets):
         entries = {entry: fold_weight_norm(tensors) for entry, tensors in entries.items()}
     reading = best_reading(entries, targets)

@@ -15,7 +15,8 @@ from torch.overrides import TorchFunctionMode
 
 from benchmarks.backbones.sources import Source
 from lit_finetune.assemble import Assembled, assemble
-from lit_finetune.backbones.create import Backbone, create_backbone
+from lit_finetune.backbones.backbone import Backbone
+from lit_finetune.backbones.create import create_backbone
 from lit_finetune.blocks import Block, list_blocks
 from lit_finetune.forward_order import Uses
 from lit_finetune.head_search import (

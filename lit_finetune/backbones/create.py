@@ -1,26 +1,15 @@
 """Any backbone by its name."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from lit_finetune.backbones.backbone import Backbone
 from lit_finetune.data_config import DataConfig
 
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".th", ".bin", ".safetensors", ".ckpt", ".tar", ".t7")
-
-
-@dataclass(frozen=True, slots=True)
-class Backbone:
-    """A network and what it expects."""
-
-    network: nn.Module
-    """The whole network, with the head it was built with."""
-    data_config: DataConfig
-    """What pictures it expects."""
-    name: str
-    """What it was made from: the name that was asked for, or the network's class."""
 
 
 def create_backbone(
@@ -35,15 +24,18 @@ def create_backbone(
     256
 
     Args:
-        backbone: A torchvision name (`resnet18`), `timm/<name>`, an import path
-            (`my_package.nets.ResNet`) that is looked up in the working directory too, or a network.
+        backbone: A torchvision name (`resnet18`), `timm/<name>`, `hf/<name>` (a model type of
+            Hugging Face transformers, a folder, a `config.json`, or a name on the hub), an import
+            path (`my_package.nets.ResNet`) that is looked up in the working directory too, or a
+            network. A network of yours may hold what pictures it expects as `data_config`.
         weights: Published weights: `DEFAULT` or a member of the enum (`IMAGENET1K_V1`) for
-            torchvision, `pretrained` for timm. A weights *file* is for `load_weights`.
+            torchvision, `pretrained` for timm and the hub. A weights *file* is for `load_weights`.
         backbone_kwargs: What the network's constructor is called with.
 
     Raises:
         ValueError: There is no such network, it has no such weights or arguments.
-        ModuleNotFoundError: timm, or the module of an import path, is not installed.
+        FileNotFoundError: There is no such Hugging Face folder, or it lacks a file.
+        ModuleNotFoundError: timm, transformers, or the module of an import path is not installed.
         ConnectionError: The weights cannot be downloaded.
     """
     kwargs = dict(backbone_kwargs or {})
@@ -53,7 +45,11 @@ def create_backbone(
         )
     if isinstance(backbone, nn.Module):
         _refuse(type(backbone).__name__, weights=weights, backbone_kwargs=backbone_kwargs)
-        return Backbone(backbone, DataConfig(), type(backbone).__name__)
+        return Backbone(backbone, _own_data_config(backbone), type(backbone).__name__)
+    if backbone.startswith("hf/"):
+        from lit_finetune.backbones import huggingface
+
+        return huggingface.create(backbone.removeprefix("hf/"), weights, kwargs)
     if backbone.startswith("timm/"):
         from lit_finetune.backbones import timm
 
@@ -62,7 +58,8 @@ def create_backbone(
         from lit_finetune.backbones import imported
 
         _refuse(backbone, weights=weights)
-        network, config = imported.create(backbone, kwargs), DataConfig()
+        network = imported.create(backbone, kwargs)
+        config = _own_data_config(network)
     else:
         from lit_finetune.backbones import torchvision
 
@@ -80,10 +77,19 @@ def is_weights_file(weights: str) -> bool:
     return path.suffix in WEIGHTS_SUFFIXES or len(path.parts) > 1 or path.is_file()
 
 
+def _own_data_config(network: nn.Module) -> DataConfig:
+    """What a user's network says of its pictures, as a `DataConfig` or as a mapping."""
+    own = getattr(network, "data_config", None)
+    if isinstance(own, Mapping):
+        return DataConfig.from_dict(own)
+    return own if isinstance(own, DataConfig) else DataConfig()
+
+
 def _refuse(backbone: str, **arguments: object) -> None:
     """Raise if an argument is given that has no meaning for this kind of backbone."""
     meaning = {
-        "weights": "published weights are for torchvision and timm names; give the path of a file",
+        "weights": "published weights are for torchvision, timm and Hugging Face names; give the "
+        "path of a file",
         "backbone_kwargs": "the network is built already",
     }
     for name, value in arguments.items():

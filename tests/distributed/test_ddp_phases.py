@@ -14,7 +14,7 @@ OPTIONS = {
         {"on_plateau": STALLS, "modules": "layer2", "restore_best": True, "warmup_steps": 2},
         {"step": 7, "modules": "layer1", "freeze": "head"},  # amid the last epoch
     ],
-    "trainer": {"val_check_interval": 1, "limit_val_batches": 1},
+    "trainer": {"val_check_interval": 1, "limit_val_batches": 1, "log_every_n_steps": 1},
 }
 
 

@@ -1,0 +1,90 @@
+"""From the image processor of a Hugging Face network to a data config."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lit_finetune.data_config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, Interpolation
+
+_BY_NUMBER: Mapping[int, Interpolation] = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+"""The filters of Pillow by their numbers; its others come nearest to bicubic."""
+
+
+def processor_data_config(processor: Mapping[str, Any]) -> DataConfig:
+    """The data config of what a `preprocessor_config.json` holds.
+
+    Where the processor squeezes a picture into a square, ours cuts off what is outside of it.
+
+    >>> config = processor_data_config({"size": {"shortest_edge": 256}, "do_center_crop": True,
+    ...                                 "crop_size": 224, "resample": 3})
+    >>> config.image_size, config.resize_size, config.interpolation
+    ((224, 224), 256, 'bicubic')
+
+    Raises:
+        ValueError: The network takes pictures that are not ours to make, as BGR.
+    """
+    if processor.get("do_flip_channel_order"):
+        raise ValueError(
+            "The image processor turns pictures from RGB to BGR, which a data config cannot say. "
+            "Turn the input channels of the first convolution's weights round instead, and leave "
+            "`do_flip_channel_order` out of `preprocessor_config.json`."
+        )
+    mean, std = _normalisation(processor)
+    image_size, resize_size = _sizes(processor)
+    return DataConfig(
+        mean=mean,
+        std=std,
+        image_size=image_size,
+        resize_size=max(resize_size, min(image_size)),
+        interpolation=_BY_NUMBER.get(int(processor.get("resample", 2)), "bicubic"),
+    )
+
+
+def _normalisation(processor: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of pixels from 0 to 1 that do all that the processor does to values."""
+    mean = tuple(processor.get("image_mean") or IMAGENET_MEAN)
+    std = tuple(processor.get("image_std") or IMAGENET_STD)
+    if not processor.get("do_normalize", True):
+        mean, std = (0.0,) * len(mean), (1.0,) * len(std)
+    # The processor sees pixels from 0 to 255, and may leave them there, or bring them to -1 to 1.
+    rescales = processor.get("do_rescale", True)
+    scale = 255 * processor.get("rescale_factor", 1 / 255) if rescales else 255.0
+    offset = 1.0 if processor.get("rescale_offset") else 0.0
+    # EfficientNet's divides by the deviation a second time, as in the TensorFlow original.
+    twice = processor.get("include_top", _kind(processor).startswith("EfficientNet"))
+    second = std if twice else (1.0,) * len(std)
+    return (
+        tuple((value + offset) / scale for value in mean),
+        tuple(a * b / scale for a, b in zip(std, second, strict=True)),
+    )
+
+
+def _sizes(processor: Mapping[str, Any]) -> tuple[tuple[int, int], int]:
+    """Height and width of what the network sees, and the short side before it is cut out."""
+    size = _height_and_width(processor.get("size", 224))
+    crop, short = size, min(size)
+    if _kind(processor).startswith("Levit"):
+        short = int(256 / 224 * short)
+    elif processor.get("crop_pct") and (processor.get("do_center_crop") or short < 384):
+        short = int(short / processor["crop_pct"])  # from 384 on ConvNeXt's takes all of it
+    if processor.get("do_center_crop") and processor.get("crop_size") is not None:
+        crop = _height_and_width(processor["crop_size"])
+    return crop, short if processor.get("do_resize", True) else min(crop)
+
+
+def _kind(processor: Mapping[str, Any]) -> str:
+    return str(processor.get("image_processor_type") or processor.get("feature_extractor_type"))
+
+
+def _height_and_width(size: Any) -> tuple[int, int]:
+    """A processor's size: a number, a list, `{height, width}` or `{shortest_edge}`.
+
+    >>> _height_and_width(224), _height_and_width({"shortest_edge": 256})
+    ((224, 224), (256, 256))
+    """
+    if isinstance(size, Mapping):
+        side = size.get("shortest_edge", 224)
+        return size.get("height", side), size.get("width", side)
+    if isinstance(size, int):
+        return size, size
+    height, width = size
+    return height, width

@@ -1,0 +1,178 @@
+"""How a classifier is trained, measured and resumed, whatever its network."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics import MetricCollection
+from typing_extensions import override
+
+from lit_finetune.classes import balanced_weights, check_classes
+from lit_finetune.data_config import DataConfig, eval_transform
+from lit_finetune.freezing import eval_mode
+from lit_finetune.images import as_rgb
+from lit_finetune.metrics import classification_metrics, probabilities
+from lit_finetune.mixing import make_mixing
+from lit_finetune.place import MONITORED, catch_up, monitored, place_in_run
+from lit_finetune.scores import TrainingScores, log_evaluation
+from lit_finetune.seeding import derive_seed, seed_device
+
+KEY = "lit_finetune"
+"""Where a checkpoint holds what a classifier is besides its weights and its arguments."""
+
+
+class ClassifierSteps(LightningModule):
+    """The steps of a classifier, its measures, and what of a run a checkpoint has to hold.
+
+    A subclass gives `forward`, from images (N, C, H, W) to logits (N, num_classes), and has the
+    hyper-parameters `label_smoothing`, `class_weights`, `mixup_alpha` and `cutmix_alpha`.
+    """
+
+    classes: list[str]
+    class_weights: Tensor | None
+    data_config: DataConfig
+    _is_named: bool
+    _auxiliary: tuple[tuple[float, Tensor], ...] = ()
+    """What auxiliary heads said at the last `forward`, each with the weight of its loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._run_seed: int | None = None
+        self._monitored: dict[str, float] = {}
+        self._scores = TrainingScores()
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the head tells apart."""
+        return len(self.classes)
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The loss of logits (N, classes) against labels (N), or probabilities like the logits."""
+        return F.cross_entropy(
+            logits,
+            target,
+            weight=self.class_weights,
+            label_smoothing=self.hparams["label_smoothing"],
+        )
+
+    def metrics(self, num_classes: int, prefix: str) -> MetricCollection:
+        """What is measured on validation and test pictures, under names with this prefix."""
+        return classification_metrics(num_classes, prefix)
+
+    @override
+    def setup(self, stage: str) -> None:
+        self._scores = TrainingScores()
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if (classes := getattr(datamodule, "classes", None)) is not None:
+            check_classes(classes, self.classes, named=stage != "fit" and self._is_named)
+            if stage == "fit":
+                self.classes, self._is_named = list(classes), True
+                self.data_config = getattr(datamodule, "data_config", self.data_config)
+        if stage == "fit" and self.hparams["class_weights"] == "balanced":
+            counts = getattr(datamodule, "class_counts", None)
+            self._set_class_weights(balanced_weights(counts, self.classes))
+
+    @override
+    def on_fit_start(self) -> None:
+        if self._run_seed is None:
+            self._run_seed = torch.initial_seed()
+
+    @override
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # What a step draws (dropout, mixing) follows from its place, so a resumed run repeats it.
+        if self._run_seed is not None:
+            place = (self.current_epoch, batch_idx, self.global_rank)
+            seed_device(derive_seed(self._run_seed, *place), self.device)
+
+    @override
+    def on_train_start(self) -> None:
+        catch_up(self.trainer, place_in_run(self.trainer.fit_loop).epoch, self._monitored)
+
+    @override
+    def on_train_epoch_end(self) -> None:
+        self._scores.finish(self)
+        if self.trainer.fit_loop.restarting:
+            catch_up(self.trainer, self.current_epoch + 1, {})
+
+    @override
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        target = labels
+        if self._mixing is not None:
+            images, target = self._mixing(images, labels)
+        logits = self(images)
+        loss = self.loss(logits, target)
+        for weight, auxiliary in self._auxiliary:
+            loss = loss + weight * self.loss(auxiliary, target)
+        self._auxiliary = ()
+        self._scores.add(self, loss, logits, labels)
+        return loss
+
+    @override
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        log_evaluation(self, "val", self.val_metrics, self(batch[0]), batch[1])
+
+    @override
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        log_evaluation(self, "test", self.test_metrics, self(batch[0]), batch[1])
+
+    @override
+    def predict_step(self, batch: tuple[Tensor, Tensor] | Tensor, batch_idx: int) -> Tensor:
+        """The probabilities (N, num_classes) of images, whether or not labels come along."""
+        images = batch if isinstance(batch, Tensor) else batch[0]
+        return probabilities(self(images))
+
+    @torch.no_grad()
+    def predict_image(self, image: str | Path | Image.Image) -> dict[str, float]:
+        """The probability of each class for one picture, the most probable first.
+
+        Args:
+            image: A picture, or the path of one.
+        """
+        pixels = eval_transform(self.data_config)(as_rgb(image))[None]
+        with eval_mode(self):
+            found = probabilities(self(pixels.to(self.device).type(self.dtype)))[0].tolist()
+        return dict(sorted(zip(self.classes, found, strict=True), key=lambda pair: -pair[1]))
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[MONITORED] = monitored(self.trainer)
+        checkpoint[KEY] = {
+            "classes": self.classes if self._is_named else None,
+            "data_config": self.data_config.to_dict(),
+            "run_seed": self._run_seed,
+            "scores": self._scores.mean_of_processes(self.trainer.strategy),
+        }
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if (own := checkpoint.get(KEY)) is None:
+            raise ValueError(
+                "The checkpoint was not written by a FinetuneClassifier. To start from its weights,"
+                " pass its path as `weights`."
+            )
+        if own["classes"] is not None:
+            check_classes(self.classes, own["classes"], named=self._is_named)
+            self.classes, self._is_named = own["classes"], True
+        self.data_config = DataConfig.from_dict(own["data_config"])
+        self._run_seed, self._monitored = own["run_seed"], checkpoint.get(MONITORED, {})
+        self._scores.sums = own.get("scores")
+
+    def _set_num_classes(self, num_classes: int) -> None:
+        """Measure, mix and weigh as many classes, and call them by their numbers for now."""
+        self.classes = [str(index) for index in range(num_classes)]
+        self._is_named = False
+        self.val_metrics = self.metrics(num_classes, "val/")
+        self.test_metrics = self.metrics(num_classes, "test/")
+        alphas = {key: self.hparams[key] for key in ("mixup_alpha", "cutmix_alpha")}
+        self._mixing = make_mixing(num_classes, **alphas)
+        weights = self.hparams["class_weights"]
+        self._set_class_weights(None if weights == "balanced" else weights)
+
+    def _set_class_weights(self, weights: list[float] | None) -> None:
+        tensor = None if weights is None else torch.tensor(weights, device=self.device)
+        self.register_buffer("class_weights", tensor, persistent=False)
