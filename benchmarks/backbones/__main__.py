@@ -42,12 +42,12 @@ def main() -> None:
 def find(source: Source, pattern: str, results: Path | None) -> Iterator[Finding]:
     """What comes of each name, as found before or examined now."""
     known = {(title, finding.name): finding for title, finding in _read(results)}
-    for name in source.names():
-        if not fnmatch(name, pattern):
-            continue
+    names = [name for name in source.names() if fnmatch(name, pattern)]
+    first = {source.family_of(name): name for name in reversed(names)}
+    for name in names:
         finding = known.get((source.title, name))
         if finding is None:
-            finding = examine(source, name)
+            finding = examine(source, name, is_first=name in first.values())
             gc.collect()  # a network that was hooked holds itself
             _append(results, source.title, finding)
         if not works_but_for_split(finding):

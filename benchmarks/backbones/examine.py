@@ -1,6 +1,5 @@
 """What works on one backbone: each check by itself, on tensors without data."""
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -28,6 +27,7 @@ from lit_finetune.head_search import (
 )
 from lit_finetune.heads import head_num_classes
 from lit_finetune.outputs import logits_of, weighted_auxiliary_of
+from lit_finetune.splitting import SplitError, forward_from, forward_prefix
 
 Built = TypeVar("Built")
 
@@ -64,26 +64,41 @@ class Finding:
         return not self.cannot_be_built and not any(self.problems.values())
 
 
-def examine(source: Source, name: str) -> Finding:
-    """Build a backbone for seven classes, and put every check to it."""
+def examine(source: Source, name: str, *, is_first: bool = True) -> Finding:
+    """Build a backbone for seven classes, and put every check to it.
+
+    Args:
+        source: The library that has it.
+        name: What the library calls it.
+        is_first: Whether it stands for its family in what need not be tried with each.
+    """
     finding = Finding(name, source.family_of(name))
     try:
         backbone = without_data(lambda: create_backbone(f"{source.prefix}{name}"))
         library = _library(source, backbone, name)
-        with torch.device("meta"):
-            built = assemble(backbone.network, num_classes=NUM_CLASSES)
+        built = _assembled(source, backbone, name)
     except Exception as error:
         finding.problems["built"] = _told(error)
         finding.cannot_be_built = _why_not(source, name)
         return finding
     finding.problems["built"] = ""
-    case = _Case(replace(built, data_config=backbone.data_config), library, finding)
+    case = _Case(built, library, finding, is_first)
+    if built.features:
+        finding.notes.append("a head is appended to an encoder's features")
     for check, function in _FUNCTIONS.items():
         try:
             finding.problems[check] = function(case)
         except Exception as error:
             finding.problems[check] = _told(error)
     return finding
+
+
+def _assembled(source: Source, backbone: Backbone, name: str) -> Assembled:
+    if getattr(backbone.network, "num_classes", 1) == 0:  # it may have to run at its own size
+        return without_data(lambda: assemble(f"{source.prefix}{name}", num_classes=NUM_CLASSES))
+    with torch.device("meta"):
+        built = assemble(backbone.network, num_classes=NUM_CLASSES)
+    return replace(built, data_config=backbone.data_config)
 
 
 def _why_not(source: Source, name: str) -> str:
@@ -177,6 +192,8 @@ class _Case:
     built: Assembled
     library: _Library
     finding: Finding
+    is_first: bool
+    """Whether it is the first of its family, and stands for it where that is enough."""
 
     @property
     def network(self) -> nn.Module:
@@ -237,11 +254,14 @@ def _head(case: _Case) -> str:
     if auxiliary or len(heads) > 1:  # in evaluation such a network may give something else
         with torch.no_grad():
             outputs.append(network.eval()(case.images()))
-    shapes = [tuple(logits_of(output).shape) for output in outputs]
-    if set(shapes) != {(2, NUM_CLASSES)}:
-        return f"logits of shape {shapes}"
+    given = [tuple(logits_of(output).shape) for output in outputs]
+    if set(given) != {(2, NUM_CLASSES)}:
+        return f"logits of shape {given}"
     inside = tuple(f"{head}." for head in replaced)
-    differences = sorted(case.library.shapes.items() ^ _shapes(network).items())
+    shapes = _shapes(network)
+    if case.built.features:
+        shapes = {name.removeprefix("features."): shape for name, shape in shapes.items()}
+    differences = sorted(case.library.shapes.items() ^ shapes.items())
     changed = [name for name, _ in differences if not name.startswith(inside)]
     return f"changed beside the head: {changed[0]}" if changed else ""
 
@@ -265,7 +285,7 @@ def _num_features(case: _Case) -> str:
     for module in case.classifiers:
         for features in case.run.given.get(id(module), []):
             inputs[id(features)] = _width(features, module)
-    theirs = [*inputs.values()]
+    theirs = [*inputs.values()] or found
     if own != sum(theirs) and {own} != {*theirs}:
         return f"{own} by the library, {theirs} when run"
     if len(case.heads) == 1 and found != [own]:
@@ -341,18 +361,17 @@ def _leaves(loss: Tensor) -> set[int]:
 
 
 def _split(case: _Case) -> str | None:
-    """Whether the network can be run up to a block, and from there on: first, middle and head."""
-    if importlib.util.find_spec("lit_finetune.splitting") is None:
+    """Whether it can be split at its first, middle and last block: of one name in a family."""
+    if not case.is_first:
         return None
-    splitting = importlib.import_module("lit_finetune.splitting")
     network, head = case.network.eval(), case.built.head_name
     blocks, refused = case.blocks[1:], []
     for block in dict.fromkeys([blocks[0].name, blocks[len(blocks) // 2].name, "head"]):
         try:
-            h = splitting.forward_prefix(network, case.images(), block, head_name=head)
-            splitting.forward_from(network, h, block, head_name=head)
-        except splitting.SplitError as error:
-            refused.append(f"{block}: {_told(error)}")
+            h = forward_prefix(network, case.images(), block, head_name=head)
+            forward_from(network, h, block, head_name=head)
+        except SplitError as error:
+            refused.append(str(error))
     return "; ".join(refused)
 
 

@@ -28,7 +28,8 @@ measured, with {versions}.
 * **forward and backward**: in training the network gives logits and a loss, with that of auxiliary
   heads, and the loss has a gradient for the parameters; those that it has none for are named.
 * **split**: the network can be run up to its second block, its middle one and its head, and from
-  there on{split}.
+  there on; tried with the first name of each family. Where it cannot, it can be fine-tuned all the
+  same, and the list below says where it cannot.
 * **data config**: size, mean, deviation, interpolation and the way of cropping are the library's.
 
 {tables}
@@ -37,14 +38,11 @@ measured, with {versions}.
 
 def as_markdown(findings: Mapping[str, Sequence[Finding]]) -> str:
     """The whole page; the findings by the title of their source."""
-    known = [f for found in findings.values() for f in found if "split" in f.problems]
-    is_split_known = any(finding.problems["split"] is not None for finding in known)
     return _PAGE.format(
         num_classes=NUM_CLASSES,
         versions=", ".join(f"{name} {version(name)}" for name in ("torch", *findings))
         + f", Python {platform.python_version()}",
         summary="\n".join(_summary(title, found) for title, found in findings.items()),
-        split="" if is_split_known else " (not examined in this run)",
         tables="\n\n".join(_section(title, found) for title, found in findings.items()),
     )
 
@@ -97,6 +95,8 @@ def _cell(findings: Sequence[Finding], check: str) -> str:
     if not examined and any(f.problems.get("built") == "" for f in findings):
         return "not examined"
     right = sum(not finding.problems[check] for finding in examined)
+    if check == "split" and examined:
+        return "yes" if right == len(examined) else "no"
     return "all" if right == len(findings) else f"{right} of {len(findings)}"
 
 
