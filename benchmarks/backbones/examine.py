@@ -272,25 +272,32 @@ def _shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def _num_features(case: _Case) -> str:
     """As many features reach the heads as their layers take, and the library's classifier."""
+    widths: dict[int, int] = {}  # of features that are the same tensor once
     for name in case.heads:
         head = case.network.get_submodule(name)
         layer = first_layer(head)
-        found = [_width(features, head) for features in case.run.given.get(id(head), [])]
-        if layer is None or found != [layer_sizes(layer)[0]]:
-            return f"`{name}` gets {found} features and takes {layer and layer_sizes(layer)[0]}"
+        given = {id(f): _width(f, head) for f in case.run.given.get(id(head), [])}
+        if layer is None or [*given.values()] != [layer_sizes(layer)[0]]:
+            found, takes = [*given.values()], layer and layer_sizes(layer)[0]
+            return f"`{name}` gets {found} features and takes {takes}"
+        widths |= given
     own = case.library.num_features
-    if own is None:
+    if own is None or _agree(own, widths):
         return ""
-    inputs: dict[int, int] = {}  # two heads may be given the same features
-    for module in case.classifiers:
-        for features in case.run.given.get(id(module), []):
-            inputs[id(features)] = _width(features, module)
-    theirs = [*inputs.values()] or found
-    if own != sum(theirs) and {own} != {*theirs}:
-        return f"{own} by the library, {theirs} when run"
-    if len(case.heads) == 1 and found != [own]:
-        case.finding.notes.append("the head is the last layer of a classifier of several")
+    wider = {
+        id(features): _width(features, module)
+        for module in case.classifiers
+        for features in case.run.given.get(id(module), [])
+    }
+    if not _agree(own, wider):
+        return f"{own} by the library, {[*(wider or widths).values()]} when run"
+    case.finding.notes.append("the head is the last layer of a classifier of several")
     return ""
+
+
+def _agree(own: int, widths: dict[int, int]) -> bool:
+    """Whether so many features go into each of several heads, or into all of them together."""
+    return {own} == {*widths.values()} or own == sum(widths.values())
 
 
 def _classifiers(network: Any) -> list[nn.Module]:

@@ -19,8 +19,9 @@ TORCHVISION = """
 TIMM = """
     beit_base_patch16_224 botnet26t_256 cait_xxs24_224 coat_lite_mini coat_tiny convit_tiny
     convmixer_1024_20_ks9_p14 cpubone_nano crossvit_tiny_240 csatv2 darknet17 cspnext_tiny
-    davit_tiny deepseek_vit_412m deit_tiny_distilled_patch16_224 densenet121 dla34 dpn48b edgenext_xx_small
-    efficientformer_l1 efficientformerv2_s0 efficientvim_m1 efficientvim_m1_dist efficientvit_b0
+    davit_tiny deepseek_vit_412m deit_tiny_distilled_patch16_224 densenet121 dla34 dpn48b
+    edgenext_xx_small
+    efficientformer_l1 efficientformerv2_s0 efficientvit_b0
     efficientvit_m2 ese_vovnet19b_slim eva02_tiny_patch14_224 fasternet_t0 fastvit_t8
     focalnet_tiny_srf gcvit_xxtiny gemma4_vit_167m ghostnet_050 hardcorenas_a hgnet_tiny
     hiera_tiny_224 hieradet_small hrnet_w18_small iformer_t inception_next_atto inception_v4
@@ -28,7 +29,7 @@ TIMM = """
     mobilenetv5_base mobilevitv2_050 mvitv2_tiny naflexvit_base_patch16_gap nest_tiny nextvit_small
     nf_resnet26 pit_ti_224 poolformer_s12 caformer_s18 pvt_v2_b0 qwen3_vit_88m qwen3_vit_88m_enc
     rdnet_tiny regnetx_002 repghostnet_050 repvit_m0_9 res2net50_48w_2s resnest14d resnetv2_18
-    rexnet_100 samvit_base_patch16_224 selecsls42 sequencer2d_s shvit_s1 skresnet18 starnet_s050
+    rexnet_100 samvit_base_patch16_224 selecsls42 shvit_s1 skresnet18 starnet_s050
     swiftformer_xs swin_tiny_patch4_window7_224 swinv2_cr_tiny_224 swinv2_tiny_window8_256
     test_byobnet test_coatnet test_convnext test_efficientnet test_mambaout test_nfnet test_resnet
     test_vit test_vit_relpos tf_mobilenetv3_small_minimal_100 tiny_vit_5m_224 tnt_s_patch16_224
@@ -68,6 +69,11 @@ RIGHT = {
     "split": None,
     "data config": "",
 }
+
+
+def test_norms_of_several_exits_that_are_in_the_last_stage_are_seen(of_timm: Source) -> None:
+    problems = examine(of_timm, "efficientvim_m1", is_first=False).problems
+    assert problems == RIGHT | {"blocks in order": "not before the next block: stages.1"}
 
 
 def test_what_the_library_says_otherwise_is_found(of_timm: Source) -> None:
