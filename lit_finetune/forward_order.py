@@ -6,11 +6,11 @@ timm's networks say what their order is (`group_matcher`); any other can be run 
 
 import itertools
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -23,28 +23,23 @@ _NOTED = "_lit_finetune_forward_order"
 def use_order(network: nn.Module, images: Tensor) -> tuple[str, ...]:
     """The names of the parameters in the order of their first use, when `images` are classified.
 
-    The network runs in eval mode, as copies of its tensors without data: it needs no memory and no
-    time to speak of, and nothing in it changes. What it does not use is left out.
+    A copy of the network without data runs in eval mode: that needs no memory and no time to speak
+    of, and nothing in the network changes. What it does not use is left out.
 
-    >>> net = nn.ModuleDict({"late": nn.Linear(2, 2), "early": nn.Linear(2, 2)})
-    >>> net.forward = lambda x: net["late"](net["early"](x))
+    >>> class Net(nn.ModuleDict):
+    ...     def forward(self, x):
+    ...         return self["late"](self["early"](x))
+    >>> net = Net({"late": nn.Linear(2, 2), "early": nn.Linear(2, 2)})
     >>> use_order(net, torch.zeros(1, 2))
     ('early.weight', 'early.bias', 'late.weight', 'late.bias')
 
     Raises:
         Exception: Whatever the network raises; not every one can run without data.
     """
-    tensors = {**dict(network.named_parameters()), **dict(network.named_buffers())}
-    ghosts = {name: _ghost(tensor) for name, tensor in tensors.items()}
-    names = {id(ghosts[name]): name for name, _ in network.named_parameters()}
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), Uses(names) as uses:
-            functional_call(network, ghosts, (images.to("meta"),))
-    finally:
-        for module, training in modes:
-            module.training = training
+    ghost = _without_data(network)
+    names = {id(parameter): name for name, parameter in ghost.named_parameters()}
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), Uses(names) as uses:
+        ghost.eval()(images.to("meta"))
     return tuple(uses.seen)
 
 
@@ -129,6 +124,12 @@ class Uses(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def _without_data(network: nn.Module) -> nn.Module:
+    """A copy of a network whose parameters and buffers have no data."""
+    tensors = itertools.chain(network.parameters(), network.buffers())
+    return deepcopy(network, memo={id(tensor): _ghost(tensor) for tensor in tensors})
+
+
 def _ghost(tensor: Tensor) -> Tensor:
     ghost = torch.empty_like(tensor, device="meta")
-    return nn.Parameter(ghost) if isinstance(tensor, nn.Parameter) else ghost
+    return nn.Parameter(ghost, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else ghost

@@ -82,6 +82,13 @@ def test_a_run_leaves_nothing_behind() -> None:
     assert torch.equal(torch.random.get_rng_state(), chance)
 
 
+def test_a_module_with_two_names_is_told_by_the_first_and_keeps_its_data() -> None:
+    network = Backwards()
+    network.again = network.fc
+    assert use_order(network, IMAGES)[-2:] == ("fc.weight", "fc.bias")
+    assert not any(parameter.is_meta for parameter in network.parameters())
+
+
 def test_the_blocks_of_your_own_network_follow_its_run() -> None:
     assert names(Backwards()) == ["stem", "late", "middle", "early", "head"]
     model = FinetuneClassifier(Backwards(), num_classes=2)
