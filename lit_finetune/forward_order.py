@@ -58,8 +58,18 @@ def note_use_order(network: nn.Module, images: Tensor) -> bool:
         order = use_order(network, images)
     except Exception:  # whatever a network of the user's raises where it is given no data
         return False
-    vars(network)[_NOTED] = tuple(plain_name(name) for name in order)
+    _note(network, tuple(plain_name(name) for name in order))
     return True
+
+
+def _note(network: nn.Module, order: tuple[str, ...]) -> None:
+    """Let a network keep the order, and the one inside if it is nothing but a cover."""
+    vars(network)[_NOTED] = order
+    inside = [item for item in network.named_children() if any(True for _ in item[1].parameters())]
+    if len(inside) == 1:
+        [(name, inner)] = inside
+        prefix = f"{name}."
+        _note(inner, tuple(n.removeprefix(prefix) for n in order if n.startswith(prefix)))
 
 
 def noted_ranks(network: nn.Module) -> dict[str, float]:

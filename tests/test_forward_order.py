@@ -97,6 +97,20 @@ def test_the_blocks_of_your_own_network_follow_its_run() -> None:
     assert names(model) == [block.name for block in model.blocks]
 
 
+def test_a_cover_around_a_network_changes_nothing() -> None:
+    class Cover(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Backwards()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)
+
+    model = FinetuneClassifier(Cover(), num_classes=2)
+    assert model.head_name == "net.fc"
+    assert [block.name for block in model.blocks] == ["early", "middle", "late", "head"]
+
+
 def test_an_embedding_joins_its_stage() -> None:
     network = Stages()
     assert note_use_order(network, IMAGES)
