@@ -16,7 +16,7 @@ from lit_finetune.blocks import Block, list_blocks
 from lit_finetune.compiled import unwrapped
 from lit_finetune.data_config import DataConfig
 from lit_finetune.freezing import frozen_modules, hold
-from lit_finetune.heads import forward_features, head_in_features, replace_head
+from lit_finetune.heads import forward_features, own_or_given, replace_head
 from lit_finetune.hparams import check_hparams, plain_hparams
 from lit_finetune.lora import Lora, merged, read_lora
 from lit_finetune.optim import (
@@ -27,7 +27,7 @@ from lit_finetune.optim import (
     describe_scheduler,
     join_groups,
 )
-from lit_finetune.outputs import check_logits, logits_of
+from lit_finetune.outputs import check_logits, logits_of, weighted_auxiliary_of
 from lit_finetune.param_groups import ParamGroup, make_param_groups
 from lit_finetune.recompute import recompute_units
 from lit_finetune.sharded_checkpoint import as_file
@@ -175,7 +175,9 @@ class FinetuneClassifier(ClassifierSteps):
         """From images (N, C, H, W) to logits (N, num_classes)."""
         if self.hparams["channels_last"]:
             images = images.contiguous(memory_format=torch.channels_last)
-        logits = logits_of(self.backbone(images))
+        output = self.backbone(images)
+        self._auxiliary = weighted_auxiliary_of(output)
+        logits = logits_of(output)
         check_logits(logits, self.num_classes, self.head_name)
         return logits
 
@@ -203,13 +205,16 @@ class FinetuneClassifier(ClassifierSteps):
                 a datamodule names them.
         """
         check_hparams({"num_classes": num_classes})
-        own = self.make_head(head_in_features(self.backbone, self.head_name), num_classes)
+        given = self.hparams["head"] or "linear"
+        head = own_or_given(
+            self.backbone, self.head_name, num_classes, make_head=self.make_head, head=given
+        )
         self.head_name = replace_head(
             self.backbone,
             num_classes,
-            head=own or self.hparams["head"] or "linear",
+            head=head,
             head_name=self.head_name,
-            drop_rate=0.0 if own else self.hparams["drop_rate"],
+            drop_rate=self.hparams["drop_rate"] if head == given else 0.0,
         )
         self.hparams.update(num_classes=num_classes, class_weights=None)
         self._set_num_classes(num_classes)

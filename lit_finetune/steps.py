@@ -38,6 +38,8 @@ class ClassifierSteps(LightningModule):
     class_weights: Tensor | None
     data_config: DataConfig
     _is_named: bool
+    _auxiliary: tuple[tuple[float, Tensor], ...] = ()
+    """What auxiliary heads said at the last `forward`, each with the weight of its loss."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,6 +114,9 @@ class ClassifierSteps(LightningModule):
             images, target = self._mixing(images, labels)
         logits = self(images)
         loss = self.loss(logits, target)
+        for weight, auxiliary in self._auxiliary:
+            loss = loss + weight * self.loss(auxiliary, target)
+        self._auxiliary = ()
         self._scores.add(self, loss, logits, labels)
         return loss
 
