@@ -32,6 +32,7 @@ from lit_finetune.param_groups import ParamGroup, make_param_groups
 from lit_finetune.recompute import recompute_units
 from lit_finetune.sharded_checkpoint import as_file
 from lit_finetune.sharding import shard
+from lit_finetune.splitting import PrefixOutput
 from lit_finetune.steps import KEY, ClassifierSteps
 from lit_finetune.weight_translation import in_names_of
 
@@ -171,11 +172,12 @@ class FinetuneClassifier(ClassifierSteps):
         shard(self.backbone, self.device_mesh, head_name=self.head_name)
 
     @override
-    def forward(self, images: Tensor) -> Tensor:
-        """From images (N, C, H, W) to logits (N, num_classes)."""
-        if self.hparams["channels_last"]:
-            images = images.contiguous(memory_format=torch.channels_last)
-        output = self.backbone(images)
+    def forward(self, images: Tensor | PrefixOutput) -> Tensor:
+        """From images (N, C, H, W), or what their first blocks gave, to logits (N, num_classes)."""
+        if isinstance(images, PrefixOutput):
+            self._auxiliary = ()
+            return self.forward_from(*images)
+        output = self.backbone(self._laid_out(images))
         self._auxiliary = weighted_auxiliary_of(output)
         logits = logits_of(output)
         check_logits(logits, self.num_classes, self.head_name)
@@ -187,11 +189,25 @@ class FinetuneClassifier(ClassifierSteps):
 
     def forward_prefix(self, images: Tensor, upto: str) -> Tensor:
         """From images to what enters the block `upto`; "head": what the head is given."""
-        return splitting.forward_prefix(self.backbone, images, upto, head_name=self.head_name)
+        laid_out = self._laid_out(images)
+        return splitting.forward_prefix(self.backbone, laid_out, upto, head_name=self.head_name)
 
-    def forward_from(self, h: Tensor, upto: str) -> Tensor:
-        """From what enters the block `upto` to logits, as if the images had come all the way."""
-        return splitting.forward_from(self.backbone, h, upto, head_name=self.head_name)
+    def forward_from(
+        self, h: Tensor, upto: str, image_shape: tuple[int, ...] | None = None
+    ) -> Tensor:
+        """From what enters the block `upto` to logits, as if the images had come all the way.
+
+        Args:
+            h: What `forward_prefix` gives.
+            upto: The block's name.
+            image_shape: Of the images, if `forward_prefix` has not seen any such.
+        """
+        options: dict[str, Any] = {"head_name": self.head_name, "image_shape": image_shape}
+        return splitting.forward_from(self.backbone, h, upto, **options)
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        is_last = self.hparams["channels_last"]
+        return images.contiguous(memory_format=torch.channels_last) if is_last else images
 
     def get_classifier(self) -> nn.Module:
         """The head."""
