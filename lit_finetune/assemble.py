@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_finetune.backbones.adapted import create_adapted
 from lit_finetune.backbones.backbone import Backbone
-from lit_finetune.backbones.create import create_backbone, is_weights_file
+from lit_finetune.backbones.create import is_weights_file
 from lit_finetune.data_config import DataConfig
 from lit_finetune.dry_run import initialise, num_channels
 from lit_finetune.features_only import with_head
@@ -21,6 +22,7 @@ from lit_finetune.heads import (
     own_or_given,
     replace_head,
 )
+from lit_finetune.lora import Lora, add_lora
 from lit_finetune.weights import LoadReport, load_weights
 
 Head = str | nn.Module | Callable[[int, int], nn.Module]
@@ -40,6 +42,8 @@ class Assembled:
     data_config: DataConfig
     load_report: LoadReport | None
     """What of the weights file fitted; None without a file."""
+    lora_layers: tuple[str, ...] = ()
+    """The layers that have adapters."""
     features: str = ""
     """What the network ends in, where it had no head and one was appended."""
     classes: tuple[str, ...] = ()
@@ -56,6 +60,8 @@ class Assembled:
             head = "the network's own head"
         line = f"{self.name}: {head}, `{self.head_name}`, for {self.num_classes} classes"
         line += f", on its {self.features}." if self.features else "."
+        if self.lora_layers:
+            line += f" {len(self.lora_layers)} layers have adapters, and the rest stays frozen."
         return f"{report}\n{line}" if report else line
 
 
@@ -70,6 +76,9 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
     backbone_kwargs: dict[str, Any] | None = None,
     drop_rate: float = 0.0,
     min_match: float = 0.9,
+    in_chans: int | None = None,
+    image_size: int | None = None,
+    lora: Lora | None = None,
 ) -> Assembled:
     """Build or take a backbone, give it a head, and load a weights file if there is one.
 
@@ -78,8 +87,12 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
     classes leaves the new head as it is, and the report says so.
     """
     file = weights if weights is not None and is_weights_file(weights) else None
-    built = create_backbone(
-        backbone, weights=None if file else weights, backbone_kwargs=backbone_kwargs
+    built = create_adapted(
+        backbone,
+        weights=None if file else weights,
+        backbone_kwargs=backbone_kwargs,
+        in_chans=in_chans,
+        image_size=image_size,
     )
     initialise(built.network, built.data_config)
     is_without = head_name is None and add_classifier(built.network, num_classes)
@@ -100,6 +113,9 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
     note_use_order(network, _blank_images(network, built.data_config))
     path = file or built.weights_file
     report = load_weights(network, path, min_match=min_match, head_name=head_name) if path else None
+    layers: tuple[str, ...] = ()
+    if lora:
+        layers = add_lora(network, lora, head_name=head_name, data_config=built.data_config)
     return Assembled(
         network=network,
         name=built.name,
@@ -108,6 +124,7 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
         keeps_head=keeps,
         data_config=built.data_config,
         load_report=report,
+        lora_layers=layers,
         features=features,
         classes=built.classes if keeps else (),
         rebuilt_by=_rebuilt_by(built),

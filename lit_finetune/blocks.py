@@ -14,15 +14,17 @@ How the blocks are found, in forward order (`forward_order.py`):
   large sequences (an embedding) joins the later one, unless it is used within the earlier.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from torch import nn
 
 from lit_finetune._names import nearest
+from lit_finetune.adapters import adapted_names, is_adapter, without_adapters
 from lit_finetune.block_parts import Part, find_parts
 from lit_finetune.compiled import plain_name
 from lit_finetune.head_search import all_heads, find_head
+from lit_finetune.norms import norm_parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,17 @@ class Block:
     """The modules it is made of, by their full names."""
     parameters: tuple[str, ...]
     """All its parameters, by their full names."""
+    norms: tuple[str, ...] = ()
+    """Those of normalisation layers."""
+    fixed: tuple[str, ...] = ()
+    """Those that never train: the weights of a network whose adapters (LoRA) train instead."""
+    still: tuple[str, ...] = ()
+    """Those that were fixed before any schedule came: they train where they alone are selected."""
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """The parameters that may train."""
+        return tuple(name for name in self.parameters if name not in self.fixed)
 
 
 def list_blocks(model: nn.Module, head_name: str | None = None) -> list[Block]:
@@ -54,8 +67,28 @@ def list_blocks(model: nn.Module, head_name: str | None = None) -> list[Block]:
     Raises:
         ValueError: There is no module `head_name`.
     """
-    prefix, network = _network_in(model)
-    head = _head_path(network, prefix, head_name)
+    with without_adapters(model) as layers:
+        prefix, network = _network_in(model)
+        groups = _groups_of(network, _head_path(network, prefix, head_name))
+        blocks = [_block(name, parts, prefix) for name, parts in groups]
+    norms = norm_parameters(model)
+    return [_told(block, norms, layers) for block in blocks]
+
+
+def _told(block: Block, norms: frozenset[str], layers: Mapping[str, nn.Module]) -> Block:
+    """A block of the plain network with what is to be said of its parameters, and adapters."""
+    names = adapted_names(block.parameters, layers)
+    trains = block.name == "head" or not layers
+    return replace(
+        block,
+        parameters=names,
+        norms=tuple(name for name in names if name in norms),
+        fixed=() if trains else tuple(name for name in names if not is_adapter(name, layers)),
+    )
+
+
+def _groups_of(network: nn.Module, head: str | None) -> "Groups":
+    """The name of each block and what it is made of, in forward order."""
     heads = () if head is None else all_heads(network, head)
     parts, is_reordered = find_parts(network, heads)
     body, tail = _split_off_heads(parts, heads)
@@ -64,7 +97,7 @@ def list_blocks(model: nn.Module, head_name: str | None = None) -> list[Block]:
         groups.append(("head", [*waiting, *tail]))
     else:
         groups[-1:] = [("head", parts) for _, parts in groups[-1:]]
-    return [_block(name, parts, prefix) for name, parts in groups]
+    return groups
 
 
 def _network_in(model: nn.Module) -> tuple[str, nn.Module]:

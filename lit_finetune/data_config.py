@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import cycle, islice
 from typing import Any, Literal
 
 import torch
@@ -88,6 +89,20 @@ class DataConfig:
         resize_size = round(self.resize_size * min(size) / min(self.image_size))
         return replace(self, image_size=size, resize_size=resize_size)
 
+    def with_channels(self, num_channels: int) -> "DataConfig":
+        """The same config for other channels: their average for one, and else one after another.
+
+        >>> DataConfig(mean=(0.2, 0.4, 0.6), std=(1.0, 1.0, 1.0)).with_channels(4).mean
+        (0.2, 0.4, 0.6, 0.2)
+        """
+        if num_channels == len(self.mean):
+            return self
+        if num_channels == 1:
+            grey = (sum(self.mean) / len(self.mean),), (sum(self.std) / len(self.std),)
+            return replace(self, mean=grey[0], std=grey[1])
+        mean, std = (tuple(islice(cycle(of), num_channels)) for of in (self.mean, self.std))
+        return replace(self, mean=mean, std=std)
+
 
 class ResizeToCover(nn.Module):
     """Resize a picture, in its own proportions, until it just covers a height and a width."""
@@ -147,9 +162,14 @@ class PadAround(nn.Module):
 
 def eval_transform(config: DataConfig) -> Callable[[Image.Image | Tensor], Tensor]:
     """What pictures go through but for training: resize, cut out the centre, normalise."""
+    return v2.Compose([*eval_geometry(config), normalize(config)])
+
+
+def eval_geometry(config: DataConfig) -> list[nn.Module]:
+    """The first part of it, which leaves 8 bits a channel: resize, cut out the centre."""
     ratio = config.resize_size / min(config.image_size)
     size = (round(config.image_size[0] * ratio), round(config.image_size[1] * ratio))
-    return v2.Compose([*frame(config, size), normalize(config)])
+    return frame(config, size)
 
 
 def frame(config: DataConfig, size: tuple[int, int]) -> list[nn.Module]:
@@ -165,9 +185,20 @@ def frame(config: DataConfig, size: tuple[int, int]) -> list[nn.Module]:
 
 
 def normalize(config: DataConfig) -> Callable[[Image.Image | Tensor], Tensor]:
-    """The last part of every transform: a picture to a normalised float tensor."""
+    """The last part of every transform: a picture to a normalised float tensor.
+
+    Raises:
+        ValueError: The network takes other channels than pictures have.
+    """
+    channels = len(config.mean)
+    if channels not in (1, 3):
+        raise ValueError(
+            f"The network takes {channels} channels, but pictures have 3, or 1 where they are made "
+            "grey. Train on a `DataLoader` of your own tensors, (N, channels, height, width)."
+        )
     return v2.Compose(
         [
+            *([v2.Grayscale()] if channels == 1 else []),
             v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(mean=list(config.mean), std=list(config.std)),

@@ -1,7 +1,7 @@
 """Load a weights file into a network, and say what of it fitted."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from lit_finetune._names import nearest
 from lit_finetune.compiled import plain_name
 from lit_finetune.head_search import auxiliary_heads, find_head, replaced_layers
+from lit_finetune.inputs import channels_adapted, input_layer
+from lit_finetune.not_weights import advice_on
+from lit_finetune.positions import is_positional, resampled
 from lit_finetune.weight_files import read_entries
 from lit_finetune.weight_names import Reading, best_reading, fits, fold_weight_norm, main_entry
 from lit_finetune.weight_translation import in_names_of
@@ -34,6 +37,9 @@ class LoadReport:
     """Name, shape in the file, and shape in the network; those of a dropped head too."""
     head_dropped: tuple[str, ...]
     """The head's tensors in the file, where they are not of this network's head."""
+    adapted: tuple[str, ...]
+    """The tensors that were made to fit: a first convolution for other channels, position
+    embeddings for another image size."""
     share: float
     """The share of the backbone's parameters, head excluded, that the file filled."""
 
@@ -55,6 +61,7 @@ class LoadReport:
             "unexpected": _some(self.unexpected),
             "other shape": _some(shapes),
             "head dropped": _some(self.head_dropped),
+            "adapted": _some(self.adapted),
         }
         return "\n".join(f"  {title:<13}{row}" for title, row in rows.items() if row)
 
@@ -81,7 +88,9 @@ def load_weights(
 
     Of all entries of the file, and of all prefixes that can be taken off its names, those are used
     that fit the network best, by name and shape. A head that does not fit is left out. What
-    `torch.compile` put into names, in the file or in the network, does not count.
+    `torch.compile` put into names, in the file or in the network, does not count. The first
+    convolution of a file for other channels is summed or repeated, and position embeddings for
+    another image size are resampled; both are told.
 
     Args:
         network: The network to fill. It keeps its dtype and device.
@@ -102,13 +111,23 @@ def load_weights(
         entries = {entry: fold_weight_norm(tensors) for entry, tensors in entries.items()}
     reading = best_reading(entries, targets)
     tensors = reading.of(entries)
+    adapted, unclear = _adapted(network, tensors, targets)
+    tensors |= adapted
     report = _compare(tensors, targets, head=head, aside=aside, path=path, reading=reading)
+    report = replace(report, adapted=tuple(name for name in adapted if name in report.matched))
     if report.share < min_match:
         raise ValueError(
             f"{path} fits {report.share:.1%} of the backbone's parameters, less than "
             f"min_match={min_match}, so the network was left as it is.\n{report.table()}\n"
             "Is the file of another architecture? If only the head differs, name it with "
             "`head_name`; to load what fits, lower `min_match`."
+            f"{advice_on(report.unexpected)}"
+        )
+    if unclear:
+        raise ValueError(
+            f"{path} has position embeddings for another image size that cannot be resampled, so "
+            f"the network was left as it is.\n{report.table()}\nBuild the network for the size and "
+            f"the tokens that the file was made with: {', '.join(unclear)}."
         )
     state = network.state_dict()  # with the version numbers that some modules ask for
     own = {plain_name(name): name for name in state}
@@ -127,6 +146,26 @@ def _with_plain_names(entries: Mapping[str, Mapping[str, Tensor]]) -> dict[str, 
 def _tensors_of(network: nn.Module) -> dict[str, Tensor]:
     state = network.state_dict(keep_vars=True)
     return {plain_name(name): value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _adapted(
+    network: nn.Module, tensors: Mapping[str, Tensor], targets: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """What can be made to fit of the tensors that do not, and what should be and cannot."""
+    first = input_layer(network)
+    adapted: dict[str, Tensor | None] = {}
+    for name, target in targets.items():
+        tensor = tensors.get(name)
+        if tensor is None or not isinstance(target, nn.Parameter) or tensor.shape == target.shape:
+            continue
+        if first and name == f"{plain_name(first[0])}.weight":
+            channels = target.shape[1]
+            if tensor.ndim == 4 and tensor[:, :1].shape == target[:, :1].shape:
+                adapted[name] = channels_adapted(tensor, channels)
+        elif is_positional(name):
+            adapted[name] = resampled(name, tensor, target.shape)
+    unclear = [name for name, tensor in adapted.items() if tensor is None]
+    return {name: tensor for name, tensor in adapted.items() if tensor is not None}, unclear
 
 
 def _head_prefixes(
@@ -192,6 +231,7 @@ def _compare(
             for name in _to_tell(others)
         ),
         head_dropped=tuple(dropped),
+        adapted=(),
         share=_share(matched, targets, aside),
     )
 

@@ -23,6 +23,17 @@ def create(name: str, weights: str | None, kwargs: dict[str, Any]) -> tuple[nn.M
     return network, data_config(timm.data.resolve_model_data_config(network))
 
 
+def input_kwargs(name: str, in_chans: int | None, image_size: int | None) -> dict[str, Any]:
+    """What timm builds a network with that takes other channels, or pictures of another size."""
+    timm = _import_timm()
+    _check_name(timm, name)
+    given = {} if in_chans is None else {"in_chans": in_chans}
+    config = timm.models.get_pretrained_cfg(name)
+    if image_size is not None and config and config.fixed_input_size:
+        return {**given, "img_size": image_size}
+    return given
+
+
 def data_config(resolved: dict[str, Any]) -> DataConfig:
     """From timm's data config to ours.
 
