@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from torch import nn
 
@@ -73,7 +73,22 @@ def declared_heads(network: nn.Module) -> list[str]:
     names = config.get("classifier") if isinstance(config, dict) else None
     names = [names] if isinstance(names, str) else list(names or [])
     modules = dict(network.named_modules())
-    return [name for name in names if name in modules]
+    found = [name for name in names if name in modules]
+    return _with_twins(network, found[0]) if len(found) == 1 else found
+
+
+def _with_twins(network: Any, head: str) -> list[str]:
+    """A head of a network of timm with the same layer of the classifiers beside its own.
+
+    For some distilled networks (`levit_384_s8`) the `pretrained_cfg` names only one of the two.
+    """
+    classifiers = network.get_classifier() if hasattr(network, "get_classifier") else ()
+    if not isinstance(classifiers, tuple):
+        return [head]
+    paths = {id(module): path for path, module in network.named_modules()}
+    known = [paths[id(module)] for module in classifiers if id(module) in paths]
+    rest = [head.removeprefix(path) for path in known if f"{head}.".startswith(f"{path}.")]
+    return [path + rest[0] for path in known] if rest else [head]
 
 
 def all_heads(network: nn.Module, head_name: str) -> tuple[str, ...]:

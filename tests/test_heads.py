@@ -165,6 +165,7 @@ TOGETHER = {
     "deit_tiny_distilled_patch16_224": ("head", "head_dist"),
     "efficientvim_m1": ("heads.0", "heads.1", "heads.2", "heads.3"),
     "levit_128s": ("head.linear", "head_dist.linear"),
+    "levit_384_s8": ("head.linear", "head_dist.linear"),
     "repvit_m0_9": ("head.head.l", "head.head_dist.l"),
     "volo_d1_224": ("head", "aux_head"),
 }

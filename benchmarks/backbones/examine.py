@@ -291,7 +291,7 @@ def _num_features(case: _Case) -> str:
     }
     if not _agree(own, wider):
         return f"{own} by the library, {[*(wider or widths).values()]} when run"
-    case.finding.notes.append("the head is the last layer of a classifier of several")
+    case.finding.notes.append("a classifier of several layers, whose last is the head")
     return ""
 
 
@@ -331,7 +331,7 @@ def _blocks(case: _Case) -> str:
     begins = [(min(places), block.name) for places, block in used if places]
     late = [one[1] for one, other in pairwise(begins) if one[0] > other[0]]
     if late:
-        return f"not before the next block: {', '.join(late)}"
+        return f"used after a part of the block behind: {', '.join(late)}"
     bare = case.library.blocks
     is_same = not bare or bare == [block.name for block in blocks]
     return "" if is_same else f"other blocks before it was run: {bare}"

@@ -78,7 +78,17 @@ def _section(title: str, findings: Sequence[Finding]) -> str:
     problems = [_problem(finding) for finding in findings]
     told = "\n".join(text for text in problems if text) or "Nothing."
     return "\n".join(
-        [f"## {title}", "", header, line, *rows, "", f"### What does not work in {title}", "", told]
+        [
+            f"## {title}",
+            "",
+            header,
+            line,
+            *rows,
+            "",
+            f"### What does not work in {title}, and why",
+            "",
+            told,
+        ]
     )
 
 
