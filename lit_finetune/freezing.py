@@ -29,6 +29,7 @@ def set_trainable(
         Whether anything changed. A wrapper such as DistributedDataParallel must follow if so.
     """
     changed = False
+    modules = dict(model.named_modules(remove_duplicate=False))
     for name, parameter in model.named_parameters():
         trains = name in names
         if parameter.requires_grad != trains:
@@ -36,8 +37,8 @@ def set_trainable(
             changed = True
         if not trains:
             parameter.grad = None
-        notes, own = _notes_on(model, name)
-        notes[own] = (name in still, trains)
+        path, _, own = name.rpartition(".")
+        _notes_of(modules[path])[own] = (name in still, trains)
     return changed
 
 
@@ -81,7 +82,12 @@ def _notes_on(model: nn.Module, name: str) -> tuple[dict[str, tuple[bool, bool]]
     There it stays when the module is copied, or becomes a part of another one.
     """
     path, _, own = name.rpartition(".")
-    return model.get_submodule(path).__dict__.setdefault(_NOTES, {}), own
+    return _notes_of(model.get_submodule(path)), own
+
+
+def _notes_of(module: nn.Module) -> dict[str, tuple[bool, bool]]:
+    notes: dict[str, tuple[bool, bool]] = module.__dict__.setdefault(_NOTES, {})
+    return notes
 
 
 def frozen_modules(
