@@ -1,10 +1,34 @@
 """What other callbacks of a run do that concerns what is frozen."""
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, WeightAveraging
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_finetune.averaging import average_exactly
+from lit_finetune.distributed import refuse_unsupported, shards
+
+from .linear_probe import LinearProbe
+
+
+def refuse_surroundings(trainer: Trainer) -> None:
+    """Refuse what unfreezing cannot be right with.
+
+    Raises:
+        ValueError: It is the strategy, or a callback that copies a sharded network.
+    """
+    refuse_unsupported(trainer.strategy)
+    kinds = WeightAveraging | StochasticWeightAveraging
+    copying = [type(each).__name__ for each in _callbacks(trainer) if isinstance(each, kinds)]
+    if copying and shards(trainer.strategy):
+        raise ValueError(
+            f"{', '.join(copying)} copies the network, and one that is sharded cannot be copied."
+            " Leave it out, or use strategy='ddp'."
+        )
 
 
 def schedulers_of(trainer: Trainer) -> list[LRScheduler]:
@@ -15,6 +39,11 @@ def schedulers_of(trainer: Trainer) -> list[LRScheduler]:
 def has_finder(trainer: Trainer) -> bool:
     """Whether the Tuner is at work: it trains on trial, and asks no other callback meanwhile."""
     return any(isinstance(c, LearningRateFinder | BatchSizeFinder) for c in _callbacks(trainer))
+
+
+def has_probe(trainer: Trainer) -> bool:
+    """Whether the head is fitted before the first epoch."""
+    return any(isinstance(callback, LinearProbe) for callback in _callbacks(trainer))
 
 
 def keep_averages_exact(trainer: Trainer) -> None:

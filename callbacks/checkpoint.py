@@ -1,11 +1,15 @@
 """The checkpoints of a run: the best, and the last."""
 
+import shutil
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from typing_extensions import override
+
+from lit_finetune.distributed import shards
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -49,5 +53,35 @@ class LastCheckpoint(ModelCheckpoint):
         )
 
     @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A run of no epochs, such as that of a LinearProbe alone, has no epoch's end.
+        if trainer.max_epochs == 0:
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Nothing: a resumed run writes its own."""
+
+    @override
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        if not shards(trainer.strategy):
+            super()._save_checkpoint(trainer, filepath)
+            return
+        # All processes write into a folder: beside the last one, which stays whole until then.
+        super()._save_checkpoint(trainer, f"{filepath}.part")
+        self._last_checkpoint_saved = filepath
+        if trainer.is_global_zero:
+            put_in_place(Path(f"{filepath}.part"), Path(filepath))
+        trainer.strategy.barrier()
+
+
+def put_in_place(new: Path, place: Path) -> None:
+    """Put a file or a folder where another one may be, which is gone only then."""
+    if not place.is_dir():
+        new.replace(place)
+        return
+    old = place.with_name(f"{place.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    place.rename(old)
+    new.rename(place)
+    shutil.rmtree(old)

@@ -11,6 +11,7 @@ from lit_finetune.plan import format_plan
 
 from .checkpoint import LastCheckpoint
 from .freeze_unfreeze import FreezeUnfreezeCallback
+from .linear_probe import LinearProbe, chosen_by
 
 _SHOWN = ("train/loss", "val/loss", "val/acc", "val/acc_macro", "val/f1")
 
@@ -36,6 +37,9 @@ def report(trainer: Trainer, pl_module: LightningModule) -> str:
 
 def _facts(trainer: Trainer, pl_module: LightningModule) -> Iterator[tuple[str, str]]:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by a connector
+        if isinstance(callback, LinearProbe) and callback.result is not None:
+            acc, loss, of = chosen_by(callback.result)
+            yield "probe", f"accuracy {acc:.4f}, loss {loss:.4f} on {of}"
         if isinstance(callback, FreezeUnfreezeCallback) and callback.plan is not None:
             sizes = {name: p.numel() for name, p in pl_module.named_parameters()}
             yield "phases", format_plan(callback.plan, sizes)

@@ -2,35 +2,45 @@
 
 import math
 import os
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch import nn
 from typing_extensions import override
 
 from lit_finetune._names import one_of
-from lit_finetune.data_config import DataConfig, Interpolation, eval_transform
+from lit_finetune.data_config import DataConfig, Interpolation, eval_geometry
 from lit_finetune.place import Place, place_in_run
 
 from .counts import count_table
-from .datasets import PictureDataset, Samples
-from .order import (
-    EpochSampler,
-    ResumableLoader,
-    UnpaddedSampler,
-    even_batch_size,
+from .datasets import ArraySamples, PictureDataset, Samples, unfinished
+from .keeping import (
+    FOLDER,
+    folder_of,
+    keep_in_files,
+    keep_in_memory,
+    keeps_in_memory,
+    on_device,
+    open_kept,
+    recipe_of,
+    with_stamps,
 )
-from .transforms import Augmentation, Transform, photo_geometry, train_transform
+from .order import EpochSampler, PictureLoader, ResumableLoader, UnpaddedSampler, even_batch_size
+from .pipeline import Pipeline, Step, make_pipeline
+from .stock import Stock, TensorStock
+from .transforms import Augmentation, photo_geometry, train_steps
 
+Cache = Literal["auto", "ram", "disk", "none"]
 Part = Literal["train", "val", "test", "predict"]
-Loader = DataLoader[tuple[Tensor, int]]
+Loader = PictureLoader
 
 PARTS: Mapping[str, tuple[Part, ...]] = {
     "fit": ("train", "val"),
@@ -62,6 +72,13 @@ class ImageDataModule(LightningDataModule):
             suits the data), `trivial` (TrivialAugment on top), `rand` (RandAugment on top), `none`
             (as in validation), or a callable from picture to picture.
         seed: Seed of the split, where this data is split.
+        cache: Where the pictures of `fit` are kept once they are decoded and resized: `ram` (of
+            each process, for one run), `disk` (files that all processes and later runs share), or
+            `none`. `auto` keeps in memory what is in memory already, if it takes at most 1 GiB.
+        cache_dir: Folder for what is kept on disk; a hidden one beside the pictures, if not given.
+        cache_size: Length to which the short side of a photograph for training is brought for
+            keeping it, if it is longer; random parts are then cut from that. One and a half times
+            `resize_size`, if not given.
     """
 
     fills_frame: ClassVar[bool] = False
@@ -79,24 +96,33 @@ class ImageDataModule(LightningDataModule):
         interpolation: Interpolation | None = None,
         train_augmentation: Augmentation = "auto",
         seed: int = 0,
+        cache: Cache = "auto",
+        cache_dir: str | Path | None = None,
+        cache_size: int | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, but got {batch_size}.")
         if isinstance(train_augmentation, str):
             one_of(train_augmentation, ("auto", "trivial", "rand", "none"), "train_augmentation")
+        if cache_size is not None and cache_size < 1:
+            raise ValueError(f"`cache_size` must be at least 1, but got {cache_size}.")
+        self.cache: Cache = one_of(cache, get_args(Cache), "cache")  # type: ignore[assignment]
+        self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
+        self.cache_size = cache_size
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.image_size = image_size
         self.train_augmentation: Augmentation = train_augmentation
         self.seed = seed
         self._given = given_options(
-            mean=per_channel(mean),
-            std=per_channel(std),
+            mean=mean,
+            std=std,
             resize_size=resize_size,
             interpolation=interpolation,
         )
         self._datasets: dict[Part, PictureDataset] = {}
+        self._is_prepared = False
         self._told_counts = False
         self._run_seed: int | None = None
 
@@ -108,6 +134,11 @@ class ImageDataModule(LightningDataModule):
     def read_samples(self, part: Part) -> Samples:
         """The pictures of one part; none at all if there is no such part."""
         raise NotImplementedError(f"{type(self).__name__} must have `read_samples`.")
+
+    @property
+    def pictures_dir(self) -> Path | None:
+        """The folder of the pictures, where they are in one: a cache on disk lies in it."""
+        return None
 
     def train_geometry(self, config: DataConfig) -> list[nn.Module]:
         """How `auto` augmentation crops and moves a picture."""
@@ -124,7 +155,13 @@ class ImageDataModule(LightningDataModule):
             config = config.resized(self.image_size)
         if self.fills_frame:
             config = replace(config, resize_size=min(config.image_size))
-        return replace(config, **self._given)
+        channels = len(config.mean)
+        statistics: dict[str, Any] = {
+            key: per_channel(self._given[key], channels, key)
+            for key in ("mean", "std")
+            if key in self._given
+        }
+        return replace(config, **(self._given | statistics))
 
     @property
     def num_classes(self) -> int:
@@ -152,12 +189,23 @@ class ImageDataModule(LightningDataModule):
         return {name: found[index] for index, name in enumerate(self.classes)}
 
     @override
+    def prepare_data(self) -> None:
+        # One process makes ready what all will read. Lightning lets the others wait here.
+        self._is_prepared = True
+        if self.cache == "disk" and (self.trainer is None or self.trainer.state.fn == "fit"):
+            for part in PARTS["fit"]:
+                self._keep_on_disk(part)
+
+    @override
     def setup(self, stage: str) -> None:
+        if stage == "fit" and self._ranks()["num_replicas"] == 1 and not self._is_prepared:
+            ImageDataModule.prepare_data(self)  # a subclass may have its own, or nobody called it
+        self._is_prepared = False
         for part in PARTS[stage]:
             samples = self.read_samples(part)
             if not samples.names and (part, stage) != ("val", "fit"):
                 raise ValueError(f"There are no pictures for {part}: {self.where_from(part)}.")
-            self._datasets[part] = PictureDataset(samples, self._transform(part))
+            self._datasets[part] = self._make_dataset(part, samples, stage)
         if stage == "fit" and self._run_seed is None and self.trainer is not None:
             # What seed_everything set, or else any; the same in all processes.
             self._run_seed = self.trainer.strategy.broadcast(torch.initial_seed())
@@ -191,6 +239,16 @@ class ImageDataModule(LightningDataModule):
             drop_last=leaves_one,
         )
 
+    def plain_train_dataloader(self) -> Loader:
+        """The training pictures in order, as they are in validation: for a linear probe."""
+        train = self._dataset("train")
+        pipeline = make_pipeline(eval_geometry(self.data_config), self.data_config)
+        is_kept = recipe_of(pipeline) == recipe_of(train.pipeline)
+        dataset = PictureDataset(
+            train.samples, pipeline, stock=train.stock if is_kept else None, device=train.device
+        )
+        return self._loader(PictureLoader, "train", dataset, batch_size=self.batch_size)
+
     @override
     def val_dataloader(self) -> Loader | list[Loader]:
         return self._eval_loader("val") if len(self._dataset("val")) else []
@@ -201,7 +259,7 @@ class ImageDataModule(LightningDataModule):
 
     @override
     def predict_dataloader(self) -> Loader:
-        return self._loader(DataLoader, "predict", batch_size=self.batch_size)
+        return self._loader(PictureLoader, "predict", batch_size=self.batch_size)
 
     def _dataset(self, part: Part) -> PictureDataset:
         if part not in self._datasets:
@@ -209,11 +267,43 @@ class ImageDataModule(LightningDataModule):
             raise RuntimeError(f"The {part} pictures are known after `setup({stage!r})`.")
         return self._datasets[part]
 
-    def _transform(self, part: Part) -> Transform:
-        if part != "train":
-            return eval_transform(self.data_config)
-        geometry = self.train_geometry(self.data_config)
-        return train_transform(self.data_config, self.train_augmentation, geometry)
+    def _make_dataset(self, part: Part, samples: Samples, stage: str) -> PictureDataset:
+        pipeline = self._pipeline(part, samples)
+        stock: Stock | TensorStock | None = None
+        if self.cache == "disk" and part in PARTS["fit"]:
+            stock = open_kept(self._cache_folder(pipeline), with_stamps(samples))
+        elif keeps_in_memory(self.cache, samples, pipeline, is_read_often=stage == "fit"):
+            stock = keep_in_memory(samples, pipeline, part)
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        if not self.num_workers and device.type == "cuda" and pipeline.is_batched:
+            stock = on_device(stock, device)
+        return PictureDataset(samples, pipeline, stock=stock, device=device)
+
+    def _keep_on_disk(self, part: Part) -> None:
+        samples = self.read_samples(part)
+        pipeline = self._pipeline(part, samples)
+        folder = self._cache_folder(pipeline)
+        if samples.names:
+            keep_in_files(folder, with_stamps(samples), pipeline, part)
+
+    def _cache_folder(self, pipeline: Pipeline) -> Path:
+        root = self.pictures_dir
+        if self.cache_dir is None and root is None:
+            raise ValueError(
+                "`cache` is 'disk', but these pictures are in no folder: name one, `cache_dir`."
+            )
+        recipe = recipe_of(pipeline, root=root if self.cache_dir else None)
+        return folder_of(self.cache_dir or Path(str(root), FOLDER), recipe)
+
+    def _pipeline(self, part: Part, samples: Samples) -> Pipeline:
+        config = self.data_config
+        steps: list[Step] = [*eval_geometry(config)]
+        if part == "train":
+            steps = train_steps(config, self.train_augmentation, self.train_geometry(config))
+        pipeline = make_pipeline(steps, config)
+        if self.cache in ("ram", "disk") and not isinstance(samples, ArraySamples):
+            pipeline = pipeline.shrunk(self.cache_size or config.resize_size * 3 // 2, config)
+        return pipeline
 
     def _ranks(self) -> dict[str, int]:
         trainer = self.trainer
@@ -235,30 +325,34 @@ class ImageDataModule(LightningDataModule):
         """A loader of each picture once, in order, whichever process asks."""
         ranks = self._ranks()
         if ranks["num_replicas"] == 1:
-            return self._loader(DataLoader, part, batch_size=self.batch_size)
+            return self._loader(PictureLoader, part, batch_size=self.batch_size)
         dataset = self._dataset(part)
         size = even_batch_size(len(dataset), self.batch_size, ranks["num_replicas"])
         sampler = UnpaddedSampler(dataset, **ranks)
-        return self._loader(DataLoader, part, batch_size=size, sampler=sampler)
+        return self._loader(PictureLoader, part, batch_size=size, sampler=sampler)
 
-    def _loader(self, make: type[Loader], part: Part, **options: Any) -> Loader:
-        dataset = self._dataset(part)
-        num_workers = self._num_workers(len(dataset))
-        on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+    def _loader(
+        self, make: type[Loader], part: Part, dataset: PictureDataset | None = None, **options: Any
+    ) -> Loader:
+        dataset = dataset or self._dataset(part)
+        num_workers = self._num_workers(dataset)
+        if dataset.is_a_tensor:  # Lightning would advise workers, which could only slow it down
+            warnings.filterwarnings("ignore", f"The '{part}_dataloader' does not have many workers")
         return make(
             dataset,
             num_workers=num_workers,
             persistent_workers=num_workers > 0 and part in PARTS["fit"],
             # Its own, so that loading leaves alone what the model draws (dropout, mixing).
             generator=torch.Generator().manual_seed(self.seed),
-            pin_memory=on_cuda,
+            collate_fn=unfinished,  # type: ignore[arg-type]  # a batch, not a list of samples
+            pin_memory=dataset.device.type == "cuda" and not dataset.is_on_device,
             **options,
         )
 
-    def _num_workers(self, num_pictures: int) -> int:
+    def _num_workers(self, dataset: PictureDataset) -> int:
         if self.num_workers is not None:
             return self.num_workers
-        if num_pictures <= self.batch_size:
+        if len(dataset) <= self.batch_size or dataset.is_a_tensor:
             return 0
         return spare_cpus(self.trainer.num_devices if self.trainer else 1)
 
@@ -270,13 +364,18 @@ def spare_cpus(num_devices: int) -> int:
     return max(0, min(MOST_WORKERS, cpus // num_devices - 1))
 
 
-def per_channel(value: float | tuple[float, ...] | None) -> tuple[float, ...] | None:
-    """One number for all three channels, or what was given.
+def per_channel(value: float | tuple[float, ...], channels: int, name: str) -> tuple[float, ...]:
+    """One number for all channels, or what was given.
 
-    >>> per_channel(0.5)
+    >>> per_channel(0.5, 3, "mean")
     (0.5, 0.5, 0.5)
     """
-    return (value,) * 3 if isinstance(value, (int, float)) else value
+    values = (value,) * channels if isinstance(value, (int, float)) else tuple(value)
+    if len(values) != channels:
+        raise ValueError(
+            f"`{name}` has {len(values)} channels, {values}, but the network takes {channels}."
+        )
+    return values
 
 
 def given_options(**options: Any) -> dict[str, Any]:

@@ -75,10 +75,16 @@ class CIFARDataModule(ImageDataModule):
     def train_geometry(self, config: DataConfig) -> list[nn.Module]:
         return small_picture_geometry(config)
 
+    @property
+    @override
+    def pictures_dir(self) -> Path:
+        return self.data_dir
+
     @override
     def prepare_data(self) -> None:
         if wrong_files(self._kind, self.data_dir):
             fetch(self._kind, self.data_dir, download=self.download)
+        super().prepare_data()
 
     @override
     def read_samples(self, part: Part) -> ArraySamples:

@@ -77,6 +77,11 @@ class ImageFolderDataModule(ImageDataModule):
     def classes(self) -> list[str]:
         return list(self.layout.classes)
 
+    @property
+    @override
+    def pictures_dir(self) -> Path:
+        return self.data_dir
+
     @override
     def prepare_data(self) -> None:
         # One process looks at the files first; the others find the split and the record it wrote.
@@ -85,6 +90,7 @@ class ImageFolderDataModule(ImageDataModule):
             samples = self.read_samples(part)
             if self.on_corrupt == "raise":
                 refuse_unopenable(samples)
+        super().prepare_data()
 
     @override
     def read_samples(self, part: Part) -> FileSamples:

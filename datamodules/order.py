@@ -1,11 +1,10 @@
 """Which process loads which picture, and when: a function of seed and place in the run alone."""
 
 from collections.abc import Callable, Iterator
-from itertools import chain, count
+from itertools import chain, count, repeat
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from typing_extensions import override
 
@@ -14,7 +13,7 @@ from lit_finetune.seeding import derive_seed
 
 
 class Draw(NamedTuple):
-    """The number of a picture, and the seed of how it is varied this time."""
+    """The number of a picture, and the epoch's seed: the two say how it is varied this time."""
 
     picture: int
     seed: int
@@ -53,11 +52,11 @@ class EpochSampler(DistributedSampler[int]):
     @override
     def __iter__(self) -> Iterator[Draw]:  # type: ignore[override]  # an index with a seed
         epoch, batches = self._place()
-        generator = torch.Generator().manual_seed(derive_seed(self._run_seed, epoch))
-        order = torch.randperm(len(self.dataset), generator=generator).tolist()  # type: ignore[arg-type]
-        for position in list(super().__iter__())[batches * self._batch_size :]:
-            index = order[position]
-            yield Draw(index, derive_seed(self._run_seed, epoch, index))
+        seed = derive_seed(self._run_seed, epoch)
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(self.dataset), generator=generator)  # type: ignore[arg-type]
+        own = torch.tensor(list(super().__iter__())[batches * self._batch_size :], dtype=torch.long)
+        return map(Draw, order[own].tolist(), repeat(seed))
 
 
 class UnpaddedSampler(DistributedSampler[int]):
@@ -103,7 +102,20 @@ def even_batch_size(num_pictures: int, batch_size: int, num_replicas: int) -> in
     return next(size for size in sizes if share % size) if rest else batch_size
 
 
-class ResumableLoader(DataLoader[tuple[Tensor, int]]):
+class PictureLoader(DataLoader[Any]):
+    """Batches of a `PictureDataset`, finished where they are wanted.
+
+    What is left when a batch leaves a worker, normalisation, is done here: on the device, if that
+    is a GPU, to which 8 bits a channel then travel. The network's own hooks stay free.
+    """
+
+    @override
+    def __iter__(self) -> Any:
+        dataset: Any = self.dataset
+        return (dataset.finish(images, labels) for images, labels in super().__iter__())
+
+
+class ResumableLoader(PictureLoader):
     """A loader that goes on where the run stands: its sampler finds out by itself.
 
     So there is no state to keep; but Lightning asks for these methods, or else warns on resume

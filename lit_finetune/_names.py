@@ -1,6 +1,6 @@
 """Error messages that name what there is."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -30,3 +30,13 @@ def one_of(value: str, options: Iterable[str], what: str) -> str:
         return value
     hint = nearest(value, options, most=1)
     raise ValueError(f"Unknown {what} {value!r}.{hint} Choose one of: {', '.join(options)}.")
+
+
+def some_of(names: Sequence[str], most: int = 10) -> str:
+    """The first of the names, and how many more there are.
+
+    >>> some_of(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

@@ -5,15 +5,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from lit_finetune.backbones.adapted import create_adapted
 from lit_finetune.backbones.backbone import Backbone
-from lit_finetune.backbones.create import create_backbone, is_weights_file
+from lit_finetune.backbones.create import is_weights_file
 from lit_finetune.data_config import DataConfig
-from lit_finetune.dry_run import initialise
+from lit_finetune.dry_run import initialise, num_channels
 from lit_finetune.features_only import with_head
-from lit_finetune.head_search import NoHeadError
-from lit_finetune.heads import find_head, head_in_features, head_num_classes, replace_head
+from lit_finetune.forward_order import note_use_order
+from lit_finetune.head_search import NoHeadError, replaced_layers
+from lit_finetune.heads import (
+    add_classifier,
+    find_head,
+    head_num_classes,
+    own_or_given,
+    replace_head,
+)
+from lit_finetune.lora import Lora, add_lora
 from lit_finetune.weights import LoadReport, load_weights
 
 Head = str | nn.Module | Callable[[int, int], nn.Module]
@@ -33,6 +42,8 @@ class Assembled:
     data_config: DataConfig
     load_report: LoadReport | None
     """What of the weights file fitted; None without a file."""
+    lora_layers: tuple[str, ...] = ()
+    """The layers that have adapters."""
     features: str = ""
     """What the network ends in, where it had no head and one was appended."""
     classes: tuple[str, ...] = ()
@@ -49,6 +60,8 @@ class Assembled:
             head = "the network's own head"
         line = f"{self.name}: {head}, `{self.head_name}`, for {self.num_classes} classes"
         line += f", on its {self.features}." if self.features else "."
+        if self.lora_layers:
+            line += f" {len(self.lora_layers)} layers have adapters, and the rest stays frozen."
         return f"{report}\n{line}" if report else line
 
 
@@ -63,6 +76,9 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
     backbone_kwargs: dict[str, Any] | None = None,
     drop_rate: float = 0.0,
     min_match: float = 0.9,
+    in_chans: int | None = None,
+    image_size: int | None = None,
+    lora: Lora | None = None,
 ) -> Assembled:
     """Build or take a backbone, give it a head, and load a weights file if there is one.
 
@@ -71,26 +87,35 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
     classes leaves the new head as it is, and the report says so.
     """
     file = weights if weights is not None and is_weights_file(weights) else None
-    built = create_backbone(
-        backbone, weights=None if file else weights, backbone_kwargs=backbone_kwargs
+    built = create_adapted(
+        backbone,
+        weights=None if file else weights,
+        backbone_kwargs=backbone_kwargs,
+        in_chans=in_chans,
+        image_size=image_size,
     )
     initialise(built.network, built.data_config)
+    is_without = head_name is None and add_classifier(built.network, num_classes)
     network, head_name, features = _with_a_head(built, head_name)
-    in_features = head_in_features(network, head_name)
-    own = make_head(in_features, num_classes)
-    head = head if own is None else own
-    fits = head == "linear" and head_num_classes(network, head_name) == num_classes
-    keeps = fits and not features
+    names = replaced_layers(network, head_name)
+    head = own_or_given(network, head_name, num_classes, make_head=make_head, head=head)
+    has_as_many = all(head_num_classes(network, name) == num_classes for name in names)
+    keeps = head == "linear" and has_as_many and not is_without and not features
     if not keeps or drop_rate:
-        state = network.get_submodule(head_name).state_dict()
+        states = {name: network.get_submodule(name).state_dict() for name in names}
         head_name = replace_head(
             network, num_classes, head=head, head_name=head_name, drop_rate=drop_rate
         )
-        if keeps:  # a new layer has a bias; a head that had none goes on without
+        for name, state in states.items() if keeps else ():
+            # A new layer has a bias; a head that had none goes on without.
             state.setdefault("bias", torch.zeros(num_classes))
-            network.get_submodule(head_name).load_state_dict(state)
+            network.get_submodule(name).load_state_dict(state)
+    note_use_order(network, _blank_images(network, built.data_config))
     path = file or built.weights_file
     report = load_weights(network, path, min_match=min_match, head_name=head_name) if path else None
+    layers: tuple[str, ...] = ()
+    if lora:
+        layers = add_lora(network, lora, head_name=head_name, data_config=built.data_config)
     return Assembled(
         network=network,
         name=built.name,
@@ -99,6 +124,7 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
         keeps_head=keeps,
         data_config=built.data_config,
         load_report=report,
+        lora_layers=layers,
         features=features,
         classes=built.classes if keeps else (),
         rebuilt_by=_rebuilt_by(built),
@@ -116,6 +142,11 @@ def _with_a_head(built: Backbone, head_name: str | None) -> tuple[nn.Module, str
             pass
     network, features = with_head(built.network, built.data_config)
     return network, "head", features
+
+
+def _blank_images(network: nn.Module, config: DataConfig) -> Tensor:
+    """Two pictures without data."""
+    return torch.zeros(2, num_channels(network, config), *config.image_size, device="meta")
 
 
 def _rebuilt_by(built: Backbone) -> dict[str, Any]:

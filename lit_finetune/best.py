@@ -5,9 +5,13 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
+from lit_finetune.sharding import like, whole
+
 
 def copy_trained(model: nn.Module, frozen: Collection[nn.Module]) -> dict[str, Tensor]:
     """Copies, on the CPU, of all that training changes: parameters that train, and statistics.
+
+    Where they are sharded, whole ones are put together, for which all processes must ask.
 
     Args:
         model: Its parameters that require a gradient are copied.
@@ -18,7 +22,7 @@ def copy_trained(model: nn.Module, frozen: Collection[nn.Module]) -> dict[str, T
     for prefix, module in model.named_modules():
         if id(module) not in held:
             trained.update(module.named_buffers(prefix, recurse=False))
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in trained.items()}
+    return {name: whole(tensor.detach()).to("cpu", copy=True) for name, tensor in trained.items()}
 
 
 @torch.no_grad()
@@ -26,4 +30,4 @@ def put_back(model: nn.Module, copies: Mapping[str, Tensor]) -> None:
     """Give parameters and buffers the values of their copies."""
     present = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, copy in copies.items():
-        present[name].copy_(copy)
+        present[name].copy_(like(present[name], copy))

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from lit_finetune._names import some_of
+
 
 def check_classes(data: Sequence[str], model: Sequence[str], *, named: bool) -> None:
     """Refuse data whose classes are not the model's.
@@ -16,7 +18,7 @@ def check_classes(data: Sequence[str], model: Sequence[str], *, named: bool) -> 
     """
     if len(data) != len(model):
         raise ValueError(
-            f"The data has {len(data)} classes ({_some(data)}), but the model"
+            f"The data has {len(data)} classes ({some_of(data)}), but the model"
             f" num_classes={len(model)}. Build the model with num_classes={len(data)}."
         )
     if named and list(data) != list(model):
@@ -26,7 +28,7 @@ def check_classes(data: Sequence[str], model: Sequence[str], *, named: bool) -> 
         ]
         raise ValueError(
             "The classes of the data are not those that the model was trained on; by label, data"
-            f" and model have {_some(pairs)}. Give the folders the model's names."
+            f" and model have {some_of(pairs)}. Give the folders the model's names."
         )
 
 
@@ -51,16 +53,6 @@ def balanced_weights(counts: Mapping[str, int] | None, classes: Sequence[str]) -
             " another loader, pass a list of weights."
         )
     if empty := [name for name in classes if not counts[name]]:
-        raise ValueError(f"class_weights='balanced': there are no pictures of {_some(empty)}.")
+        raise ValueError(f"class_weights='balanced': there are no pictures of {some_of(empty)}.")
     total = sum(counts.values())
     return [total / (len(classes) * counts[name]) for name in classes]
-
-
-def _some(names: Sequence[str], most: int = 10) -> str:
-    """The first of the names, and how many more there are.
-
-    >>> _some(["a", "b", "c"], most=2)
-    'a, b and 1 more'
-    """
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest

@@ -15,8 +15,10 @@ from lit_finetune.assemble import assemble
 from lit_finetune.blocks import Block, list_blocks
 from lit_finetune.compiled import unwrapped
 from lit_finetune.data_config import DataConfig
-from lit_finetune.heads import forward_features, head_in_features, replace_head
+from lit_finetune.freezing import frozen_modules, hold
+from lit_finetune.heads import forward_features, own_or_given, replace_head
 from lit_finetune.hparams import check_hparams, plain_hparams
+from lit_finetune.lora import Lora, merged, read_lora
 from lit_finetune.optim import (
     DEFAULT_LR,
     build_optimizer,
@@ -25,8 +27,11 @@ from lit_finetune.optim import (
     describe_scheduler,
     join_groups,
 )
-from lit_finetune.outputs import check_logits, logits_of
+from lit_finetune.outputs import check_logits, logits_of, weighted_auxiliary_of
 from lit_finetune.param_groups import ParamGroup, make_param_groups
+from lit_finetune.recompute import recompute_units
+from lit_finetune.sharded_checkpoint import as_file
+from lit_finetune.sharding import shard
 from lit_finetune.splitting import PrefixOutput
 from lit_finetune.steps import KEY, ClassifierSteps
 from lit_finetune.weight_translation import in_names_of
@@ -53,6 +58,8 @@ class FinetuneClassifier(ClassifierSteps):
         head_name: The network's classifier layer, where it is not found by itself; "" if it has
             none: then one is appended to what it ends in, as where none is found.
         backbone_kwargs: What to build a named backbone with.
+        in_chans: Channels of a picture; others than the network's adapt its first convolution.
+        image_size: Side of a picture; by default what the network was made for.
         drop_rate: Probability of dropping a feature, before the head's last layer.
         lr: The head's learning rate. An optimizer that brings a rate of its own may set it instead.
         backbone_lr_ratio: The rate of the last block before the head, relative to the head's.
@@ -69,9 +76,12 @@ class FinetuneClassifier(ClassifierSteps):
         mixup_alpha: Of MixUp's Beta distribution; 0 for none.
         cutmix_alpha: Of CutMix's Beta distribution; 0 for none.
         min_match: The least share of the backbone's parameters that a weights file must fill.
+        lora: Adapters of low rank, which train in the place of the backbone's weights.
         channels_last: Whether pictures and weights lie channels last in memory, which many
             convolutional networks run faster with, on a GPU above all.
         compile: Whether the backbone runs through `torch.compile`.
+        gradient_checkpointing: Whether blocks that train compute their activations again in the
+            backward pass rather than keep them: less memory, more time, and the same result.
 
     Raises:
         ValueError: An argument cannot be; the message names all of them.
@@ -88,6 +98,8 @@ class FinetuneClassifier(ClassifierSteps):
         head: str | nn.Module | Callable[[int, int], nn.Module] = "linear",
         head_name: str | None = None,
         backbone_kwargs: dict[str, Any] | None = None,
+        in_chans: int | None = None,
+        image_size: int | None = None,
         drop_rate: float = 0.0,
         lr: float = DEFAULT_LR,
         backbone_lr_ratio: float = 0.1,
@@ -101,8 +113,10 @@ class FinetuneClassifier(ClassifierSteps):
         mixup_alpha: float = 0.0,
         cutmix_alpha: float = 0.0,
         min_match: float = 0.9,
+        lora: Lora | dict[str, Any] | None = None,
         channels_last: bool = False,
         compile: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
         arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
@@ -120,8 +134,11 @@ class FinetuneClassifier(ClassifierSteps):
             make_head=self.make_head,
             head_name=head_name,
             backbone_kwargs=backbone_kwargs,
+            in_chans=in_chans,
+            image_size=image_size,
             drop_rate=drop_rate,
             min_match=min_match,
+            lora=read_lora(lora),
         )
         self.backbone = built.network
         if channels_last:
@@ -129,11 +146,14 @@ class FinetuneClassifier(ClassifierSteps):
         if compile:
             self.backbone.compile()
         self.head_name = built.head_name
+        if gradient_checkpointing:
+            recompute_units(self, self.blocks)
         self.load_report = built.load_report
         self._rebuilt_by = built.rebuilt_by
         self.data_config: DataConfig = built.data_config
         self._set_num_classes(num_classes)
         self.classes = list(built.classes) or self.classes
+        self._still = frozen_modules(self, self.blocks) if built.lora_layers else []
         rank_zero_info(str(built))
 
     @override
@@ -147,11 +167,19 @@ class FinetuneClassifier(ClassifierSteps):
         return list_blocks(self, f"backbone.{self.head_name}")
 
     @override
+    def configure_model(self) -> None:
+        """Shard the backbone block by block under ModelParallelStrategy, and do nothing else."""
+        shard(self.backbone, self.device_mesh, head_name=self.head_name)
+
+    @override
     def forward(self, images: Tensor | PrefixOutput) -> Tensor:
         """From images (N, C, H, W), or what their first blocks gave, to logits (N, num_classes)."""
         if isinstance(images, PrefixOutput):
+            self._auxiliary = ()
             return self.forward_from(*images)
-        logits = logits_of(self.backbone(self._laid_out(images)))
+        output = self.backbone(self._laid_out(images))
+        self._auxiliary = weighted_auxiliary_of(output)
+        logits = logits_of(output)
         check_logits(logits, self.num_classes, self.head_name)
         return logits
 
@@ -193,16 +221,23 @@ class FinetuneClassifier(ClassifierSteps):
                 a datamodule names them.
         """
         check_hparams({"num_classes": num_classes})
-        own = self.make_head(head_in_features(self.backbone, self.head_name), num_classes)
+        given = self.hparams["head"] or "linear"
+        head = own_or_given(
+            self.backbone, self.head_name, num_classes, make_head=self.make_head, head=given
+        )
         self.head_name = replace_head(
             self.backbone,
             num_classes,
-            head=own or self.hparams["head"] or "linear",
+            head=head,
             head_name=self.head_name,
-            drop_rate=0.0 if own else self.hparams["drop_rate"],
+            drop_rate=self.hparams["drop_rate"] if head == given else 0.0,
         )
         self.hparams.update(num_classes=num_classes, class_weights=None)
         self._set_num_classes(num_classes)
+
+    def merge_lora(self) -> nn.Module:
+        """A copy of the network with its adapters merged into the weights, under their names."""
+        return merged(self.backbone)
 
     def make_head(self, in_features: int, num_classes: int) -> nn.Module | None:
         """Override to build your own head; None, as here, leaves it to the argument `head`.
@@ -255,6 +290,11 @@ class FinetuneClassifier(ClassifierSteps):
         return {"optimizer": optimizer, "lr_scheduler": config} if config else optimizer
 
     @override
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        hold(self._still)
+
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         key = self.CHECKPOINT_HYPER_PARAMS_KEY
@@ -265,14 +305,17 @@ class FinetuneClassifier(ClassifierSteps):
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        state = checkpoint["state_dict"]  # maybe of another version of transformers
-        checkpoint["state_dict"] = dict(in_names_of(self, {"": state})[""])
+        if state := checkpoint.get("state_dict"):  # none where shards have been read by now
+            # It may be of another version of transformers.
+            checkpoint["state_dict"] = dict(in_names_of(self, {"": state})[""])
 
     @classmethod
     @override
-    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Self:
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
         """The classifier that a checkpoint holds, as in Lightning, but never by unpickling code.
 
-        A backbone or a head that was given as a module has to be given again, by keyword.
+        A backbone or a head that was given as a module has to be given again, by keyword. The
+        folder that a sharded run writes is read as well.
         """
-        return super().load_from_checkpoint(*args, **{"weights_only": True, **kwargs})
+        file, options = as_file(checkpoint_path), {"weights_only": True, **kwargs}
+        return super().load_from_checkpoint(file, *args, **options)

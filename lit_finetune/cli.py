@@ -30,6 +30,7 @@ import lit_finetune.datamodules  # noqa: F401  # so that `--data DigitsDataModul
 from lit_finetune.block_table import block_table, describe_blocks
 from lit_finetune.callbacks import BestCheckpoint, LastCheckpoint, PredictionWriter, RunReport
 from lit_finetune.classifier import FinetuneClassifier
+from lit_finetune.sharded_checkpoint import gather_checkpoint
 
 MOST_CLASSES = 40
 """How many known classes the help lists for an argument."""
@@ -226,6 +227,14 @@ class WholeFileIO(TorchCheckpointIO):
         partial = f"{path}.part"
         super().save_checkpoint(checkpoint, partial, storage_options)
         os.replace(partial, path)
+
+    @override
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """What a file holds, or the weights in a folder that a sharded run has written."""
+        is_folder = "://" not in str(path) and Path(path).is_dir()
+        return (
+            gather_checkpoint(path) if is_folder else super().load_checkpoint(path, *args, **kwargs)
+        )
 
 
 def default_loggers(root: str) -> list[Logger]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import cycle, islice
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
+CropMode = Literal["center", "squash", "border", "pad"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,10 @@ class DataConfig:
     """Length of the picture's short side before `image_size` is cut from its centre."""
     interpolation: Interpolation = "bilinear"
     """How pictures are resized."""
+    crop_mode: CropMode = "center"
+    """`center`: in its own proportions, and what does not fit is cut off; `squash`: to the wanted
+    proportions; `border`: in its own proportions and whole, with a border of the colour `mean`;
+    `pad`: like `center`, but a `resize_size` below `image_size` leaves a black border."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -41,7 +47,7 @@ class DataConfig:
             problems.append(f"`std` must be above 0, but got {self.std}")
         if len(self.image_size) != 2 or min(self.image_size) < 1:
             problems.append(f"`image_size` is (height, width), but got {self.image_size}")
-        elif self.resize_size < min(self.image_size):
+        elif self.resize_size < min(self.image_size) and self.crop_mode != "pad":
             problems.append(
                 f"`resize_size` {self.resize_size} is smaller than the short side of "
                 f"`image_size` {self.image_size}"
@@ -49,6 +55,7 @@ class DataConfig:
         if problems:
             raise ValueError(f"This data config cannot be: {'; '.join(problems)}.")
         one_of(self.interpolation, ("nearest", "bilinear", "bicubic"), "interpolation")
+        one_of(self.crop_mode, ("center", "squash", "border", "pad"), "crop_mode")
 
     def to_dict(self) -> dict[str, Any]:
         """The config as lists, strings and numbers, as a checkpoint can hold it."""
@@ -82,6 +89,20 @@ class DataConfig:
         resize_size = round(self.resize_size * min(size) / min(self.image_size))
         return replace(self, image_size=size, resize_size=resize_size)
 
+    def with_channels(self, num_channels: int) -> "DataConfig":
+        """The same config for other channels: their average for one, and else one after another.
+
+        >>> DataConfig(mean=(0.2, 0.4, 0.6), std=(1.0, 1.0, 1.0)).with_channels(4).mean
+        (0.2, 0.4, 0.6, 0.2)
+        """
+        if num_channels == len(self.mean):
+            return self
+        if num_channels == 1:
+            grey = (sum(self.mean) / len(self.mean),), (sum(self.std) / len(self.std),)
+            return replace(self, mean=grey[0], std=grey[1])
+        mean, std = (tuple(islice(cycle(of), num_channels)) for of in (self.mean, self.std))
+        return replace(self, mean=mean, std=std)
+
 
 class ResizeToCover(nn.Module):
     """Resize a picture, in its own proportions, until it just covers a height and a width."""
@@ -104,23 +125,80 @@ class ResizeToCover(nn.Module):
         return f"size={self.size}, interpolation={self.interpolation.value}"
 
 
+class ResizeWithin(nn.Module):
+    """Resize a picture, in its own proportions, until it just fits into a height and a width."""
+
+    def __init__(self, size: tuple[int, int], *, interpolation: Interpolation) -> None:
+        super().__init__()
+        self.size = size
+        self.interpolation = v2.InterpolationMode(interpolation)
+
+    def forward(self, picture: Image.Image | Tensor) -> Image.Image | Tensor:
+        """Resize one picture."""
+        height, width = functional.get_size(picture)
+        ratio = max(height / self.size[0], width / self.size[1])
+        new = [max(1, round(height / ratio)), max(1, round(width / ratio))]
+        return functional.resize(picture, new, self.interpolation, antialias=True)
+
+
+class PadAround(nn.Module):
+    """Put a border of one colour around a picture that is smaller than a height or a width."""
+
+    def __init__(self, size: tuple[int, int], *, colour: tuple[float, ...]) -> None:
+        super().__init__()
+        self.size = size
+        self.colour = colour
+
+    def forward(self, picture: Image.Image | Tensor) -> Image.Image | Tensor:
+        """Pad one picture; its colours go to 255, or to 1 where they are floats."""
+        height, width = functional.get_size(picture)
+        rows, columns = max(0, self.size[0] - height), max(0, self.size[1] - width)
+        around = [columns // 2, rows // 2, (columns + 1) // 2, (rows + 1) // 2]
+        fill: list[float] = [round(255 * value) for value in self.colour]
+        if isinstance(picture, Tensor) and picture.is_floating_point():
+            fill = [*self.colour]
+        return functional.pad(picture, around, fill=fill)
+
+
 def eval_transform(config: DataConfig) -> Callable[[Image.Image | Tensor], Tensor]:
     """What pictures go through but for training: resize, cut out the centre, normalise."""
+    return v2.Compose([*eval_geometry(config), normalize(config)])
+
+
+def eval_geometry(config: DataConfig) -> list[nn.Module]:
+    """The first part of it, which leaves 8 bits a channel: resize, cut out the centre."""
     ratio = config.resize_size / min(config.image_size)
-    cover = (round(config.image_size[0] * ratio), round(config.image_size[1] * ratio))
-    return v2.Compose(
-        [
-            ResizeToCover(cover, interpolation=config.interpolation),
-            v2.CenterCrop(config.image_size),
-            normalize(config),
-        ]
-    )
+    size = (round(config.image_size[0] * ratio), round(config.image_size[1] * ratio))
+    return frame(config, size)
+
+
+def frame(config: DataConfig, size: tuple[int, int]) -> list[nn.Module]:
+    """Bring a picture to a size in the way that the config says, and to the image size."""
+    crop = v2.CenterCrop(config.image_size)
+    if config.crop_mode == "squash":
+        interpolation = v2.InterpolationMode(config.interpolation)
+        return [v2.Resize(size, interpolation=interpolation, antialias=True), crop]
+    if config.crop_mode == "border":
+        within = ResizeWithin(size, interpolation=config.interpolation)
+        return [within, PadAround(config.image_size, colour=config.mean), crop]
+    return [ResizeToCover(size, interpolation=config.interpolation), crop]
 
 
 def normalize(config: DataConfig) -> Callable[[Image.Image | Tensor], Tensor]:
-    """The last part of every transform: a picture to a normalised float tensor."""
+    """The last part of every transform: a picture to a normalised float tensor.
+
+    Raises:
+        ValueError: The network takes other channels than pictures have.
+    """
+    channels = len(config.mean)
+    if channels not in (1, 3):
+        raise ValueError(
+            f"The network takes {channels} channels, but pictures have 3, or 1 where they are made "
+            "grey. Train on a `DataLoader` of your own tensors, (N, channels, height, width)."
+        )
     return v2.Compose(
         [
+            *([v2.Grayscale()] if channels == 1 else []),
             v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(mean=list(config.mean), std=list(config.std)),

@@ -1,25 +1,29 @@
 """Apply to a network what trains and what does not, and hold it there."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from torch import nn
 
 from lit_finetune.blocks import Block
+from lit_finetune.norms import is_norm, norm_parameters
 
-NORM_LAYERS: tuple[type[nn.Module], ...] = (
-    nn.modules.batchnorm._NormBase,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.RMSNorm,
-)
-"""Layers that `train_bn` speaks of: batch, instance, layer, group and RMS normalisation."""
+_NOTES = "_lit_finetune_notes"
+"""Where a module keeps, for each parameter, whether it was still before, and whether it trains."""
 
 
-def set_trainable(model: nn.Module, names: Collection[str]) -> bool:
+def set_trainable(
+    model: nn.Module, names: Collection[str], *, still: Collection[str] = frozenset()
+) -> bool:
     """Let the named parameters of a model train, and freeze all others.
 
     A frozen parameter loses its gradient: an optimizer would still step with what it holds.
+
+    Args:
+        model: Its modules take note of what was done, for `with_still` in another run.
+        names: The parameters that train.
+        still: Those that were fixed before any schedule came.
 
     Returns:
         Whether anything changed. A wrapper such as DistributedDataParallel must follow if so.
@@ -32,17 +36,52 @@ def set_trainable(model: nn.Module, names: Collection[str]) -> bool:
             changed = True
         if not trains:
             parameter.grad = None
+        notes, own = _notes_on(model, name)
+        notes[own] = (name in still, trains)
     return changed
 
 
-def norm_parameters(model: nn.Module) -> frozenset[str]:
-    """The names of the parameters that belong to normalisation layers."""
-    return frozenset(
-        f"{module_name}.{name}" if module_name else name
-        for module_name, module in model.named_modules()
-        if isinstance(module, NORM_LAYERS)
-        for name, _ in module.named_parameters(recurse=False)
-    )
+def restore_trainable(model: nn.Module, before: Mapping[str, bool]) -> None:
+    """Let parameters require a gradient as before, where a trial leaves no trace."""
+    for name, trains in before.items():
+        model.get_parameter(name).requires_grad_(trains)
+        notes, own = _notes_on(model, name)
+        was_still, _ = notes.get(own, (not trains, trains))
+        notes[own] = (was_still, trains)
+
+
+def with_still(model: nn.Module, blocks: Iterable[Block]) -> list[Block]:
+    """The blocks, with what of them was fixed before any schedule came.
+
+    That is what requires no gradient, unless a schedule has frozen it in an earlier run; and what
+    a schedule has trained since, if nobody but schedules has touched it. Where nothing before the
+    head requires a gradient, someone has frozen the backbone whole: that leaves the rest to the
+    schedule, and nothing counts as fixed.
+    """
+    still = {name for name, p in model.named_parameters() if _is_still(model, name, p)}
+    *backbone, head = blocks
+    if still.issuperset(name for block in backbone for name in block.free):
+        still.clear()
+    return [
+        replace(block, still=tuple(name for name in block.free if name in still))
+        for block in (*backbone, head)
+    ]
+
+
+def _is_still(model: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+    notes, own = _notes_on(model, name)
+    was_still, trained = notes.get(own, (False, not parameter.requires_grad))
+    is_as_left = parameter.requires_grad == trained
+    return was_still if is_as_left else not parameter.requires_grad
+
+
+def _notes_on(model: nn.Module, name: str) -> tuple[dict[str, tuple[bool, bool]], str]:
+    """What the module that holds a parameter has noted, and the parameter's name in it.
+
+    There it stays when the module is copied, or becomes a part of another one.
+    """
+    path, _, own = name.rpartition(".")
+    return model.get_submodule(path).__dict__.setdefault(_NOTES, {}), own
 
 
 def frozen_modules(
@@ -52,7 +91,8 @@ def frozen_modules(
 
     A module is frozen when it has parameters and none of them trains; so are the modules inside
     it, and those without parameters (dropout, drop-path) that belong to a frozen block. One that
-    is also used outside of all these is not.
+    is also used outside of all these is not. A normalisation layer of which some parameters train
+    and some do not (biases alone) is frozen too: its statistics stand still until all of it trains.
 
     Args:
         model: Some of its parameters require a gradient, some do not.
@@ -69,9 +109,10 @@ def frozen_modules(
     for block in blocks:
         if not live.intersection(block.parameters):
             roots.update(name for name in block.modules if name not in alive)
+    roots.update(name for name, module in modules if _is_partly_live(name, module, live))
     awake = {id(module) for name, module in modules if not _is_within(name, roots)}
     found = {id(m): m for name, m in modules if _is_within(name, roots) and id(m) not in awake}
-    return [m for m in found.values() if not (norms_train and isinstance(m, NORM_LAYERS))]
+    return [m for m in found.values() if not (norms_train and is_norm(m))]
 
 
 def hold(frozen: Iterable[nn.Module]) -> None:
@@ -101,6 +142,14 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def _is_partly_live(name: str, module: nn.Module, live: Collection[str]) -> bool:
+    """Whether it is a normalisation layer of which some parameters train, and some do not."""
+    if not is_norm(module):
+        return False
+    trains = [f"{name}.{own}" in live for own, _ in module.named_parameters(recurse=False)]
+    return any(trains) and not all(trains)
 
 
 def _is_within(name: str, roots: Collection[str]) -> bool:

@@ -1,10 +1,13 @@
 """A classifier's arguments: checked at the door, and as plain data for a checkpoint."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+
+from lit_finetune.lora import Lora
 
 
 def plain_hparams(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -14,7 +17,11 @@ def plain_hparams(arguments: Mapping[str, Any]) -> dict[str, Any]:
     becomes None, and has to be given again when the checkpoint is loaded; optimizer and scheduler
     are left out, as loading needs neither.
     """
-    given = {k: v for k, v in arguments.items() if k not in ("optimizer", "lr_scheduler")}
+    given = {
+        key: asdict(value) if isinstance(value, Lora) else value
+        for key, value in arguments.items()
+        if key not in ("optimizer", "lr_scheduler")
+    }
     if _holds_objects(given.get("backbone_kwargs")):
         given["backbone"] = None
     return {
@@ -62,6 +69,8 @@ _RULES = (
         lambda value: value is not None,
     ),
     ("num_classes", "is a number of classes from 2 on", lambda n: n >= 2),
+    ("in_chans", "is a number of channels from 1 on", lambda n: n is None or n >= 1),
+    ("image_size", "is a number of pixels from 1 on", lambda n: n is None or n >= 1),
     ("drop_rate", "is a probability below 1", lambda p: 0 <= p < 1),
     ("label_smoothing", "is a share of the probability, from 0 to 1", lambda p: 0 <= p <= 1),
     ("lr", "must be positive", lambda lr: lr > 0),

@@ -31,9 +31,13 @@ def classification_metrics(num_classes: int, prefix: str) -> MetricCollection:
         "acc_macro": accuracy(num_classes, average="macro"),
         "f1": MulticlassF1Score(num_classes, average="macro", validate_args=False),
     }
+    # Those that count the same are said: torchmetrics would else take for one what is equal after
+    # the first batch, as accuracy and top-5 accuracy are when all of its pictures are right.
+    groups = [["acc"], ["acc_macro", "f1"]]
     if num_classes > 5:
         metrics["acc_top5"] = accuracy(num_classes, top_k=5)
-    return MetricCollection(metrics, prefix=prefix)
+        groups.append(["acc_top5"])
+    return MetricCollection(metrics, prefix=prefix, compute_groups=groups)
 
 
 def probabilities(logits: Tensor) -> Tensor:

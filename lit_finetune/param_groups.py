@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from lit_finetune.blocks import Block
+from lit_finetune.norms import norm_parameters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +45,7 @@ def make_param_groups(
     backbone_lr_ratio: float = 1.0,
     layer_decay: float | None = None,
 ) -> list[ParamGroup]:
-    """Every parameter in one named group, two for each block; the head's first: it leads.
+    """Every parameter that may train in one named group, two a block; the head's first: it leads.
 
     Args:
         network: What the names of the blocks' parameters refer to.
@@ -63,7 +64,7 @@ def make_param_groups(
         )
         for block, ratio in zip(reversed(blocks), reversed(ratios), strict=True)
         for decays in (True, False)
-        if (chosen := tuple(name for name in block.parameters if (name not in exempt) == decays))
+        if (chosen := tuple(name for name in block.free if (name not in exempt) == decays))
     ]
 
 
@@ -83,4 +84,4 @@ def no_decay_names(network: nn.Module) -> frozenset[str]:
         for name, parameter in network.named_parameters()
         if parameter.ndim <= 1 or name.endswith(".bias")
     }
-    return own | flat
+    return own | flat | norm_parameters(network)

@@ -8,7 +8,7 @@ from typing import Any
 from lit_finetune.blocks import Block
 from lit_finetune.compiled import plain_name
 from lit_finetune.schedule import Phase, Schedule, Selection, Selector, phase_at
-from lit_finetune.selectors import select
+from lit_finetune.selectors import means_the_rest, of_a_kind, select
 from lit_finetune.triggers import Plateau, Position, Progress, is_over
 
 
@@ -87,6 +87,11 @@ class Plan:
             names = (names - {*phase.frozen}) | {*phase.parameters}
         return frozenset(names)
 
+    @property
+    def still(self) -> frozenset[str]:
+        """The names of the parameters that were fixed before any schedule came."""
+        return frozenset(name for block in self.blocks for name in block.still)
+
     def to_list(self, index: int) -> list[dict[str, Any]]:
         """The phases up to an index as plain data, for a checkpoint; compiled or not the same."""
         return [_plain(phase) for phase in self.phases[: index + 1]]
@@ -131,12 +136,13 @@ def make_plan(schedule: Schedule, blocks: Sequence[Block], max_epochs: int | Non
     problems: list[str] = []
     phases: list[PlannedPhase] = []
     taken: dict[str, str] = {}
+    loose: set[str] = set()
     for entry in schedule:
         trouble: list[str] = []
         if max_epochs is not None and entry.epoch is not None and entry.epoch >= max_epochs:
             last = max_epochs - 1
             trouble.append(f"never reached, the last of max_epochs={max_epochs} is epoch {last}")
-        phase, more = _plan_phase(entry, blocks, taken)
+        phase, more = _plan_phase(entry, blocks, taken, loose)
         phases.append(phase)
         problems += [f"{entry.begins}: {text}" for text in (*trouble, *more)]
     if problems:
@@ -149,7 +155,7 @@ def make_plan(schedule: Schedule, blocks: Sequence[Block], max_epochs: int | Non
 
 
 def _plan_phase(
-    entry: Phase, blocks: Sequence[Block], taken: dict[str, str]
+    entry: Phase, blocks: Sequence[Block], taken: dict[str, str], loose: set[str]
 ) -> tuple[PlannedPhase, list[str]]:
     """What an entry means after those before it, and what is wrong with it.
 
@@ -157,11 +163,13 @@ def _plan_phase(
         entry: Of the schedule.
         blocks: The network's.
         taken: When each parameter that trains has begun to; brought up to date.
+        loose: Those of them that were selected by their kind (norms, biases), which the block
+            that they are in may follow; brought up to date.
     """
     frozen, problems = _stopped(entry.freezes, blocks, taken)
     admissions: list[Admission] = []
     for selection in entry.adds:
-        found, trouble = _resolve(selection, blocks, taken, entry.begins)
+        found, trouble = _resolve(selection, blocks, taken, loose, begins=entry.begins)
         problems += trouble
         label = ", ".join(map(str, selection.modules))
         admissions.append(
@@ -169,13 +177,19 @@ def _plan_phase(
         )
     for name in frozen:
         del taken[name]
+    loose.difference_update(frozen)
     if not taken and not problems:
         problems.append("nothing would train from then on")
     return PlannedPhase(entry=entry, admissions=tuple(admissions), frozen=frozen), problems
 
 
 def _resolve(
-    selection: Selection, blocks: Sequence[Block], taken: dict[str, str], begins: str
+    selection: Selection,
+    blocks: Sequence[Block],
+    taken: dict[str, str],
+    loose: set[str],
+    *,
+    begins: str,
 ) -> tuple[tuple[str, ...], list[str]]:
     """The parameters of a selection, which become taken, and what is wrong with it."""
     found: list[str] = []
@@ -188,16 +202,28 @@ def _resolve(
             continue
         twice = [name for name in names if name in taken]
         new = [name for name in names if name not in taken]
-        # `all` means what is left; anything else that is named twice is a mistake in the schedule.
-        if not new or (twice and str(selector).strip() != "all"):
+        # `all` means what is left; anything else that is named twice is a mistake in the schedule,
+        # but for the norms or biases of a block that train before the rest of it.
+        if not new and means_the_rest(selector) and (left := _left_still(blocks, taken)):
+            problems.append(
+                f"{selector!r} adds nothing: what does not train yet has been fixed before, by"
+                f" requires_grad=False, such as {left[0]!r}. Name it to train it"
+            )
+        elif not new or not (means_the_rest(selector) or loose.issuperset(twice)):
             what = "all of it trains" if not new else f"{len(twice)} of its parameters train"
             problems.append(
                 f"{selector!r} overlaps: {what} from {taken[twice[0]]} on, such as {twice[0]!r}."
                 " Select each part once, or the rest with 'all'"
             )
         taken.update(dict.fromkeys(new, begins))
+        loose.update(new if of_a_kind(selector) else ())
         found += new
     return tuple(found), problems
+
+
+def _left_still(blocks: Sequence[Block], taken: Mapping[str, str]) -> list[str]:
+    """The parameters that were fixed before any schedule came, and do not train."""
+    return [name for block in blocks for name in block.still if name not in taken]
 
 
 def _stopped(

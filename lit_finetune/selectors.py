@@ -13,6 +13,9 @@ from lit_finetune.schedule import Selector
 _T = TypeVar("_T")
 _SLICE = re.compile(r"(-?\d+)?(:)?(-?\d+)?")
 _CHILDREN = re.compile(r"children\[(.+)\]")
+_BIAS = re.compile(r"(^|[._])bias$")
+KINDS = ("norms", "biases")
+"""Kinds of parameters that a selector may ask for, behind a slash or alone."""
 
 
 def select(selector: Selector, blocks: Sequence[Block]) -> tuple[str, ...]:
@@ -22,10 +25,12 @@ def select(selector: Selector, blocks: Sequence[Block]) -> tuple[str, ...]:
         selector: `all`; a block's name (`layer4`, `head`); a block's index or slice (`-1`, `-2:`);
             a module's or a parameter's name (`layer4.1.bn2`); a glob over such names
             (`layer4.*`); `re:` and a regular expression that matches a whole name; `children[:6]`
-            for the network's first six children. A text such as `"3"` is the block of that name
-            if there is one, and else an index; a number is always an index. Names are as they
-            would be without `torch.compile`.
-        blocks: What there is.
+            for the network's first six children; `norms` for the parameters of all normalisation
+            layers, `biases` for all biases, `layer4/norms` for those of a part. A text such as
+            `"3"` is the block of that name if there is one, and else an index; a number is always
+            an index. Names are as they would be without `torch.compile`.
+        blocks: What there is. Their parameters that were fixed before are found only by a selector
+            that matches nothing else.
 
     Raises:
         ValueError: The selector matches no parameter; the message names the nearest.
@@ -35,28 +40,68 @@ def select(selector: Selector, blocks: Sequence[Block]) -> tuple[str, ...]:
     (('fc.w', 'fc.b'), ('conv.w',), ('conv.w',))
     """
     text = plain_name(str(selector).strip())
-    have = [block.name for block in blocks]
-    if text == "all":
-        found = _parameters(blocks)
-    elif isinstance(selector, str) and text in have:
-        found = _parameters(block for block in blocks if block.name == text)
-    elif _is_slice(text):
-        found = _parameters(_cut(text, blocks, selector))
-    elif children := _CHILDREN.fullmatch(text):
-        found = _of_children(children[1], blocks, selector)
-    elif text.startswith("re:"):
-        found = _matching(blocks, _pattern(text[3:], selector).fullmatch)
-    elif any(character in text for character in "*?["):
-        found = _matching(blocks, lambda name: fnmatchcase(name, text))
+    base, slash, kind = text.rpartition("/")
+    if slash and kind in KINDS:
+        inside = set(select(base, blocks))
+        found = tuple(name for name in _of_kind(kind, blocks) if name in inside)
     else:
-        found = _matching(blocks, lambda name: name == text)
+        found = _find(selector, text, blocks)
     if not found:
+        have = [block.name for block in blocks]
         names = [n for p in _parameters(blocks) for n in _names(plain_name(p), _prefix(blocks))]
         raise ValueError(
             f"{selector!r} matches nothing.{nearest(text, have + names)}"
             f" The blocks are: {', '.join(have)}."
         )
-    return found
+    free = {name for block in blocks for name in block.free}
+    if free.isdisjoint(found):
+        raise ValueError(
+            f"{selector!r} matches weights of the network alone, such as {found[0]!r}: they stay"
+            " frozen, and the adapters (`lora`) train in their place."
+        )
+    still = {name for block in blocks for name in block.still}
+    moving = tuple(name for name in found if name in free and name not in still)
+    return moving or tuple(name for name in found if name in free)
+
+
+def means_the_rest(selector: Selector) -> bool:
+    """Whether a selector means what is left, so that it may overlap with others.
+
+    >>> [means_the_rest(selector) for selector in ("all", "norms", "layer4/biases", "layer4")]
+    [True, True, True, False]
+    """
+    text = str(selector).strip()
+    return text == "all" or of_a_kind(selector)
+
+
+def of_a_kind(selector: Selector) -> bool:
+    """Whether a selector asks for parameters of a kind: norms or biases."""
+    return str(selector).strip().rpartition("/")[2] in KINDS
+
+
+def _find(selector: Selector, text: str, blocks: Sequence[Block]) -> tuple[str, ...]:
+    """What a selector means that asks for no kind behind a slash; nothing where it fits nothing."""
+    if text == "all":
+        return _parameters(blocks)
+    if isinstance(selector, str) and text in [block.name for block in blocks]:
+        return _parameters(block for block in blocks if block.name == text)
+    if _is_slice(text):
+        return _parameters(_cut(text, blocks, selector))
+    if children := _CHILDREN.fullmatch(text):
+        return _of_children(children[1], blocks, selector)
+    if text.startswith("re:"):
+        return _matching(blocks, _pattern(text[3:], selector).fullmatch)
+    if any(character in text for character in "*?["):
+        return _matching(blocks, lambda name: fnmatchcase(name, text))
+    return _matching(blocks, lambda name: name == text) or _of_kind(text, blocks)
+
+
+def _of_kind(kind: str, blocks: Iterable[Block]) -> tuple[str, ...]:
+    """The parameters of normalisation layers, or those that are biases."""
+    if kind == "norms":
+        return tuple(name for block in blocks for name in block.norms)
+    biases = (name for name in _parameters(blocks) if _BIAS.search(name))
+    return tuple(biases) if kind == "biases" else ()
 
 
 def _parameters(blocks: Iterable[Block]) -> tuple[str, ...]:

@@ -21,6 +21,16 @@ def full() -> Schedule:
     return (_phase(0, "all"),)
 
 
+def norm_only() -> Schedule:
+    """Train the head and the normalisation layers, their statistics too (arXiv 2003.00152)."""
+    return (_phase(0, "head", "all/norms"),)
+
+
+def bitfit() -> Schedule:
+    """Train the head and the biases (BitFit, arXiv 2106.10199); batch statistics stand still."""
+    return (_phase(0, "head", "all/biases"),)
+
+
 def gradual(
     block_names: Sequence[str],
     max_epochs: int | None,
@@ -58,16 +68,24 @@ def gradual(
     return tuple(_phase(epoch, *names) for epoch, names in starts.items())
 
 
-def lp_ft(max_epochs: int | None, head_epochs: int | None = None) -> Schedule:
+def lp_ft(
+    max_epochs: int | None, is_probed: bool = False, head_epochs: int | None = None
+) -> Schedule:
     """Train the head first, then all of it (LP-FT, arXiv 2202.10054).
 
     Args:
         max_epochs: The length of the run; None if it has no such limit.
-        head_epochs: Epochs in which the head trains alone; by default a third of the run.
+        is_probed: Whether the head is fitted before the first epoch.
+        head_epochs: Epochs in which the head trains alone; by default a third of the run, or none
+            if it was fitted before.
 
     >>> [phase.epoch for phase in lp_ft(max_epochs=10)]
     [0, 3]
+    >>> lp_ft(max_epochs=10, is_probed=True) == full()
+    True
     """
+    if head_epochs is None and is_probed:
+        return full()
     if head_epochs is None:
         if max_epochs is None:
             raise ValueError("`lp_ft` needs `head_epochs` where the Trainer has no `max_epochs`.")
@@ -89,7 +107,16 @@ def first_n_frozen(block_names: Sequence[str], n: int) -> Schedule:
 
 STRATEGIES: Mapping[str, Callable[..., Schedule]] = {
     function.__name__: function
-    for function in (head_only, full, gradual, lp_ft, last_n, first_n_frozen)
+    for function in (
+        head_only,
+        full,
+        norm_only,
+        bitfit,
+        gradual,
+        lp_ft,
+        last_n,
+        first_n_frozen,
+    )
 }
 
 
@@ -119,11 +146,24 @@ def split_strategy(
 
 
 def make_schedule(
-    name: str, arguments: Mapping[str, Any], *, block_names: Sequence[str], max_epochs: int | None
+    name: str,
+    arguments: Mapping[str, Any],
+    *,
+    block_names: Sequence[str],
+    max_epochs: int | None,
+    is_probed: bool = False,
 ) -> Schedule:
-    """The schedule of a named strategy for a network of these blocks, and a run of this length."""
+    """The schedule of a named strategy for a network of these blocks, and a run of this length.
+
+    Args:
+        name: Of the strategy.
+        arguments: What the user says of it.
+        block_names: The blocks from the input to the head.
+        max_epochs: The length of the run; None if it has no such limit.
+        is_probed: Whether a LinearProbe fits the head before the first epoch.
+    """
     strategy = STRATEGIES[name]
-    known = {"block_names": block_names, "max_epochs": max_epochs}
+    known = {"block_names": block_names, "max_epochs": max_epochs, "is_probed": is_probed}
     needed = inspect.signature(strategy).parameters
     missing = [
         key for key, p in needed.items() if p.default is p.empty and key not in (*known, *arguments)
@@ -164,7 +204,7 @@ def _read_arguments(name: str, arguments: Any) -> dict[str, Any]:
 def _options(name: str) -> list[str]:
     """The arguments of a strategy that are the user's to give."""
     parameters = inspect.signature(STRATEGIES[name]).parameters
-    return [key for key in parameters if key not in ("block_names", "max_epochs")]
+    return [key for key in parameters if key not in ("block_names", "max_epochs", "is_probed")]
 
 
 def _count(n: int, block_names: Sequence[str]) -> int:

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import product
+from itertools import islice, product
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ _WEIGHT_NORM = {
     "weight_g": "weight_v",
     "parametrizations.weight.original0": "parametrizations.weight.original1",
 }
+
+_MOST_DOTS = 32
+"""No network is so deep; a damaged name may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +92,8 @@ def main_entry(entries: Mapping[str, Mapping[str, Tensor]]) -> str:
 
 def fits(tensor: Tensor, target: Tensor) -> bool:
     """Whether a tensor can be copied into another one and mean the same."""
-    same_kind = tensor.is_floating_point() == target.is_floating_point()
-    return tensor.shape == target.shape and same_kind
+    kinds = [(each.is_floating_point(), each.is_complex()) for each in (tensor, target)]
+    return tensor.shape == target.shape and kinds[0] == kinds[1]
 
 
 def fold_weight_norm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -137,4 +140,4 @@ def _prefixes(name: str) -> list[str]:
     >>> _prefixes("module.conv1.weight")
     ['', 'module.', 'module.conv1.']
     """
-    return ["", *(name[: dot.end()] for dot in re.finditer(r"\.", name))]
+    return ["", *(name[: dot.end()] for dot in islice(re.finditer(r"\.", name), _MOST_DOTS))]

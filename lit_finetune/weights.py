@@ -1,14 +1,17 @@
 """Load a weights file into a network, and say what of it fitted."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from lit_finetune._names import nearest
 from lit_finetune.compiled import plain_name
-from lit_finetune.head_search import find_head
+from lit_finetune.head_search import auxiliary_heads, find_head, replaced_layers
+from lit_finetune.inputs import channels_adapted, input_layer
+from lit_finetune.not_weights import advice_on
+from lit_finetune.positions import is_positional, resampled
 from lit_finetune.weight_files import read_entries
 from lit_finetune.weight_names import Reading, best_reading, fits, fold_weight_norm, main_entry
 from lit_finetune.weight_translation import in_names_of
@@ -34,6 +37,9 @@ class LoadReport:
     """Name, shape in the file, and shape in the network; those of a dropped head too."""
     head_dropped: tuple[str, ...]
     """The head's tensors in the file, where they are not of this network's head."""
+    adapted: tuple[str, ...]
+    """The tensors that were made to fit: a first convolution for other channels, position
+    embeddings for another image size."""
     share: float
     """The share of the backbone's parameters, head excluded, that the file filled."""
 
@@ -55,6 +61,7 @@ class LoadReport:
             "unexpected": _some(self.unexpected),
             "other shape": _some(shapes),
             "head dropped": _some(self.head_dropped),
+            "adapted": _some(self.adapted),
         }
         return "\n".join(f"  {title:<13}{row}" for title, row in rows.items() if row)
 
@@ -81,7 +88,9 @@ def load_weights(
 
     Of all entries of the file, and of all prefixes that can be taken off its names, those are used
     that fit the network best, by name and shape. A head that does not fit is left out. What
-    `torch.compile` put into names, in the file or in the network, does not count.
+    `torch.compile` put into names, in the file or in the network, does not count. The first
+    convolution of a file for other channels is summed or repeated, and position embeddings for
+    another image size are resampled; both are told.
 
     Args:
         network: The network to fill. It keeps its dtype and device.
@@ -95,20 +104,30 @@ def load_weights(
     """
     if not 0 <= min_match <= 1:
         raise ValueError(f"`min_match` is a share between 0 and 1, but got {min_match}.")
-    head = _head_prefix(network, head_name)
+    head, aside = _head_prefixes(network, head_name)
     targets = _tensors_of(network)
     entries = in_names_of(network, _with_plain_names(read_entries(path)))
     if not any(name.endswith(("weight_g", "weight.original0")) for name in targets):
         entries = {entry: fold_weight_norm(tensors) for entry, tensors in entries.items()}
     reading = best_reading(entries, targets)
     tensors = reading.of(entries)
-    report = _compare(tensors, targets, head=head, path=path, reading=reading)
+    adapted, unclear = _adapted(network, tensors, targets)
+    tensors |= adapted
+    report = _compare(tensors, targets, head=head, aside=aside, path=path, reading=reading)
+    report = replace(report, adapted=tuple(name for name in adapted if name in report.matched))
     if report.share < min_match:
         raise ValueError(
             f"{path} fits {report.share:.1%} of the backbone's parameters, less than "
             f"min_match={min_match}, so the network was left as it is.\n{report.table()}\n"
             "Is the file of another architecture? If only the head differs, name it with "
             "`head_name`; to load what fits, lower `min_match`."
+            f"{advice_on(report.unexpected)}"
+        )
+    if unclear:
+        raise ValueError(
+            f"{path} has position embeddings for another image size that cannot be resampled, so "
+            f"the network was left as it is.\n{report.table()}\nBuild the network for the size and "
+            f"the tokens that the file was made with: {', '.join(unclear)}."
         )
     state = network.state_dict()  # with the version numbers that some modules ask for
     own = {plain_name(name): name for name in state}
@@ -129,15 +148,47 @@ def _tensors_of(network: nn.Module) -> dict[str, Tensor]:
     return {plain_name(name): value for name, value in state.items() if isinstance(value, Tensor)}
 
 
-def _head_prefix(network: nn.Module, head_name: str | None) -> tuple[str, ...]:
-    """The start of the names in the head; none where there is no head beside a backbone."""
+def _adapted(
+    network: nn.Module, tensors: Mapping[str, Tensor], targets: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """What can be made to fit of the tensors that do not, and what should be and cannot."""
+    first = input_layer(network)
+    adapted: dict[str, Tensor | None] = {}
+    for name, target in targets.items():
+        tensor = tensors.get(name)
+        if tensor is None or not isinstance(target, nn.Parameter) or tensor.shape == target.shape:
+            continue
+        if first and name == f"{plain_name(first[0])}.weight":
+            channels = target.shape[1]
+            if tensor.ndim == 4 and tensor[:, :1].shape == target[:, :1].shape:
+                adapted[name] = channels_adapted(tensor, channels)
+        elif is_positional(name):
+            adapted[name] = resampled(name, tensor, target.shape)
+    unclear = [name for name, tensor in adapted.items() if tensor is None]
+    return {name: tensor for name, tensor in adapted.items() if tensor is not None}, unclear
+
+
+def _head_prefixes(
+    network: nn.Module, head_name: str | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The start of the names in each head, and in all that is no backbone: auxiliary heads too.
+
+    There are none where there is no head beside a backbone.
+    """
     found = _find_head(network) if head_name is None else head_name
     name = None if found is None else plain_name(found)
     in_head = [plain_name(start).startswith(f"{name}.") for start, _ in network.named_parameters()]
     if head_name is not None and not any(in_head):
         near = nearest(head_name, (module for module, _ in network.named_modules()))
         raise ValueError(f"The network has no parameters in a head {head_name!r}.{near}")
-    return () if name is None or all(in_head) else (f"{name}.",)
+    if found is None or all(in_head):
+        return (), ()
+    heads = [_prefix(path) for path in replaced_layers(network, found)]
+    return tuple(heads), (*heads, *map(_prefix, auxiliary_heads(network, found)))
+
+
+def _prefix(path: str) -> str:
+    return f"{plain_name(path)}."
 
 
 def _find_head(network: nn.Module) -> str | None:
@@ -152,13 +203,18 @@ def _compare(
     targets: Mapping[str, Tensor],
     *,
     head: tuple[str, ...],
+    aside: tuple[str, ...],
     path: str | Path,
     reading: Reading,
 ) -> LoadReport:
     shared = [name for name in targets if name in tensors]
     fitting = {name for name in shared if fits(tensors[name], targets[name])}
-    head_fits = fitting.issuperset(_to_tell(name for name in targets if name.startswith(head)))
-    dropped = [] if head_fits else [name for name in tensors if name.startswith(head)]
+    unfit = tuple(
+        start
+        for start in head
+        if not fitting.issuperset(_to_tell(name for name in targets if name.startswith(start)))
+    )
+    dropped = [name for name in tensors if name.startswith(unfit)]
     matched = [name for name in shared if name in fitting and name not in dropped]
     others = [name for name in shared if name not in fitting]
     known = {*targets, *dropped}
@@ -175,7 +231,8 @@ def _compare(
             for name in _to_tell(others)
         ),
         head_dropped=tuple(dropped),
-        share=_share(matched, targets, head),
+        adapted=(),
+        share=_share(matched, targets, aside),
     )
 
 
@@ -184,11 +241,11 @@ def _to_tell(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in names if not name.endswith("num_batches_tracked"))
 
 
-def _share(matched: Sequence[str], targets: Mapping[str, Tensor], head: tuple[str, ...]) -> float:
+def _share(matched: Sequence[str], targets: Mapping[str, Tensor], aside: tuple[str, ...]) -> float:
     sizes = {
         name: target.numel()
         for name, target in targets.items()
-        if isinstance(target, nn.Parameter) and not name.startswith(head)
+        if isinstance(target, nn.Parameter) and not name.startswith(aside)
     }
     return sum(sizes.get(name, 0) for name in matched) / max(1, sum(sizes.values()))
 

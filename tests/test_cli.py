@@ -537,3 +537,17 @@ def test_two_processes_train_one_network_and_predict_each_picture_once(
     assert [row[0] for row in together] == [row[0] for row in alone]
     for row, same in zip(together[1:], alone[1:], strict=True):
         assert [float(p) for p in row[2:]] == pytest.approx([float(p) for p in same[2:]], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_a_linear_probe_comes_before_a_schedule_or_alone(run: Command) -> None:
+    after = ["--trainer.callbacks+", "FreezeUnfreezeCallback", "--trainer.callbacks.schedule"]
+
+    both = run("fit", *QUICK, "--trainer.callbacks", "LinearProbe", *after, "lp_ft")
+    alone = run("fit", *QUICK, "--trainer.callbacks", "LinearProbe", "--trainer.max_epochs", "0")
+
+    assert re.search(r"probe +accuracy [01]\.\d{4}, loss .* on the validation pictures", both)
+    assert re.search(r"0 +all", both)
+    assert Path("lightning_logs/version_1/checkpoints/last.ckpt").is_file()
+    assert re.search(r"probe +accuracy", alone)
+    assert "Predictions for" in alone

@@ -12,13 +12,14 @@ from lit_finetune.entries import read_schedule
 from lit_finetune.plan import make_plan
 from lit_finetune.strategies import make_schedule, split_strategy
 
-TEXT = (Path(__file__).parents[1] / "docs" / "schedules.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[1] / "docs"
+TEXT = (DOCS / "schedules.md").read_text(encoding="utf-8")
 NAMES = ["stem", "layer1", "layer2", "layer3", "layer4", "head"]
 BLOCKS = [Block(name, (name,), (f"{name}.weight",)) for name in NAMES]
 
 
-def code(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
+def code(language: str, text: str = TEXT) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 @pytest.mark.parametrize("block", code("yaml"))
@@ -42,3 +43,10 @@ def test_every_program_that_is_shown_runs(block: str) -> None:
 
 def test_there_is_something_to_test() -> None:
     assert (len(code("yaml")), len(code("python"))) == (7, 1)
+
+
+@pytest.mark.parametrize("block", code("python", (DOCS / "distributed.md").read_text("utf-8")))
+def test_what_is_shown_of_several_processes_can_be_made(block: str) -> None:
+    cpu = block.replace("Trainer(devices", "Trainer(accelerator='cpu', logger=False, devices")
+
+    exec(compile(cpu, "distributed.md", "exec"), {"unfreeze": FreezeUnfreezeCallback("head_only")})

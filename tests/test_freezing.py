@@ -151,10 +151,19 @@ def test_a_part_of_a_block_trains_alone() -> None:
 
 def test_a_bias_that_trains_keeps_only_its_own_module_from_freezing() -> None:
     net = Net()
-    freeze_but(net, "layer1.0.norm.bias", "head")
+    freeze_but(net, "layer1.0.conv1.bias", "head")
     frozen = {name for name, module in net.named_modules() if not module.training}
-    assert {"layer1.0.conv1", "layer1.1.norm", "layer1.1.regular.0", "layer2", "conv"} <= frozen
-    assert "layer1.0.norm" not in frozen
+    assert {"layer1.0.conv2", "layer1.1.norm", "layer1.1.regular.0", "layer2", "conv"} <= frozen
+    assert "layer1.0.conv1" not in frozen
+
+
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_statistics_stand_still_until_all_of_their_layer_trains(part: str) -> None:
+    net = Net()
+    freeze_but(net, f"layer1.0.norm.{part}", "head")
+    assert not net.layer1[0].norm.training
+    freeze_but(net.train(), "layer1.0.norm", "head")
+    assert net.layer1[0].norm.training
 
 
 def test_norms_train_in_frozen_blocks_when_asked_to_and_dropout_stays_off() -> None:

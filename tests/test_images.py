@@ -2,9 +2,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
-from lit_finetune.images import load_image, to_rgb
+from lit_finetune.images import Box, load_image, load_part, to_rgb
 
 
 def saved(image: Image.Image, path: Path, **options: object) -> Path:
@@ -58,3 +58,50 @@ def test_pixels_of_unknown_range_are_refused(tmp_path):
     path = saved(Image.new("F", (2, 2)), tmp_path / "float.tiff")
     with pytest.raises(OSError, match="floats of unknown range"):
         load_image(path)
+
+
+def smooth(size: tuple[int, int]) -> Image.Image:
+    coarse = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize(
+    ("smaller", "size"), [(1.9, (640, 480)), (2, (320, 240)), (7.9, (160, 120))]
+)
+def test_a_jpeg_is_decoded_no_smaller_than_it_may_be(tmp_path, smaller, size):
+    smooth((640, 480)).save(tmp_path / "large.jpg", quality=95)
+    picture, box = load_part(tmp_path / "large.jpg", lambda *_: (Box(0, 0, 480, 640), smaller))
+
+    assert picture.size == size
+    assert box == (0, 0, *size[::-1])
+    near = np.asarray(load_image(tmp_path / "large.jpg").resize(size, Image.Resampling.BOX))
+    assert np.abs(np.asarray(picture).astype(int) - near).mean() < 2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_part_is_found_again_in_the_smaller_picture_however_it_is_turned(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    smooth((641, 479)).save(tmp_path / "turned.jpg", quality=95, exif=exif)
+    whole = load_image(tmp_path / "turned.jpg")
+    asked = []
+
+    def choose(height: int, width: int) -> tuple[Box, float]:
+        asked.append((width, height))
+        return Box(80, 160, 200, 240), 2.0
+
+    picture, box = load_part(tmp_path / "turned.jpg", choose)
+    part = picture.crop((box.left, box.top, box.left + box.width, box.top + box.height))
+    expected = whole.crop((160, 80, 400, 280)).resize(part.size, Image.Resampling.BOX)
+
+    assert asked == [whole.size]
+    assert part.size == (120, 100)
+    assert np.abs(np.asarray(part).astype(int) - np.asarray(expected)).mean() < 3
+
+
+def test_only_a_jpeg_is_decoded_smaller(tmp_path):
+    smooth((640, 480)).save(tmp_path / "large.png")
+    picture, box = load_part(tmp_path / "large.png", lambda *_: (Box(1, 2, 3, 4), 8.0))
+
+    assert picture.size == (640, 480)
+    assert box == (1, 2, 3, 4)

@@ -31,3 +31,13 @@ def test_a_class_without_pictures_does_not_count_against_the_mean_over_classes()
     metric = accuracy(3, average="macro")
     metric.update(torch.eye(3)[[0, 1, 1]], torch.tensor([0, 1, 1]))
     assert metric.compute() == 1.0
+
+
+def test_a_first_batch_without_a_mistake_ties_no_two_metrics_together() -> None:
+    metrics = classification_metrics(10, "val/")
+    metrics.update(torch.eye(10), torch.arange(10))
+    metrics.update(torch.arange(10.0).repeat(10, 1), torch.full((10,), 8))  # right but for one
+
+    found = metrics.compute()
+
+    assert (found["val/acc"], found["val/acc_top5"]) == (0.5, 1.0)

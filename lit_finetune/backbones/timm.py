@@ -23,21 +23,36 @@ def create(name: str, weights: str | None, kwargs: dict[str, Any]) -> tuple[nn.M
     return network, data_config(timm.data.resolve_model_data_config(network))
 
 
+def input_kwargs(name: str, in_chans: int | None, image_size: int | None) -> dict[str, Any]:
+    """What timm builds a network with that takes other channels, or pictures of another size."""
+    timm = _import_timm()
+    _check_name(timm, name)
+    given = {} if in_chans is None else {"in_chans": in_chans}
+    config = timm.models.get_pretrained_cfg(name)
+    if image_size is not None and config and config.fixed_input_size:
+        return {**given, "img_size": image_size}
+    return given
+
+
 def data_config(resolved: dict[str, Any]) -> DataConfig:
     """From timm's data config to ours.
 
     >>> data_config({"mean": (0.5,), "std": (0.5,), "input_size": (1, 96, 96), "crop_pct": 0.875,
-    ...              "interpolation": "bicubic"}).resize_size
+    ...              "interpolation": "bicubic", "crop_mode": "center"}).resize_size
     109
     """
     height, width = resolved["input_size"][1:]
-    short = min(height, width)
+    short, share = min(height, width), resolved["crop_pct"]
+    crop_mode = resolved["crop_mode"]
+    if share > 1 and crop_mode == "center":  # VOLO at 448: pictures lie in a black frame
+        crop_mode = "pad"
     return DataConfig(
         mean=tuple(resolved["mean"]),
         std=tuple(resolved["std"]),
         image_size=(height, width),
-        resize_size=max(short, math.floor(short / resolved["crop_pct"])),
+        resize_size=math.floor(short / share),
         interpolation=resolved["interpolation"],
+        crop_mode=crop_mode,
     )
 
 

@@ -1,0 +1,158 @@
+"""Pictures packed into a few large files, which can be streamed from where they are.
+
+The files are those of `litdata`: in each part's folder chunks of pictures, as their files held
+them, and `index.json`. Beside them stand `labels.npy` and `names.txt`, and above the parts
+`classes.json`; all of it plain data.
+"""
+
+import io
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from rich.progress import track
+
+from lit_finetune.images import load_part
+
+from .base import Part
+from .datasets import FileSamples
+from .image_folder import ImageFolderDataModule, refuse_unopenable
+
+CLASSES, LABELS, NAMES, INDEX = "classes.json", "labels.npy", "names.txt", "index.json"
+FORMAT = ["bytes", "int", "int"]
+"""How `litdata` stores what a sample is made of, by the names of its parts: image, index, label."""
+
+
+def import_litdata() -> Any:
+    """The library that packs and streams.
+
+    Raises:
+        ModuleNotFoundError: It is not installed; the message names the extra.
+    """
+    try:
+        import litdata
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "Streaming needs litdata: pip install 'lit-finetune[streaming]'", name="litdata"
+        ) from error
+    return litdata
+
+
+def write_shards(data: ImageFolderDataModule, folder: str | Path, *, chunk_mb: int = 64) -> None:
+    """Pack pictures into a folder that `StreamingImageDataModule` reads.
+
+    The files are taken as they are, byte for byte, divided as `data` divides them. The folder
+    appears when all is written; what an interrupted attempt leaves beside it, `<folder>.partial`,
+    the next one removes.
+
+    Args:
+        data: The pictures; those that cannot be read it refuses or skips.
+        folder: It must not be there yet.
+        chunk_mb: Megabytes in each file.
+
+    Raises:
+        FileExistsError: The folder is there.
+    """
+    import_litdata()
+    folder = Path(folder).expanduser()
+    if folder.exists():
+        raise FileExistsError(f"'{folder}' is there already: remove it, or give another name.")
+    parts: tuple[Part, ...] = ("train", "val", "test")
+    samples = {part: data.read_samples(part) for part in parts}
+    for pictures in samples.values():
+        if data.on_corrupt == "raise":
+            refuse_unopenable(pictures)
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    for part, pictures in samples.items():
+        if pictures.names:
+            _write_part(pictures, partial / part, f"{chunk_mb}MB", part)
+    text = json.dumps({"classes": data.classes}, ensure_ascii=False, indent=1)
+    (partial / CLASSES).write_text(text, encoding="utf-8")
+    partial.rename(folder)
+
+
+def _write_part(samples: FileSamples, folder: Path, chunk_bytes: str, part: str) -> None:
+    from litdata.streaming import Cache
+
+    folder.mkdir(parents=True)
+    cache = Cache(str(folder), chunk_bytes=chunk_bytes)
+    pairs = list(zip(samples.names, samples.labels, strict=True))
+    for index, (name, label) in enumerate(track(pairs, description=f"Packing {part}")):
+        content = (samples.root / name).read_bytes()
+        cache[index] = {"image": content, "index": index, "label": label}
+    cache.done()
+    cache.merge()
+    np.save(folder / LABELS, np.asarray(samples.labels, dtype=np.int64))
+    names = "".join(f"{json.dumps(name)}\n" for name in samples.names)
+    (folder / NAMES).write_text(names, encoding="utf-8")
+
+
+class PackedSamples:
+    """The pictures of one part of a packed folder, one by one.
+
+    Args:
+        folder: Where `labels.npy` and `names.txt` are.
+        source: Where the chunks are: the folder again, or an address that `litdata` reads.
+        options: What `litdata` needs to read it.
+    """
+
+    def __init__(self, folder: Path, source: str, options: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.source = source
+        self.options = options
+        check_format(folder)
+
+    @cached_property
+    def labels(self) -> Sequence[int]:
+        """The class index of each picture."""
+        labels: NDArray[np.int64] = np.load(self.folder / LABELS, allow_pickle=False)
+        return labels.tolist()
+
+    @cached_property
+    def names(self) -> Sequence[str]:
+        """What each picture was called."""
+        lines = (self.folder / NAMES).read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    def load(self, index: int) -> Image.Image:
+        """One picture, in RGB."""
+        return picture_of(self._chunks[index], self.names[index])
+
+    @cached_property
+    def _chunks(self) -> Any:
+        return import_litdata().StreamingDataset(self.source, **self.options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the open files, which each loading process opens for itself."""
+        return {key: value for key, value in vars(self).items() if key != "_chunks"}
+
+
+def picture_of(sample: Mapping[str, Any], name: str) -> Image.Image:
+    """The picture in a sample, in RGB.
+
+    Raises:
+        OSError: It cannot be read; the message names it.
+    """
+    return load_part(io.BytesIO(sample["image"]), name=name)[0]
+
+
+def check_format(folder: Path) -> None:
+    """Refuse chunks that were not written by `write_shards`: reading others can run code.
+
+    Raises:
+        ValueError: Says what the chunks hold.
+    """
+    config = json.loads((folder / INDEX).read_text(encoding="utf-8"))["config"]
+    found = config.get("data_format")
+    if found != FORMAT or config.get("encryption") or config.get("item_loader") != "PyTreeLoader":
+        raise ValueError(
+            f"'{folder / INDEX}' describes samples of {found}, but pictures packed by"
+            f" `write_shards` are {FORMAT}. Others are not read: they could hold pickled code."
+        )

@@ -1,0 +1,172 @@
+"""What people have in the place of a weights file, and what they can do about it."""
+
+import json
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+_UNPACK = "unpack it first"
+_SAVE_AGAIN = (
+    "On a machine where you trust it, save the tensors alone, "
+    '`torch.save({}.state_dict(), "weights.pth")`, or as safetensors, and load that file.'
+)
+# By the first bytes of the file.
+_SIGNATURES = {
+    b"version https://git-lfs": "a Git LFS pointer, not the file itself: run `git lfs pull`",
+    b"<": "a web page, not a weights file: download it again",
+    b"\x1f\x8b": f"compressed with gzip: {_UNPACK}",
+    b"BZh": f"compressed with bzip2: {_UNPACK}",
+    b"\xfd7zXZ": f"compressed with xz: {_UNPACK}",
+    b"\x28\xb5\x2f\xfd": f"compressed with zstd: {_UNPACK}",
+    b"7z\xbc\xaf": f"a 7z archive: {_UNPACK}",
+    b"Rar!": f"a RAR archive: {_UNPACK}",
+    b"\x89HDF": "an HDF5 file, as Keras writes them: convert it to safetensors",
+    b"\x93NUMPY": "a NumPy array: convert it to safetensors",
+    b"GGUF": "a GGUF file: convert it to safetensors",
+}
+_TORCH = bytes.fromhex("6cfc9c46f9206aa85019")
+"""The number that torch's legacy format begins with, in pickled form."""
+_TAR = slice(257, 262)
+FIRST_BYTES = 512
+"""How much of a file tells what it is."""
+_LEAST_ROOM = 1 << 20
+"""A tensor of so many bytes may be larger than its file: it can be an expanded one."""
+_ROOM_FOR_TEXT = 1 << 24
+"""TorchScript compresses its code; weights are never compressed."""
+_ADVICE = {
+    ".lora_A.": "The file holds LoRA adapters beside the weights. If a FinetuneClassifier wrote it,"
+    " `load_from_checkpoint` reads it, and `merge_lora()` gives the plain network to save.",
+    "_flat_param": "The file holds FSDP's flattened parameters: save a full state dict instead.",
+}
+
+
+class NoWeightsError(Exception):
+    """What a file is instead of a weights file, as the end of a sentence that begins with it."""
+
+
+def refuse_signature(start: bytes) -> None:
+    """Raise if the first bytes of a file are those of something else than weights."""
+    if start[8:9] == b"{":  # safetensors: a length, then JSON
+        return
+    for signature, what in _SIGNATURES.items():
+        if start.startswith(signature):
+            raise NoWeightsError(f"is {what}.")
+    if start.startswith(b"\x80") and _TORCH not in start[:32]:
+        raise NoWeightsError(
+            "is a pickle that `torch.save` did not write, or damaged; to unpickle it could run any "
+            f"code. {_SAVE_AGAIN.format('model')}"
+        )
+    if start[_TAR] == b"ustar":
+        raise NoWeightsError(f"is a tar archive: {_UNPACK}, and give the weights file in it.")
+
+
+def refuse_archive(path: Path) -> None:
+    """Raise if a zip archive is none of torch's, is damaged, or claims more than it has."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if not any(member.filename.split("/")[-1] == "data.pkl" for member in members):
+            raise NoWeightsError(
+                f"is a zip archive, but not one of torch's: {_UNPACK}, and give a weights file."
+            )
+        claimed, size = sum(member.file_size for member in members), path.stat().st_size
+        if claimed > size + _ROOM_FOR_TEXT:
+            raise NoWeightsError(
+                f"claims to hold {claimed:,} bytes in a file of {size:,}: it is damaged or was "
+                "compressed. Save it again with `torch.save`."
+            )
+        # torch does not look at the checksums, and may be told to write none: all are 0 then.
+        if any(member.CRC for member in members) and archive.testzip():
+            raise zipfile.BadZipFile("A checksum is wrong.")
+
+
+def refuse_inflated(tensors: Mapping[str, Tensor], size: int) -> None:
+    """Raise if a tensor claims to be larger than the file: copied, it would fill the memory."""
+    room = max(size, _LEAST_ROOM)
+    for name, tensor in tensors.items():
+        if tensor.nbytes > room:
+            raise NoWeightsError(
+                f"claims {tensor.nbytes:,} bytes for {name[:80]!r} in a file of {size:,}: it is "
+                "damaged, or holds an expanded tensor. Save it again, contiguous."
+            )
+
+
+def shard_names(index: Path) -> list[str]:
+    """The files that a Hugging Face index names, all of them beside the index."""
+    try:
+        names = set(json.loads(index.read_bytes())["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise NoWeightsError("is no index of weights files: no `weight_map`.") from error
+    for name in names:
+        if (
+            not isinstance(name, str)
+            or Path(name).name != name
+            or name in ("", "..")
+            or "\0" in name
+        ):
+            raise NoWeightsError(
+                f"names {name!r}, which is not a file beside it: an index and its files stand in "
+                "one folder."
+            )
+        if name.endswith(".index.json"):
+            raise NoWeightsError(f"names {name!r}, an index again, in the place of weights.")
+    return sorted(names)
+
+
+def folder_advice(folder: Path) -> str:
+    """What to do about a folder that was given as a weights file."""
+    names = {file.name for file in folder.iterdir()}
+    if "meta.pt" in names and ".metadata" in names:
+        command = f"python -m lightning.pytorch.utilities.consolidate_checkpoint {folder}"
+        return (
+            f" It is a checkpoint in parts, as Lightning's FSDP writes it: gather it, `{command}`."
+        )
+    if ".metadata" in names:
+        tool = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch"
+        return (
+            " It is a distributed checkpoint (DCP, FSDP): gather it in one file, "
+            f"`{tool} {folder} weights.pth`."
+        )
+    if "zero_to_fp32.py" in names:
+        return " It is a checkpoint of DeepSpeed: run the `zero_to_fp32.py` in it."
+    return files_in(folder)
+
+
+def files_in(folder: Path) -> str:
+    """The first few files in a folder, as the end of a message; those with weights first."""
+    suffixes = (".safetensors", ".index.json", ".bin", ".pth", ".pt", ".ckpt")
+    names = [file.name for file in folder.iterdir() if file.is_file()]
+    names.sort(key=lambda name: (not name.endswith(suffixes), name))
+    return f" The folder has: {', '.join(names[:5]) or 'no files'}."
+
+
+def what_is_wrong(path: Path, error: Exception) -> str:
+    """What a reader's error says of a file, and what to do."""
+    if isinstance(error, NoWeightsError):
+        return str(error)
+    if unsafe := re.search(r"GLOBAL (\S+)", str(error)):
+        what = f"holds more than tensors: `{unsafe[1]}` would be unpickled, which can run any code."
+        return f"{what} {_SAVE_AGAIN.format('model')}"
+    if "TorchScript" in str(error):
+        what = "is a TorchScript archive: a program, not only weights."
+        return f"{what} {_SAVE_AGAIN.format(f'torch.jit.load({path.name!r})')}"
+    size = f"{path.stat().st_size:,} bytes"
+    return f"is no weights file, cut short or damaged ({size}). Download or save it again."
+
+
+def what_it_has(content: Any) -> str:
+    """What a file has where tensors by name were expected."""
+    if not isinstance(content, dict) or not content:
+        return type(content).__name__
+    keys = ", ".join(str(key)[:40] for key in list(content)[:10])
+    return f"{type(content).__name__} with the keys: {keys}"
+
+
+def advice_on(names: Iterable[str]) -> str:
+    """What to do about a file that does not fit, where its names tell; with a space before it."""
+    names = list(names)
+    found = [text for part, text in _ADVICE.items() if any(part in name for name in names)]
+    return "".join(f" {text}" for text in found)

@@ -1,0 +1,107 @@
+"""Read the checkpoints of sharded runs without running code that they might hold.
+
+A run under ModelParallelStrategy writes a file with the whole network, or, unless told otherwise, a
+folder with the shards of each process. torch unpickles the index of such a folder, which could run
+anything; here nothing but what an index consists of is let through.
+"""
+
+import io
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from typing_extensions import override
+
+_PLAIN_PART = "meta.pt"
+_INDEX = ".metadata"
+_WEIGHTS = "state_dict."
+_IN_AN_INDEX = {
+    "pathlib": {"Path", "PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath"},
+    "torch": {"Size"},
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata",
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.serialization": {"_get_layout"},
+}
+"""The names that an index refers to, by module, besides the numbers' types."""
+
+
+def plain_part(checkpoint: str | Path) -> dict[str, Any]:
+    """What a checkpoint says besides the shards.
+
+    Args:
+        checkpoint: A file that holds the whole network, or a folder of shards.
+    """
+    path = Path(checkpoint)
+    file = path / _PLAIN_PART if path.is_dir() else path
+    content: dict[str, Any] = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    return content
+
+
+def gather_checkpoint(folder: str | Path) -> dict[str, Any]:
+    """What a folder of shards holds, as a single file would, but without the optimizers' states.
+
+    `torch.save(gather_checkpoint("last.ckpt"), "whole.ckpt")` makes a file for everything but to
+    resume from.
+
+    Raises:
+        FileNotFoundError: The folder is not a whole checkpoint.
+    """
+    folder = Path(folder)
+    for name in (_PLAIN_PART, _INDEX):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} is no whole checkpoint: it has no file `{name}`.")
+    reader = _Reader(folder)
+    entries = reader.read_metadata().state_dict_metadata
+    weights = {
+        name.removeprefix(_WEIGHTS): torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in entries.items()
+        if name.startswith(_WEIGHTS) and isinstance(entry, TensorStorageMetadata)
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns that it reads in one process, as it should
+        load({"state_dict": weights}, storage_reader=reader, no_dist=True)
+    return {**plain_part(folder), "state_dict": weights}
+
+
+def as_file(checkpoint: Any) -> Any:
+    """A folder of shards as the file that it would be; anything else as it is."""
+    if not isinstance(checkpoint, str | Path) or not Path(checkpoint).is_dir():
+        return checkpoint
+    file = io.BytesIO()
+    torch.save(gather_checkpoint(checkpoint), file)
+    file.seek(0)
+    return file
+
+
+class _Reader(FileSystemReader):
+    @override
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        with (Path(self.path) / _INDEX).open("rb") as file:
+            index: Metadata = _IndexUnpickler(file).load()
+        if index.storage_meta is None:
+            index.storage_meta = StorageMeta()
+        index.storage_meta.load_id = self.load_id
+        return index
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    @override
+    def find_class(self, module: str, name: str) -> Any:
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if is_dtype or name in _IN_AN_INDEX.get(module, ()):
+            return super().find_class(module, name)
+        raise ValueError(f"The checkpoint's index refers to {module}.{name}, which it should not.")

@@ -1,0 +1,155 @@
+"""Pictures packed into files and streamed are the pictures that were packed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from PIL import Image
+
+from lit_finetune import FinetuneClassifier
+from lit_finetune.datamodules import (
+    ImageFolderDataModule,
+    StreamingImageDataModule,
+    write_shards,
+)
+
+pytest.importorskip("litdata")
+SIZE = {"image_size": 16, "resize_size": 16, "num_workers": 0, "batch_size": 4}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for name, count in (("ants", 17), ("bees", 16)):
+        (folder / name).mkdir()
+        for number in range(count):
+            pixels = rng.integers(0, 256, (20 + number, 24, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shards(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packed") / "shards"
+    write_shards(ImageFolderDataModule(photos, test_split=0.2), folder)
+    return folder
+
+
+def streamed(shards: Path | str, **options: Any) -> StreamingImageDataModule:
+    return StreamingImageDataModule(shards, **{**SIZE, **options})
+
+
+def test_classes_counts_and_evaluation_are_those_of_the_folder(photos: Path, shards: Path) -> None:
+    folder = ImageFolderDataModule(photos, test_split=0.2, **SIZE)
+    stream = streamed(shards)
+    for data in (folder, stream):
+        data.setup("fit")
+        data.setup("test")
+        data.setup("predict")
+
+    assert stream.classes == folder.classes == ["ants", "bees"]
+    assert stream.class_counts == folder.class_counts
+    assert stream.predict_names == folder.predict_names
+    for mine, original in zip(stream.test_dataloader(), folder.test_dataloader(), strict=True):
+        assert all(map(torch.equal, mine, original))
+    for mine, original in zip(stream.val_dataloader(), folder.val_dataloader(), strict=True):
+        assert all(map(torch.equal, mine, original))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_epoch_brings_each_picture_at_most_once_and_varied(
+    shards: Path, num_workers: int
+) -> None:
+    stream = streamed(shards, num_workers=num_workers)
+    stream.setup("fit")
+    loader = stream.train_dataloader()
+
+    first, second = ([images for images, _ in loader] for _ in range(2))
+    pictures = torch.cat(first)
+    assert len(loader) == len(first) > 0
+    assert all(len(images) == SIZE["batch_size"] for images in first)
+    assert len({tuple(image.flatten().tolist()) for image in pictures}) == len(pictures)
+    assert not torch.equal(pictures, torch.cat(second))
+
+
+def train(shards: Path, folder: Path, num_workers: int, resume: Path | None = None) -> Any:
+    seed_everything(0, verbose=False)
+    trainer = Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[
+            ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+        ],
+    )
+    model = FinetuneClassifier("timm/test_resnet", num_classes=2, lr_scheduler="constant")
+    trainer.fit(model, streamed(shards, num_workers=num_workers), ckpt_path=resume)
+    return model.state_dict()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_resumed_run_ends_with_the_same_weights(
+    shards: Path, tmp_path: Path, num_workers: int
+) -> None:
+    whole = train(shards, tmp_path / "whole", num_workers)
+
+    for stop in (3, 5, 7):  # amid an epoch, at its end, amid the next
+        checkpoint = tmp_path / "whole" / f"step={stop}.ckpt"
+        resumed = train(shards, tmp_path / f"resumed-{stop}", num_workers, checkpoint)
+        assert all(torch.equal(resumed[name], value) for name, value in whole.items()), stop
+
+
+def test_an_address_is_fetched_as_from_a_store(shards: Path, tmp_path: Path) -> None:
+    near, far = streamed(shards), streamed(f"local:{shards}", cache_dir=tmp_path)
+    for data in (near, far):
+        data.setup("fit")
+
+    assert far.classes == near.classes
+    assert far.class_counts == near.class_counts
+    for mine, original in zip(far.val_dataloader(), near.val_dataloader(), strict=True):
+        assert all(map(torch.equal, mine, original))
+    labels = [label for _, labels in far.train_dataloader() for label in labels.tolist()]
+    assert set(labels) == {0, 1}
+
+
+def test_other_chunks_are_not_read(shards: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    for path in shards.rglob("*"):
+        target = other / path.relative_to(shards)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            target.write_bytes(path.read_bytes())
+    index = other / "val" / "index.json"
+    text = json.loads(index.read_text())
+    text["config"]["data_format"] = ["pickle", "int", "int"]
+    index.write_text(json.dumps(text))
+
+    with pytest.raises(ValueError, match="pickled code"):
+        streamed(other).setup("fit")
+
+
+def test_a_folder_that_is_there_is_not_written_over(photos: Path, shards: Path) -> None:
+    with pytest.raises(FileExistsError, match="is there already"):
+        write_shards(ImageFolderDataModule(photos), shards)
+
+
+def test_a_folder_that_is_not_packed_is_refused(photos: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no 'classes\.json'"):
+        _ = streamed(photos).classes
+
+
+def test_too_few_pictures_for_a_batch_are_refused(shards: Path) -> None:
+    stream = streamed(shards, batch_size=1000)
+    stream.setup("fit")
+
+    with pytest.raises(ValueError, match="do not fill a batch of 1000"):
+        stream.train_dataloader()
