@@ -15,7 +15,7 @@ from lit_finetune._names import one_of
 from lit_finetune.blocks import Block
 from lit_finetune.classifier import FinetuneClassifier
 from lit_finetune.cut import follows_mode
-from lit_finetune.distributed import refuse_unsupported
+from lit_finetune.distributed import refuse_unsupported, shards
 from lit_finetune.split_check import why_not
 from lit_finetune.splitting import PrefixOutput
 
@@ -222,6 +222,8 @@ def _checked(trainer: Trainer, pl_module: LightningModule) -> FinetuneClassifier
     Raises:
         ValueError: They cannot; it says why.
     """
+    if shards(trainer.strategy):
+        raise ValueError("FrozenPrefixCache needs whole parameters: use one device, or 'ddp'.")
     if not isinstance(pl_module, FinetuneClassifier):
         name = type(pl_module).__name__
         raise ValueError(f"FrozenPrefixCache trains a FinetuneClassifier, but this is a {name}.")

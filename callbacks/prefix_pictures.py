@@ -101,7 +101,12 @@ class Pictures:
         )
 
     def vary(self) -> bool:
-        """Whether the dataset makes something else of a picture each time: a few are tried."""
+        """Whether the dataset makes something else of a picture each time.
+
+        Where it does not say so itself (`varies`), a few are tried.
+        """
+        if (known := getattr(self.loader.dataset, "varies", None)) is not None:
+            return bool(known)
         # Of others, each draw is seen.
         most, views = (8, 3) if self._is_own else (4, 2)
         numbers = range(0, self.count, max(1, self.count // most))[:most]
