@@ -109,7 +109,9 @@ def test_what_has_changed_is_never_served() -> None:
     assert epochs(run) == ["head", "head", "head"]
 
 
-def test_statistics_that_move_are_not_kept() -> None:
+def test_statistics_that_move_are_not_kept(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     class Waking(Callback):
         def on_train_batch_start(
             self, trainer: Trainer, pl_module: LightningModule, *_: Any
@@ -121,6 +123,7 @@ def test_statistics_that_move_are_not_kept() -> None:
     run = cached("head_only", Waking())
 
     assert epochs(run) == ["layer1", "layer1", "layer1"]
+    assert "`layer1` is frozen but in training mode" in caplog.text + capsys.readouterr().err
 
 
 NOISE = v2.GaussianNoise()
@@ -255,3 +258,14 @@ def test_a_second_fit_and_an_evaluation_see_pictures() -> None:
 def test_arguments_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         FrozenPrefixCache(**options)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_on_a_gpu_the_run_ends_near_the_run_without(precision: Any) -> None:
+    options = {"accelerator": "auto", "devices": 1, "precision": precision}
+
+    run, exact = cached(GRADUAL, **options), Run(GRADUAL, **options)
+
+    assert epochs(run) == ["head", "layer2", "pictures"]
+    assert run.diary.losses == pytest.approx(exact.diary.losses, rel=1e-2)
