@@ -15,7 +15,7 @@ from lit_finetune._names import one_of
 from lit_finetune.blocks import Block
 from lit_finetune.classifier import FinetuneClassifier
 from lit_finetune.cut import follows_mode
-from lit_finetune.distributed import refuse_unsupported
+from lit_finetune.distributed import refuse_unsupported, shards
 from lit_finetune.split_check import why_not
 from lit_finetune.splitting import PrefixOutput
 
@@ -140,7 +140,12 @@ class FrozenPrefixCache(Callback):
             return None
         run = self._run
         is_training = run.trainer.training
-        still = _blocks_at_rest(run, check_modes=is_training)
+        still, moving = _blocks_at_rest(run, check_modes=is_training)
+        if moving:
+            self._tell(
+                f"`{moving}` is frozen but in training mode, where its statistics or its dropout"
+                " move: nothing behind it is kept."
+            )
         tables = self._tables_of(loader, "training" if is_training else "validation")
         name = self._entry(run, tables, still) if still else None
         if is_training:
@@ -222,6 +227,8 @@ def _checked(trainer: Trainer, pl_module: LightningModule) -> FinetuneClassifier
     Raises:
         ValueError: They cannot; it says why.
     """
+    if shards(trainer.strategy):
+        raise ValueError("FrozenPrefixCache needs whole parameters: use one device, or 'ddp'.")
     if not isinstance(pl_module, FinetuneClassifier):
         name = type(pl_module).__name__
         raise ValueError(f"FrozenPrefixCache trains a FinetuneClassifier, but this is a {name}.")
@@ -252,17 +259,20 @@ def _before(blocks: list[Block], name: str | None) -> list[Block]:
     return blocks[: names.index(name)] if name is not None else []
 
 
-def _blocks_at_rest(run: Run, *, check_modes: bool) -> list[Block]:
-    """The first blocks of which nothing trains, and whose statistics and dropout stand still."""
+def _blocks_at_rest(run: Run, *, check_modes: bool) -> tuple[list[Block], str | None]:
+    """The first blocks of which nothing trains, and whose statistics and dropout stand still.
+
+    And the name of the next one, if nothing but these moves in it.
+    """
     named = dict(run.module.named_parameters())
     still: list[Block] = []
     for block in run.blocks:
         if any(named[name].requires_grad for name in block.parameters):
             break
         if check_modes and any(map(_is_moving, _modules(run, block))):
-            break
+            return still, block.name
         still.append(block)
-    return still
+    return still, None
 
 
 def _modules(run: Run, block: Block) -> list[nn.Module]:

@@ -8,6 +8,8 @@ import torch
 
 from .prefix_pictures import Loader, in_batches, refuse_unnumbered
 
+_DRAWN = "prefix_has_drawn"
+
 
 class Source(Protocol):
     """What knows which loader gives pictures, and which what enters a block."""
@@ -43,7 +45,7 @@ def _kind(kind: type) -> type:
         loader, source = self.prefix_plain, self.prefix_source
         make = source.begin(loader)
         if make is None:
-            yield from loader
+            yield from _begun(loader)
             return
         _draw_as_torch_does(loader)
         order = iter(loader.batch_sampler)
@@ -56,10 +58,21 @@ def _kind(kind: type) -> type:
     return type(f"Prefix{kind.__name__}", (kind,), {"__iter__": batches})
 
 
+def _begun(loader: Loader) -> Iterator[Any]:
+    """An iterator of torch's, which draws a seed for its workers unless that has been done."""
+    own = loader.generator
+    if loader._iterator is None and vars(loader).get(_DRAWN):
+        vars(loader)["generator"] = torch.Generator().manual_seed(0)
+    try:
+        return iter(loader)
+    finally:
+        vars(loader)["generator"] = own
+
+
 def _draw_as_torch_does(loader: Loader) -> None:
     """What an iterator of torch's draws when it is made, so that what comes after is the same."""
-    is_kept = loader.persistent_workers and loader.num_workers > 0  # and drawn for only once
-    if is_kept and (loader._iterator is not None or vars(loader).get("prefix_has_drawn")):
-        return
-    vars(loader)["prefix_has_drawn"] = True
+    if loader.persistent_workers and loader.num_workers > 0:  # it makes one, and keeps it
+        if loader._iterator is not None or vars(loader).get(_DRAWN):
+            return
+        vars(loader)[_DRAWN] = True
     torch.empty((), dtype=torch.int64).random_(generator=loader.generator)

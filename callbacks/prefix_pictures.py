@@ -18,8 +18,6 @@ Batch = Sequence[tuple[int, int]]
 
 _VIEWS = 7
 """Where the seeds of views begin: far from those of runs."""
-_MOST_PROBED = 8
-_PROBES = 4
 
 
 def refuse_unnumbered(loader: Any) -> None:
@@ -103,10 +101,16 @@ class Pictures:
         )
 
     def vary(self) -> bool:
-        """Whether the dataset makes something else of a picture each time: a few are tried."""
-        step = max(1, self.count // _MOST_PROBED)
-        numbers = range(0, self.count, step)[:_MOST_PROBED]
-        batches = [[(view, number) for number in numbers] for view in range(_PROBES)]
+        """Whether the dataset makes something else of a picture each time.
+
+        Where it does not say so itself (`varies`), a few are tried.
+        """
+        if (known := getattr(self.loader.dataset, "varies", None)) is not None:
+            return bool(known)
+        # Of others, each draw is seen.
+        most, views = (8, 3) if self._is_own else (4, 2)
+        numbers = range(0, self.count, max(1, self.count // most))[:most]
+        batches = [[(view, number) for number in numbers] for view in range(views)]
         first, *others = (batch[0] for batch in self.load(batches, in_workers=False))
         return self._seeded.has_drawn or not all(torch.equal(first, other) for other in others)
 

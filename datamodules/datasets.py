@@ -153,6 +153,11 @@ class PictureDataset(Dataset[tuple[Tensor, int]]):
         self._labels = torch.tensor(samples.labels)
 
     @property
+    def varies(self) -> bool:
+        """Whether a picture is another each time that its seed is."""
+        return bool(self.pipeline.cut or self.pipeline.varied or self.pipeline.moves)
+
+    @property
     def is_a_tensor(self) -> bool:
         """Whether batches are made from a single tensor, which takes no workers."""
         return isinstance(self.stock, TensorStock) and self.pipeline.is_batched

@@ -77,6 +77,8 @@ def _of_data(value: Any, parts: Parts) -> str | None:
 
 
 def _of_code(value: Any, parts: Parts) -> str | None:
+    if isinstance(value, partial):
+        return f"partial({parts(value.func)}, {parts(value.args)}, {parts(value.keywords)})"
     if isinstance(value, MethodType):
         return f"{parts(value.__func__)} of {parts(value.__self__)}"
     if isinstance(value, CodeType):

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from lit_finetune.blocks import Block
-from lit_finetune.callbacks import FreezeUnfreezeCallback
+from lit_finetune.callbacks import FreezeUnfreezeCallback, FrozenPrefixCache
 from lit_finetune.entries import read_schedule
 from lit_finetune.plan import make_plan
 from lit_finetune.strategies import make_schedule, split_strategy
@@ -50,3 +50,22 @@ def test_what_is_shown_of_several_processes_can_be_made(block: str) -> None:
     cpu = block.replace("Trainer(devices", "Trainer(accelerator='cpu', logger=False, devices")
 
     exec(compile(cpu, "distributed.md", "exec"), {"unfreeze": FreezeUnfreezeCallback("head_only")})
+
+
+PREFIX = (DOCS / "frozen_prefix.md").read_text(encoding="utf-8")
+
+
+def test_the_configuration_with_a_cache_can_be_read() -> None:
+    (block,) = code("yaml", PREFIX)
+    freeze, cache = yaml.safe_load(block)["trainer"]["callbacks"]
+
+    FreezeUnfreezeCallback(**freeze["init_args"])
+    assert cache["class_path"].rpartition(".")[2] == FrozenPrefixCache.__name__
+
+
+def test_what_is_shown_of_splitting_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = code("python", PREFIX)
+
+    exec(compile(block, "frozen_prefix.md", "exec"), {})
+
+    assert set(eval(capsys.readouterr().out).values()) == {None}

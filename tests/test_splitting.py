@@ -312,3 +312,13 @@ def test_the_classifier_can_be_split() -> None:
 
     assert h.shape == (2, 512, 1, 1)
     assert torch.equal(model.forward_from(h, "head"), model(x))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", [name for name in CHAINS if name not in ("skips", "positions")])
+def test_a_network_on_a_gpu_can_be_split(name: str) -> None:
+    make, shape = CHAINS[name]
+
+    table = splits(make().cuda(), torch.randn(shape).cuda())
+
+    assert set(table.values()) == {None}

@@ -1,7 +1,8 @@
 """A training that writes down, in each process and at each epoch's end, all that it has.
 
 Run as a program: `two_processes.py FOLDER OPTIONS`, options as JSON: `strategy`, `trainer` (further
-arguments of the Trainer), `schedule`, `devices`.
+arguments of the Trainer), `schedule`, `devices`, `data` (further arguments of the data), `cache`
+(arguments of FrozenPrefixCache; none without).
 """
 
 import json
@@ -15,7 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 
 from lit_finetune import FinetuneClassifier
-from lit_finetune.callbacks import FreezeUnfreezeCallback
+from lit_finetune.callbacks import FreezeUnfreezeCallback, FrozenPrefixCache
 from lit_finetune.datamodules import DigitsDataModule
 
 SCHEDULE = {"0": "head", "1": "layer2", "2": "layer1"}
@@ -77,10 +78,16 @@ def main(folder: Path, options: dict[str, Any]) -> None:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[FreezeUnfreezeCallback(options.get("schedule", SCHEDULE)), WriteDown(folder)],
+        callbacks=[
+            FreezeUnfreezeCallback(options.get("schedule", SCHEDULE)),
+            *([FrozenPrefixCache(**options["cache"])] if "cache" in options else []),
+            WriteDown(folder),
+        ],
         **options.get("trainer", {}),
     )
-    data = DigitsDataModule(digits=[0, 1, 2], batch_size=8, image_size=16)
+    data = DigitsDataModule(
+        digits=[0, 1, 2], batch_size=8, image_size=16, **options.get("data", {})
+    )
     trainer.fit(model, data)
 
 
