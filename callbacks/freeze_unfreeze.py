@@ -21,6 +21,7 @@ from lit_finetune.best import copy_trained, put_back
 from lit_finetune.blocks import list_blocks
 from lit_finetune.distributed import expect_shards, look_ahead, wrap_again
 from lit_finetune.entries import read_schedule
+from lit_finetune.flat import parameters_by_name, whole_sizes
 from lit_finetune.freezing import frozen_modules, hold, release, set_trainable
 from lit_finetune.length import fit_to_length, needs_length
 from lit_finetune.norms import norm_parameters
@@ -37,9 +38,9 @@ from lit_finetune.warmup import Rise, Warmup
 from .beside import (
     has_finder,
     has_probe,
-    keep_averages_exact,
     refuse_surroundings,
     schedulers_of,
+    see_to_others,
 )
 
 
@@ -114,7 +115,7 @@ class FreezeUnfreezeCallback(Callback):
             self._progress, self._best = Progress(), {}
         self._progress = self._progress.moved(self.plan.index_at(*here), here)
         expect_shards(trainer.strategy, pl_module, self.plan, partial(self._prepare, pl_module))
-        self._before = {n: p.requires_grad for n, p in pl_module.named_parameters()}
+        self._before = {n: p.requires_grad for n, p in parameters_by_name(pl_module).items()}
         # Before the strategy wraps the module: DDP takes note of what requires a gradient.
         set_trainable(pl_module, self._trainable(pl_module))
         if has_finder(trainer):  # else later: Lightning would warn of modules in eval mode
@@ -142,13 +143,13 @@ class FreezeUnfreezeCallback(Callback):
         self._groups = GroupKeeper(
             trainer.optimizers,
             schedulers_of(trainer),
-            dict(pl_module.named_parameters()),
+            parameters_by_name(pl_module),
             {name: block.name for block in blocks for name in block.parameters},
         )
         self._warmup = Warmup(trainer.optimizers, lambda: trainer.global_step)
         for index in range(self._progress.phase + 1):
             self._regroup(index, pl_module)
-        keep_averages_exact(trainer)
+        see_to_others(trainer)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -218,7 +219,7 @@ class FreezeUnfreezeCallback(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # A run of the Tuner ends before training begins, and leaves no trace.
         reshard(pl_module)
-        for name, parameter in pl_module.named_parameters():
+        for name, parameter in parameters_by_name(pl_module).items():
             parameter.requires_grad_(self._before.get(name, parameter.requires_grad))
         self._let_go()
 
@@ -279,7 +280,7 @@ class FreezeUnfreezeCallback(Callback):
         self._groups.withhold(set(phase.frozen) - norms)
         if steps := phase.entry.warmup_steps:
             rise = Rise(self._progress.began[index].step, steps)
-            parameters = dict(pl_module.named_parameters())
+            parameters = parameters_by_name(pl_module)
             self._warmup.add((parameters[name] for name in names), rise)
 
     def _follow(self, trainer: Trainer) -> None:
@@ -365,8 +366,9 @@ def _plan_for(
 
 def _tell(trainer: Trainer, plan: Plan, progress: Progress) -> None:
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-    parameters, here = trainer.lightning_module.parameters(), _position(trainer)
-    rank_zero_info(phase_line(plan, progress, here, parameters=parameters, groups=groups))
+    whole = whole_sizes(trainer.model or trainer.lightning_module)
+    sizes = [(whole[id(p)], p.requires_grad) for p in trainer.lightning_module.parameters()]
+    rank_zero_info(phase_line(plan, progress, _position(trainer), sizes=sizes, groups=groups))
 
 
 def _position(trainer: Trainer) -> Position:

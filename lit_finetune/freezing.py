@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from torch import nn
 
 from lit_finetune.blocks import Block
+from lit_finetune.flat import modules_by_name, parameters_by_name
 from lit_finetune.norms import is_norm, norm_parameters
 
 
@@ -18,7 +19,7 @@ def set_trainable(model: nn.Module, names: Collection[str]) -> bool:
         Whether anything changed. A wrapper such as DistributedDataParallel must follow if so.
     """
     changed = False
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters_by_name(model).items():
         trains = name in names
         if parameter.requires_grad != trains:
             parameter.requires_grad_(trains)
@@ -45,10 +46,10 @@ def frozen_modules(
             out of the result, and do not make the rest of their block count as trained.
     """
     norms = norm_parameters(model) if norms_train else frozenset()
-    named = dict(model.named_parameters(remove_duplicate=False))
+    named = parameters_by_name(model, remove_duplicate=False)
     live = {name for name, parameter in named.items() if parameter.requires_grad} - norms
     alive, known = _ancestors(live), _ancestors(named)
-    modules = list(model.named_modules(remove_duplicate=False))
+    modules = list(modules_by_name(model, remove_duplicate=False))
     roots = {name for name, _ in modules if name and name in known and name not in alive}
     for block in blocks:
         if not live.intersection(block.parameters):
