@@ -96,6 +96,8 @@ def _wrong_with_flat(strategy: FSDPStrategy) -> Iterator[str]:
         yield "`cpu_offload`"
     if strategy._layer_sync is not None:
         yield "`sync_batchnorm`"
+    if strategy.cluster_environment is not None and strategy.world_size == 1:
+        yield "one process (it has nothing to share: leave the strategy out)"
     if strategy._activation_checkpointing_kwargs:
         yield "`activation_checkpointing`"
     yield from (f"`{name}`" for name in strategy.kwargs.keys() - _FLAT_OPTIONS)
