@@ -6,12 +6,10 @@ import os
 import platform
 import statistics
 import subprocess
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -79,24 +77,6 @@ def quicker(
     return Comparison(
         what=what, peer=peer, ours=medians[ours], theirs=medians[peer], ratio=ratio, goal=goal
     )
-
-
-def more(
-    what: str, figures: Mapping[str, Sequence[float]], ours: str, peer: str, goal: str
-) -> Comparison:
-    """How many times as many of ours there are, by the medians, such as of pictures a second."""
-    medians = {name: statistics.median(figures[name]) for name in (ours, peer)}
-    ratio = medians[ours] / medians[peer]
-    return Comparison(
-        what=what, peer=peer, ours=medians[ours], theirs=medians[peer], ratio=ratio, goal=goal
-    )
-
-
-def rate(batches: Iterable[Any], *, epochs: int = 1) -> float:
-    """The pictures a second of a loader."""
-    began = time.perf_counter()
-    pictures = sum(len(labels) for _ in range(epochs) for _, labels in batches)
-    return pictures / (time.perf_counter() - began)
 
 
 def cost(

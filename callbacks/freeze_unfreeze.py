@@ -1,6 +1,5 @@
 """Freeze a network, and unfreeze it block by block."""
 
-import math
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -8,7 +7,6 @@ from functools import partial
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -18,30 +16,34 @@ from typing_extensions import override
 from lit_finetune.admission import GroupKeeper
 from lit_finetune.averaging import Statistics, give_back, take_statistics
 from lit_finetune.best import copy_trained, put_back
-from lit_finetune.blocks import list_blocks
 from lit_finetune.distributed import expect_shards, look_ahead, wrap_again
 from lit_finetune.entries import read_schedule
-from lit_finetune.flat import parameters_by_name, whole_sizes
-from lit_finetune.freezing import frozen_modules, hold, release, set_trainable
+from lit_finetune.flat import parameters_by_name
+from lit_finetune.freezing import (
+    frozen_modules,
+    hold,
+    release,
+    restore_trainable,
+    set_trainable,
+)
 from lit_finetune.length import fit_to_length, needs_length
 from lit_finetune.norms import norm_parameters
 from lit_finetune.place import MONITORED, catch_up, monitored, place_in_run
-from lit_finetune.plan import Plan, make_plan
+from lit_finetune.plan import Plan
 from lit_finetune.resume import load_progress, save_progress
-from lit_finetune.schedule import Schedule
 from lit_finetune.sharding import is_sharded, reshard
-from lit_finetune.strategies import make_schedule, split_strategy
-from lit_finetune.telling import phase_line, unreached_line
-from lit_finetune.triggers import Position, Progress, observe, refuse_unlogged
+from lit_finetune.strategies import split_strategy
+from lit_finetune.telling import still_line, unreached_line
+from lit_finetune.triggers import Position, Progress, observe
 from lit_finetune.warmup import Rise, Warmup
 
 from .beside import (
     has_finder,
-    has_probe,
     refuse_surroundings,
     schedulers_of,
     see_to_others,
 )
+from .run import is_trial, plan_for, position, run_length, tell, validated
 
 
 class FreezeUnfreezeCallback(Callback):
@@ -104,20 +106,15 @@ class FreezeUnfreezeCallback(Callback):
         self._max_epochs = trainer.max_epochs
         if is_overridden("configure_model", pl_module):
             pl_module.configure_model()  # there may be no layers yet; Lightning calls it once more
-        self.plan = _plan_for(trainer, pl_module, self._strategy, self._phases, self.train_bn)
-        if self.plan.monitors(0) and not trainer.enable_validation:
-            raise ValueError(
-                "`on_plateau` waits for a metric of validation, but there is none: give validation"
-                " data and a `validation_step`, and leave `limit_val_batches` above 0."
-            )
-        here = _position(trainer)
+        self.plan = plan_for(trainer, pl_module, self._strategy, self._phases, self.train_bn)
+        here = position(trainer)
         if here == Position(0, 0):  # else a second `fit` goes on
             self._progress, self._best = Progress(), {}
         self._progress = self._progress.moved(self.plan.index_at(*here), here)
         expect_shards(trainer.strategy, pl_module, self.plan, partial(self._prepare, pl_module))
         self._before = {n: p.requires_grad for n, p in parameters_by_name(pl_module).items()}
         # Before the strategy wraps the module: DDP takes note of what requires a gradient.
-        set_trainable(pl_module, self._trainable(pl_module))
+        self._set_trainable(pl_module)
         if has_finder(trainer):  # else later: Lightning would warn of modules in eval mode
             self._hold_anew(pl_module)
 
@@ -156,11 +153,13 @@ class FreezeUnfreezeCallback(Callback):
         catch_up(trainer, place_in_run(trainer.fit_loop).epoch, self._monitored)
         self._before = {}
         plan = self._planned()
-        if needs_length(plan) and not _is_trial(trainer):
-            num_steps, epoch_steps = _run_length(trainer, self._max_epochs)
+        if needs_length(plan) and not is_trial(trainer):
+            num_steps, epoch_steps = run_length(trainer, self._max_epochs)
             self.plan = fit_to_length(plan, num_steps=num_steps, epoch_steps=epoch_steps)
         self._hold_anew(pl_module)
-        _tell(trainer, self._planned(), self._progress)
+        tell(trainer, self._planned(), self._progress)
+        if line := still_line(plan):
+            rank_zero_info(line)
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -183,12 +182,7 @@ class FreezeUnfreezeCallback(Callback):
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
         if monitors := self._planned().monitors(self._progress.phase):
-            logged = trainer.callback_metrics
-            known = {name: float(logged[name]) for name in monitors if name in logged}
-            # One process decides for all, whether or not the metric is the same in each.
-            values = trainer.strategy.broadcast(known)
-            refuse_unlogged(monitors, values, logged)
-            self._observe(trainer, pl_module, values)
+            self._observe(trainer, pl_module, validated(trainer, monitors))
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -197,7 +191,7 @@ class FreezeUnfreezeCallback(Callback):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not _is_trial(trainer) and (line := unreached_line(self._planned(), self._progress)):
+        if not is_trial(trainer) and (line := unreached_line(self._planned(), self._progress)):
             rank_zero_info(line)
 
     @override
@@ -219,8 +213,7 @@ class FreezeUnfreezeCallback(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # A run of the Tuner ends before training begins, and leaves no trace.
         reshard(pl_module)
-        for name, parameter in parameters_by_name(pl_module).items():
-            parameter.requires_grad_(self._before.get(name, parameter.requires_grad))
+        restore_trainable(pl_module, self._before)
         self._let_go()
 
     def _prepare(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -240,19 +233,26 @@ class FreezeUnfreezeCallback(Callback):
         self._progress = load_progress(self._planned(), state, train_bn=self.train_bn)
         self._best = state.get("best_weights", {}) if self._progress.stall.best is not None else {}
         self._monitored = checkpoint.get(MONITORED, {})
-        set_trainable(pl_module, self._trainable(pl_module))
+        self._set_trainable(pl_module)
 
     def _planned(self) -> Plan:
         assert self.plan is not None, "Lightning calls setup() first"
         return self.plan
 
     def _trainable(self, pl_module: LightningModule) -> frozenset[str]:
-        names = self._planned().trainable(self._progress.phase)
-        return names | norm_parameters(pl_module) if self.train_bn else names
+        return self._planned().trainable(self._progress.phase) | self._norms(pl_module)
+
+    def _norms(self, pl_module: LightningModule) -> frozenset[str]:
+        """What trains of normalisation layers, frozen or not."""
+        norms = norm_parameters(pl_module) if self.train_bn else frozenset()
+        return norms - self._planned().still
+
+    def _set_trainable(self, pl_module: LightningModule) -> None:
+        set_trainable(pl_module, self._trainable(pl_module), still=self._planned().still)
 
     def _move_on(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the phases that are due."""
-        here = _position(trainer)
+        here = position(trainer)
         target = self._planned().next_index(self._progress, here)
         first = self._progress.phase + 1
         if target < first:
@@ -263,7 +263,7 @@ class FreezeUnfreezeCallback(Callback):
         for index in range(first, target + 1):
             self._regroup(index, pl_module)
         self._apply(trainer, pl_module)
-        _tell(trainer, self._planned(), self._progress)
+        tell(trainer, self._planned(), self._progress)
 
     def _regroup(self, index: int, pl_module: LightningModule) -> None:
         """Bring the optimizers' groups from the phase before to the phase of this index."""
@@ -271,7 +271,7 @@ class FreezeUnfreezeCallback(Callback):
         assert self._warmup is not None
         plan = self._planned()
         phase = plan.phases[index]
-        norms = norm_parameters(pl_module) if self.train_bn else frozenset()
+        norms = self._norms(pl_module)
         if index == 0:
             self._groups.start(phase.admissions, sorted(norms - plan.trainable(0)))
             names = list(phase.parameters)
@@ -289,7 +289,7 @@ class FreezeUnfreezeCallback(Callback):
 
     def _apply(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the parameters of the phase train; whoever took note of the old ones starts anew."""
-        set_trainable(pl_module, self._trainable(pl_module))
+        self._set_trainable(pl_module)
         wrap_again(trainer.strategy, pl_module)
         if dynamo := sys.modules.get("torch._dynamo"):
             dynamo.reset()  # compiled graphs of the last phase lack the new gradients
@@ -338,61 +338,3 @@ class FreezeUnfreezeCallback(Callback):
             if best
             else "There are no best weights of the phase to go back to: nothing was validated."
         )
-
-
-def _plan_for(
-    trainer: Trainer,
-    pl_module: LightningModule,
-    strategy: tuple[str, dict[str, Any]] | None,
-    phases: Schedule,
-    train_bn: bool,
-) -> Plan:
-    blocks = getattr(pl_module, "blocks", None) or list_blocks(pl_module)
-    if train_bn and any(block.fixed for block in blocks):
-        raise ValueError(
-            "`train_bn` would train normalisation layers, but beside adapters (`lora`) the"
-            " network's own weights stay frozen: leave it out."
-        )
-    limit = trainer.max_epochs if trainer.max_epochs != -1 else None
-    if strategy:
-        name, arguments = strategy
-        names = [block.name for block in blocks]
-        phases = make_schedule(
-            name, arguments, block_names=names, max_epochs=limit, is_probed=has_probe(trainer)
-        )
-    # A trial run of one epoch may use the schedule of the long one.
-    return make_plan(phases, blocks, None if _is_trial(trainer) else limit)
-
-
-def _tell(trainer: Trainer, plan: Plan, progress: Progress) -> None:
-    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-    whole = whole_sizes(trainer.model or trainer.lightning_module)
-    sizes = [(whole[id(p)], p.requires_grad) for p in trainer.lightning_module.parameters()]
-    rank_zero_info(phase_line(plan, progress, _position(trainer), sizes=sizes, groups=groups))
-
-
-def _position(trainer: Trainer) -> Position:
-    return Position(trainer.current_epoch, trainer.global_step)
-
-
-def _is_trial(trainer: Trainer) -> bool:
-    return bool(getattr(trainer, "fast_dev_run", False))  # mypy knows no such attribute
-
-
-def _run_length(trainer: Trainer, max_epochs: int | None) -> tuple[int | None, int | None]:
-    """How many steps the optimizer makes in the run, and in an epoch; None if nobody knows.
-
-    Args:
-        trainer: Its training is about to begin.
-        max_epochs: The user's. StochasticWeightAveraging adds one, in which nothing is trained.
-    """
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
-    if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
-        return None, None
-    if not trainer.lightning_module.automatic_optimization:
-        return None, None
-    num_steps, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
-    epoch_steps = math.ceil(batches / trainer.accumulate_grad_batches) if batches < math.inf else 0
-    if epoch_steps and max_epochs is not None and max_epochs > 0:
-        num_steps = min(num_steps, epoch_steps * max_epochs)
-    return int(num_steps) if 0 < num_steps < math.inf else None, epoch_steps or None

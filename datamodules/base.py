@@ -122,7 +122,7 @@ class ImageDataModule(LightningDataModule):
             interpolation=interpolation,
         )
         self._datasets: dict[Part, PictureDataset] = {}
-        self._failed: set[Path] = set()
+        self._is_prepared = False
         self._told_counts = False
         self._run_seed: int | None = None
 
@@ -191,14 +191,16 @@ class ImageDataModule(LightningDataModule):
     @override
     def prepare_data(self) -> None:
         # One process makes ready what all will read. Lightning lets the others wait here.
+        self._is_prepared = True
         if self.cache == "disk" and (self.trainer is None or self.trainer.state.fn == "fit"):
             for part in PARTS["fit"]:
                 self._keep_on_disk(part)
 
     @override
     def setup(self, stage: str) -> None:
-        if stage == "fit" and self._ranks()["num_replicas"] == 1:
-            ImageDataModule.prepare_data(self)  # of subclasses that have their own
+        if stage == "fit" and self._ranks()["num_replicas"] == 1 and not self._is_prepared:
+            ImageDataModule.prepare_data(self)  # a subclass may have its own, or nobody called it
+        self._is_prepared = False
         for part in PARTS[stage]:
             samples = self.read_samples(part)
             if not samples.names and (part, stage) != ("val", "fit"):
@@ -281,9 +283,8 @@ class ImageDataModule(LightningDataModule):
         samples = self.read_samples(part)
         pipeline = self._pipeline(part, samples)
         folder = self._cache_folder(pipeline)
-        if samples.names and folder not in self._failed:
-            is_kept = keep_in_files(folder, with_stamps(samples), pipeline, part)
-            self._failed |= set() if is_kept else {folder}
+        if samples.names:
+            keep_in_files(folder, with_stamps(samples), pipeline, part)
 
     def _cache_folder(self, pipeline: Pipeline) -> Path:
         root = self.pictures_dir

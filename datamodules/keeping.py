@@ -122,16 +122,14 @@ def open_kept(folder: Path, samples: StampedSamples) -> Stock:
     return Stock(segments, np.array(table, np.int64).reshape(-1, 5))
 
 
-def keep_in_files(folder: Path, samples: StampedSamples, pipeline: Pipeline, what: str) -> bool:
-    """Make ready what a folder does not hold yet.
-
-    Returns:
-        Whether it now holds everything. If not, a warning has said why; what there is serves.
-    """
+def keep_in_files(folder: Path, samples: StampedSamples, pipeline: Pipeline, what: str) -> None:
+    """Make ready what a folder does not hold yet, or warn why that cannot be."""
+    if not missing_in(folder, samples):  # then it need not be one that can be written to
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with only_writer(folder):
-            return _keep_missing(folder, samples, pipeline, what)
+            _keep_missing(folder, samples, pipeline, what)
     except OSError as error:
         if error.errno is None:  # not the disk: a picture that cannot be read
             raise
@@ -140,13 +138,12 @@ def keep_in_files(folder: Path, samples: StampedSamples, pipeline: Pipeline, wha
             "makes each of them ready anew each time, which is slower and gives the same. To keep "
             "them, make room there, or name another folder: `cache_dir`."
         )
-        return False
 
 
-def _keep_missing(folder: Path, samples: StampedSamples, pipeline: Pipeline, what: str) -> bool:
-    missing = np.flatnonzero(open_kept(folder, samples).table[:, 0] == MISSING).tolist()
-    if not missing:
-        return True
+def _keep_missing(folder: Path, samples: StampedSamples, pipeline: Pipeline, what: str) -> None:
+    missing = missing_in(folder, samples)
+    if not missing:  # another run was faster
+        return
     sweep(folder, samples.is_current)
     size, free = estimated_bytes(samples, pipeline, missing), shutil.disk_usage(folder).free
     told = f"{len(missing):,} {what} pictures take about {readable(size)} in '{folder}'"
@@ -156,7 +153,7 @@ def _keep_missing(folder: Path, samples: StampedSamples, pipeline: Pipeline, wha
             "makes each of them ready anew each time, which is slower and gives the same. Make "
             "room, name another folder (`cache_dir`), or keep smaller ones (`cache_size`)."
         )
-        return False
+        return
     rank_zero_info(f"{told}; making them ready, once.")
     # Before any is read: one that changes meanwhile then has another stamp, and is never served.
     stamps = {index: samples.stamp(index) for index in missing}
@@ -166,7 +163,12 @@ def _keep_missing(folder: Path, samples: StampedSamples, pipeline: Pipeline, wha
         part = missing[start : start + each]
         names = [samples.names[index] for index in part]
         write_shard(folder, names, [stamps[i] for i in part], islice(pixels, len(part)))
-    return True
+
+
+def missing_in(folder: Path, samples: StampedSamples) -> list[int]:
+    """The numbers of the pictures that a folder does not hold as they are now."""
+    found: list[int] = np.flatnonzero(open_kept(folder, samples).table[:, 0] == MISSING).tolist()
+    return found
 
 
 def keep_in_memory(samples: Samples, pipeline: Pipeline, what: str) -> Stock | TensorStock | None:

@@ -124,7 +124,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 def sweep(folder: Path, is_current: Callable[[str, Sequence[int]], bool]) -> None:
     """Remove what killed writers left, and shards whose pictures have all changed or gone.
 
-    Only for who holds the right to write. A run that reads such a file keeps it until it ends.
+    Only for who holds the right to write. A run that reads such a file does without it from then.
 
     Args:
         folder: It holds the shards.

@@ -78,7 +78,10 @@ class Stock:
         segment, start, *shape = self.table[index].tolist()
         if segment == MISSING:
             return None
-        pixels = self.segments[segment].pixels()
+        try:
+            pixels = self.segments[segment].pixels()
+        except OSError:  # another run found its pictures changed, and removed the file
+            return None
         return pixels[start : start + shape[0] * shape[1] * shape[2]].reshape(shape)
 
 

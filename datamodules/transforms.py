@@ -7,7 +7,7 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms import v2
 
-from lit_finetune.data_config import DataConfig, ResizeToCover, eval_geometry
+from lit_finetune.data_config import DataConfig, eval_geometry, frame
 
 from .cut import RandomCut
 from .moves import Mirror, Shift, TurnShiftZoom
@@ -41,9 +41,8 @@ def train_steps(
 
 
 def fit_whole(config: DataConfig) -> list[nn.Module]:
-    """Bring a picture to the image size, as much of it as its proportions allow."""
-    cover = ResizeToCover(config.image_size, interpolation=config.interpolation)
-    return [cover, v2.CenterCrop(config.image_size)]
+    """Bring a picture to the image size, as much of it as the config lets in."""
+    return frame(config, config.image_size)
 
 
 def photo_geometry(config: DataConfig) -> list[nn.Module]:

@@ -5,16 +5,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lit_finetune.backbones.adapted import create_adapted
 from lit_finetune.backbones.backbone import Backbone
 from lit_finetune.backbones.create import is_weights_file
 from lit_finetune.data_config import DataConfig
-from lit_finetune.dry_run import initialise
+from lit_finetune.dry_run import initialise, num_channels
 from lit_finetune.features_only import with_head
-from lit_finetune.head_search import NoHeadError
-from lit_finetune.heads import find_head, head_in_features, head_num_classes, replace_head
+from lit_finetune.forward_order import note_use_order
+from lit_finetune.head_search import NoHeadError, replaced_layers
+from lit_finetune.heads import (
+    add_classifier,
+    find_head,
+    head_num_classes,
+    own_or_given,
+    replace_head,
+)
 from lit_finetune.lora import Lora, add_lora
 from lit_finetune.weights import LoadReport, load_weights
 
@@ -88,20 +95,22 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
         image_size=image_size,
     )
     initialise(built.network, built.data_config)
+    is_without = head_name is None and add_classifier(built.network, num_classes)
     network, head_name, features = _with_a_head(built, head_name)
-    in_features = head_in_features(network, head_name)
-    own = make_head(in_features, num_classes)
-    head = head if own is None else own
-    fits = head == "linear" and head_num_classes(network, head_name) == num_classes
-    keeps = fits and not features
+    names = replaced_layers(network, head_name)
+    head = own_or_given(network, head_name, num_classes, make_head=make_head, head=head)
+    has_as_many = all(head_num_classes(network, name) == num_classes for name in names)
+    keeps = head == "linear" and has_as_many and not is_without and not features
     if not keeps or drop_rate:
-        state = network.get_submodule(head_name).state_dict()
+        states = {name: network.get_submodule(name).state_dict() for name in names}
         head_name = replace_head(
             network, num_classes, head=head, head_name=head_name, drop_rate=drop_rate
         )
-        if keeps:  # a new layer has a bias; a head that had none goes on without
+        for name, state in states.items() if keeps else ():
+            # A new layer has a bias; a head that had none goes on without.
             state.setdefault("bias", torch.zeros(num_classes))
-            network.get_submodule(head_name).load_state_dict(state)
+            network.get_submodule(name).load_state_dict(state)
+    note_use_order(network, _blank_images(network, built.data_config))
     path = file or built.weights_file
     report = load_weights(network, path, min_match=min_match, head_name=head_name) if path else None
     layers: tuple[str, ...] = ()
@@ -133,6 +142,11 @@ def _with_a_head(built: Backbone, head_name: str | None) -> tuple[nn.Module, str
             pass
     network, features = with_head(built.network, built.data_config)
     return network, "head", features
+
+
+def _blank_images(network: nn.Module, config: DataConfig) -> Tensor:
+    """Two pictures without data."""
+    return torch.zeros(2, num_channels(network, config), *config.image_size, device="meta")
 
 
 def _rebuilt_by(built: Backbone) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Any network as an ordered list of named blocks, from the input to the head.
 
-How the blocks are found, by the order of registration:
+How the blocks are found, in forward order (`forward_order.py`):
 
 * The modules below the network are taken whole (`layer1`, `fc1`), except for those that hold most
   of the layers without having brothers of their kind (`features`, `blocks`, `encoder.layers`), and
@@ -8,18 +8,22 @@ How the blocks are found, by the order of registration:
 * A module with weights opens a block. One without (an activation), or with vectors only (a norm),
   joins the block before it; the activations, pools and dropouts around the head join the head.
 * What comes before the opened sequence, or else before the first big module, is the block `stem`.
+* All heads are one block: those that give the logits together (a distilled DeiT), and auxiliary
+  ones (GoogLeNet), which have to learn new classes as the head has.
+* In a network that is registered in another order than it runs, what stands between two of its
+  large sequences (an embedding) joins the later one, unless it is used within the earlier.
 """
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
 
 from lit_finetune._names import nearest
 from lit_finetune.adapters import adapted_names, is_adapter, without_adapters
+from lit_finetune.block_parts import Part, find_parts
 from lit_finetune.compiled import plain_name
-from lit_finetune.head_search import find_head
+from lit_finetune.head_search import all_heads, find_head
 from lit_finetune.norms import norm_parameters
 
 
@@ -37,6 +41,8 @@ class Block:
     """Those of normalisation layers."""
     fixed: tuple[str, ...] = ()
     """Those that never train: the weights of a network whose adapters (LoRA) train instead."""
+    still: tuple[str, ...] = ()
+    """Those that were fixed before any schedule came: they train where they alone are selected."""
 
     @property
     def free(self) -> tuple[str, ...]:
@@ -63,8 +69,7 @@ def list_blocks(model: nn.Module, head_name: str | None = None) -> list[Block]:
     """
     with without_adapters(model) as layers:
         prefix, network = _network_in(model)
-        head = _head_path(network, prefix, head_name)
-        groups = _grouped(_parts(network, head), head)
+        groups = _groups_of(network, _head_path(network, prefix, head_name))
         blocks = [_block(name, parts, prefix) for name, parts in groups]
     norms = norm_parameters(model)
     return [_told(block, norms, layers) for block in blocks]
@@ -82,19 +87,17 @@ def _told(block: Block, norms: frozenset[str], layers: Mapping[str, nn.Module]) 
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """A module that is taken whole, or what parameters an opened module holds itself."""
-
-    path: str
-    is_module: bool
-    parameters: tuple[str, ...]
-    has_layers: bool
-    """Whether it is more than an activation or a norm."""
-    is_big: bool
-    """Whether it is more than a layer, or a plain chain of layers, as a stem may be."""
-    in_trunk: bool
-    """Whether it is a member of the sequence that makes up most of the network."""
+def _groups_of(network: nn.Module, head: str | None) -> "Groups":
+    """The name of each block and what it is made of, in forward order."""
+    heads = () if head is None else all_heads(network, head)
+    parts, is_reordered = find_parts(network, heads)
+    body, tail = _split_off_heads(parts, heads)
+    groups, waiting = _grouped(body, _end_of_stem(body), is_reordered=is_reordered)
+    if heads:
+        groups.append(("head", [*waiting, *tail]))
+    else:
+        groups[-1:] = [("head", parts) for _, parts in groups[-1:]]
+    return groups
 
 
 def _network_in(model: nn.Module) -> tuple[str, nn.Module]:
@@ -125,151 +128,63 @@ def _head_path(network: nn.Module, prefix: str, head_name: str | None) -> str | 
         return None
 
 
-def _parts(network: nn.Module, head: str | None) -> list[_Part]:
-    """What the blocks are made of, in order of registration."""
-    opened, trunk = _opened(network, head)
-    modules = dict(_unopened(network, opened))
-    owned: dict[str, list[str]] = {path: [] for path in modules}
-    for name, _ in network.named_parameters():
-        owned.setdefault(_owner(name, modules), []).append(name)
-    order = [path for path, _ in network.named_modules() if path in owned]
-    return [_part(path, modules.get(path), tuple(owned[path]), trunk) for path in order]
+Groups = list[tuple[str, list[Part]]]
 
 
-def _owner(parameter: str, modules: dict[str, nn.Module]) -> str:
-    """The module taken whole that a parameter is in, or else the opened one that holds it."""
-    path = parent = parameter.rpartition(".")[0]
-    while path and path not in modules:
-        path = path.rpartition(".")[0]
-    return path if path in modules else parent
-
-
-def _part(path: str, module: nn.Module | None, parameters: tuple[str, ...], trunk: str) -> _Part:
-    # None of its own if all are tied.
-    layers = _num_layers(module) if module is not None and parameters else 0
-    return _Part(
-        path=path,
-        is_module=module is not None,
-        parameters=parameters,
-        has_layers=layers > 0,
-        is_big=module is not None and layers > 1 and not _is_chain_of_layers(module),
-        in_trunk=bool(trunk) and path.startswith(f"{trunk}."),
-    )
-
-
-def _unopened(
-    module: nn.Module, opened: set[str], path: str = ""
-) -> Iterator[tuple[str, nn.Module]]:
-    if path not in opened:
-        yield path, module
-        return
-    for name, child in module.named_children():
-        yield from _unopened(child, opened, _join(path, name))
-
-
-def _opened(network: nn.Module, head: str | None) -> tuple[set[str], str]:
-    """The modules whose members are taken instead, and the sequence that is the trunk ("": none).
-
-    These are the head's ancestors, and from the network down each child that holds most layers.
-    """
-    way = head.split(".") if head else []
-    opened = {".".join(way[:depth]) for depth in range(len(way))}
-    path = "" if next(network.children(), None) else None
-    trunk = ""
-    while path is not None:
-        module = network.get_submodule(path)
-        if path and isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
-            trunk = path
-        opened.add(path)
-        path = _main_child(module, path, head)
-    return opened, trunk
-
-
-def _main_child(module: nn.Module, path: str, head: str | None) -> str | None:
-    """The child to open: it holds most layers, is no stage among stages, and not one block."""
-    layers = {name: _num_layers(child) for name, child in module.named_children()}
-    on_way = [name for name in layers if f"{head}.".startswith(f"{_join(path, name)}.")]
-    rest = {name: n for name, n in layers.items() if name not in on_way}
-    for name, size in rest.items():
-        peers = [other for other, n in rest.items() if n > 1 and _kind_of(other) == _kind_of(name)]
-        most = 2 * size > sum(rest.values())
-        if most and peers == [name] and _can_open(module.get_submodule(name)):
-            return _join(path, name)
-    for name in on_way:
-        if _join(path, name) != head and 2 * layers[name] > sum(layers.values()):
-            return _join(path, name)
-    return None
-
-
-def _can_open(module: nn.Module) -> bool:
-    """Whether a module is a sequence of several layers, or holds more than single layers."""
-    sizes = [_num_layers(child) for child in module.children()]
-    if isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict):
-        return sum(size > 0 for size in sizes) > 1
-    return any(size > 1 for size in sizes)
-
-
-def _kind_of(name: str) -> str:
-    """A name without its digits: what `layer1` and `layer2` have in common."""
-    return re.sub(r"\d+", "#", name)
-
-
-def _num_layers(module: nn.Module) -> int:
-    """How many layers a module is made of."""
-    return sum(map(_is_layer, module.modules()))
-
-
-def _is_layer(module: nn.Module) -> bool:
-    """Whether a module itself holds weights: parameters that are more than a vector."""
-    return any(parameter.ndim > 1 for parameter in module.parameters(recurse=False))
-
-
-def _is_chain_of_layers(module: nn.Module) -> bool:
-    """Whether it is a sequence of layers, each of which may have a norm with it: no blocks."""
-    return isinstance(module, nn.Sequential) and all(
-        _num_layers(child) <= sum(map(_is_layer, [child, *child.children()])) <= 1
-        for child in module.children()
-    )
-
-
-def _grouped(parts: list[_Part], head: str | None) -> list[tuple[str, list[_Part]]]:
-    """The name and the parts of each block: the stem first if there is one, the head last."""
-    body, tail = (parts, []) if head is None else _split_off_head(parts, head)
-    start = _end_of_stem(body)
-    groups: list[tuple[str, list[_Part]]] = []
-    waiting = body[:start]
-    if any(part.parameters for part in waiting):
-        groups.append(("stem", waiting))
-        waiting = []
-    for part in body[start:]:
-        if part.has_layers:
+def _grouped(body: list[Part], start: int, *, is_reordered: bool) -> tuple[Groups, list[Part]]:
+    """The stem, which ends at `start`, and each block by name; and what no block followed."""
+    stages = _stages(body) if is_reordered else []
+    end = max(stages, default=-1)
+    has_stem = any(part.parameters for part in body[:start])
+    groups: Groups = [("stem", body[:start])] if has_stem else []
+    waiting = [] if has_stem else body[:start]
+    stage: Part | None = None
+    for i, part in enumerate(body[start:], start):
+        if stages and i not in stages and stage and _is_used_within(part, stage):
+            groups[-1][1].append(part)
+        elif i < end and i not in stages:
+            waiting.append(part)
+        elif part.has_layers:
             groups.append((_free(plain_name(part.path), groups), [*waiting, part]))
-            waiting = []
+            stage, waiting = part, []
         else:
             groups[-1][1].append(part)
-    if head is None:
-        return [*groups[:-1], *(("head", group) for _, group in groups[-1:])]
-    return [*groups, ("head", [*waiting, *tail])]
+    return groups, waiting
 
 
-def _free(name: str, groups: list[tuple[str, list[_Part]]]) -> str:
+def _stages(body: list[Part]) -> list[int]:
+    """Where the trunk's members are, or else the large sequences."""
+    trunk = [i for i, part in enumerate(body) if part.in_trunk]
+    return trunk or [i for i, part in enumerate(body) if part.is_big and part.is_container]
+
+
+def _is_used_within(part: Part, stage: Part) -> bool:
+    """Whether a part is used before the stage is done with, or has nothing to be used."""
+    if part.span is None or stage.span is None:
+        return not part.has_layers
+    return part.span[0] <= stage.span[1]
+
+
+def _free(name: str, groups: Groups) -> str:
     """The name, or another for a module that is called like the stem or the head but is not it."""
     taken = {"head", *(name for name, _ in groups)}
     return f"{name}_" if name in taken else name
 
 
-def _split_off_head(parts: list[_Part], head: str) -> tuple[list[_Part], list[_Part]]:
-    """The parts without the head, and the head with what has no parameters around it."""
-    here = next(i for i, part in enumerate(parts) if part.path == head)
-    first, end = here, here + 1
-    while first > 0 and not parts[first - 1].parameters:
-        first -= 1
-    while end < len(parts) and not parts[end].parameters:
-        end += 1
-    return parts[:first] + parts[end:], parts[first:end]
+def _split_off_heads(parts: list[Part], heads: Sequence[str]) -> tuple[list[Part], list[Part]]:
+    """The parts without the heads, and the heads with what has no parameters around them."""
+    is_head = [part.is_module and part.path in heads for part in parts]
+    for i in (i for i, part in enumerate(parts) if part.is_module and part.path in heads):
+        for beside in (range(i - 1, -1, -1), range(i + 1, len(parts))):
+            for other in beside:
+                if parts[other].parameters:
+                    break
+                is_head[other] = True
+    paired = list(zip(parts, is_head, strict=True))
+    return [part for part, own in paired if not own], [part for part, own in paired if own]
 
 
-def _end_of_stem(body: list[_Part]) -> int:
+def _end_of_stem(body: list[Part]) -> int:
     """How many parts come before the trunk, or else before its first big part."""
     trunk = [i for i, part in enumerate(body) if part.in_trunk] or list(range(len(body)))
     if any(part.has_layers for part in body[: trunk[0] if trunk else 0]):
@@ -279,7 +194,7 @@ def _end_of_stem(body: list[_Part]) -> int:
     return (big or layered or [len(body)])[0]
 
 
-def _block(name: str, parts: list[_Part], prefix: str) -> Block:
+def _block(name: str, parts: list[Part], prefix: str) -> Block:
     return Block(
         name=name,
         modules=tuple(prefix + part.path for part in parts if part.is_module),
@@ -289,7 +204,3 @@ def _block(name: str, parts: list[_Part], prefix: str) -> Block:
 
 def _has_parameters(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name

@@ -15,10 +15,10 @@ from lit_finetune.assemble import assemble
 from lit_finetune.blocks import Block, list_blocks
 from lit_finetune.compiled import unwrapped
 from lit_finetune.data_config import DataConfig
-from lit_finetune.distributed import begin_flat, wrap_by_blocks
+from lit_finetune.distributed import begin_flat, refuse_under_flat, wrap_by_blocks
 from lit_finetune.flat import parameters_by_name
 from lit_finetune.freezing import frozen_modules, hold
-from lit_finetune.heads import forward_features, head_in_features, replace_head
+from lit_finetune.heads import forward_features, own_or_given, replace_head
 from lit_finetune.hparams import check_hparams, plain_hparams
 from lit_finetune.lora import Lora, merged, read_lora
 from lit_finetune.optim import (
@@ -29,10 +29,12 @@ from lit_finetune.optim import (
     describe_scheduler,
     join_groups,
 )
-from lit_finetune.outputs import check_logits, logits_of
+from lit_finetune.outputs import check_logits, logits_of, weighted_auxiliary_of
 from lit_finetune.param_groups import ParamGroup, make_param_groups
+from lit_finetune.recompute import recompute_units
 from lit_finetune.sharded_checkpoint import as_file
 from lit_finetune.sharding import shard
+from lit_finetune.splitting import PrefixOutput
 from lit_finetune.steps import KEY, ClassifierSteps
 from lit_finetune.weight_translation import in_names_of
 
@@ -80,6 +82,8 @@ class FinetuneClassifier(ClassifierSteps):
         channels_last: Whether pictures and weights lie channels last in memory, which many
             convolutional networks run faster with, on a GPU above all.
         compile: Whether the backbone runs through `torch.compile`.
+        gradient_checkpointing: Whether blocks that train compute their activations again in the
+            backward pass rather than keep them: less memory, more time, and the same result.
 
     Raises:
         ValueError: An argument cannot be; the message names all of them.
@@ -114,6 +118,7 @@ class FinetuneClassifier(ClassifierSteps):
         lora: Lora | dict[str, Any] | None = None,
         channels_last: bool = False,
         compile: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
         arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
@@ -144,6 +149,8 @@ class FinetuneClassifier(ClassifierSteps):
         if compile:
             self.backbone.compile()
         self.head_name = built.head_name
+        if gradient_checkpointing:
+            recompute_units(self, self.blocks)
         self.load_report = built.load_report
         self._rebuilt_by = built.rebuilt_by
         self.data_config: DataConfig = built.data_config
@@ -167,16 +174,20 @@ class FinetuneClassifier(ClassifierSteps):
         """Shard the backbone block by block under a strategy that shards, and do nothing else."""
         shard(self.backbone, self.device_mesh, head_name=self.head_name)
         if self._trainer is not None and begin_flat(self.trainer.strategy, self):
+            refuse_under_flat(self.hparams)
             wrap_by_blocks(self.trainer.strategy, self.backbone, self.head_name)
             self._noted = None
             self._noted = self.blocks, self.param_groups()  # shapes will tell no longer
 
     @override
-    def forward(self, images: Tensor) -> Tensor:
-        """From images (N, C, H, W) to logits (N, num_classes)."""
-        if self.hparams["channels_last"]:
-            images = images.contiguous(memory_format=torch.channels_last)
-        logits = logits_of(self.backbone(images))
+    def forward(self, images: Tensor | PrefixOutput) -> Tensor:
+        """From images (N, C, H, W), or what their first blocks gave, to logits (N, num_classes)."""
+        if isinstance(images, PrefixOutput):
+            self._auxiliary = ()
+            return self.forward_from(*images)
+        output = self.backbone(self._laid_out(images))
+        self._auxiliary = weighted_auxiliary_of(output)
+        logits = logits_of(output)
         check_logits(logits, self.num_classes, self.head_name)
         return logits
 
@@ -186,11 +197,25 @@ class FinetuneClassifier(ClassifierSteps):
 
     def forward_prefix(self, images: Tensor, upto: str) -> Tensor:
         """From images to what enters the block `upto`; "head": what the head is given."""
-        return splitting.forward_prefix(self.backbone, images, upto, head_name=self.head_name)
+        laid_out = self._laid_out(images)
+        return splitting.forward_prefix(self.backbone, laid_out, upto, head_name=self.head_name)
 
-    def forward_from(self, h: Tensor, upto: str) -> Tensor:
-        """From what enters the block `upto` to logits, as if the images had come all the way."""
-        return splitting.forward_from(self.backbone, h, upto, head_name=self.head_name)
+    def forward_from(
+        self, h: Tensor, upto: str, image_shape: tuple[int, ...] | None = None
+    ) -> Tensor:
+        """From what enters the block `upto` to logits, as if the images had come all the way.
+
+        Args:
+            h: What `forward_prefix` gives.
+            upto: The block's name.
+            image_shape: Of the images, if `forward_prefix` has not seen any such.
+        """
+        options: dict[str, Any] = {"head_name": self.head_name, "image_shape": image_shape}
+        return splitting.forward_from(self.backbone, h, upto, **options)
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        is_last = self.hparams["channels_last"]
+        return images.contiguous(memory_format=torch.channels_last) if is_last else images
 
     def get_classifier(self) -> nn.Module:
         """The head."""
@@ -204,13 +229,16 @@ class FinetuneClassifier(ClassifierSteps):
                 a datamodule names them.
         """
         check_hparams({"num_classes": num_classes})
-        own = self.make_head(head_in_features(self.backbone, self.head_name), num_classes)
+        given = self.hparams["head"] or "linear"
+        head = own_or_given(
+            self.backbone, self.head_name, num_classes, make_head=self.make_head, head=given
+        )
         self.head_name = replace_head(
             self.backbone,
             num_classes,
-            head=own or self.hparams["head"] or "linear",
+            head=head,
             head_name=self.head_name,
-            drop_rate=0.0 if own else self.hparams["drop_rate"],
+            drop_rate=self.hparams["drop_rate"] if head == given else 0.0,
         )
         self.hparams.update(num_classes=num_classes, class_weights=None)
         self._set_num_classes(num_classes)

@@ -183,13 +183,22 @@ def _entries(network: nn.Module, cut: Cut) -> Iterator[str]:
     for root in cut.behind:
         for name, module in network.get_submodule(root).named_modules():
             holds = any(True for _ in module.parameters()) or any(True for _ in module.buffers())
-            if id(module) not in before and (holds or _follows_mode(module)):
+            if id(module) not in before and (holds or follows_mode(module)):
                 yield f"{root}.{name}" if name else root
 
 
-def _follows_mode(module: nn.Module) -> bool:
-    """Whether a module may do one thing in training and another in evaluation, as dropout does."""
-    forwards = [unwrap(type(inner).forward) for inner in module.modules()]
+def follows_mode(module: nn.Module, *, inner: bool = True) -> bool:
+    """Whether a module may do one thing in training and another in evaluation, as dropout does.
+
+    >>> [follows_mode(module) for module in (nn.ReLU(), nn.Dropout(), nn.Sequential(nn.Dropout()))]
+    [False, True, True]
+
+    Args:
+        module: Its forward is looked at.
+        inner: Whether it does so too if a module inside it does.
+    """
+    modules = module.modules() if inner else [module]
+    forwards = [unwrap(type(each).forward) for each in modules]
     codes = [getattr(forward, "__code__", None) for forward in forwards]
     return any(code is None or "training" in code.co_names for code in codes)
 

@@ -17,6 +17,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
+CropMode = Literal["center", "squash", "border", "pad"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,10 @@ class DataConfig:
     """Length of the picture's short side before `image_size` is cut from its centre."""
     interpolation: Interpolation = "bilinear"
     """How pictures are resized."""
+    crop_mode: CropMode = "center"
+    """`center`: in its own proportions, and what does not fit is cut off; `squash`: to the wanted
+    proportions; `border`: in its own proportions and whole, with a border of the colour `mean`;
+    `pad`: like `center`, but a `resize_size` below `image_size` leaves a black border."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -42,7 +47,7 @@ class DataConfig:
             problems.append(f"`std` must be above 0, but got {self.std}")
         if len(self.image_size) != 2 or min(self.image_size) < 1:
             problems.append(f"`image_size` is (height, width), but got {self.image_size}")
-        elif self.resize_size < min(self.image_size):
+        elif self.resize_size < min(self.image_size) and self.crop_mode != "pad":
             problems.append(
                 f"`resize_size` {self.resize_size} is smaller than the short side of "
                 f"`image_size` {self.image_size}"
@@ -50,6 +55,7 @@ class DataConfig:
         if problems:
             raise ValueError(f"This data config cannot be: {'; '.join(problems)}.")
         one_of(self.interpolation, ("nearest", "bilinear", "bicubic"), "interpolation")
+        one_of(self.crop_mode, ("center", "squash", "border", "pad"), "crop_mode")
 
     def to_dict(self) -> dict[str, Any]:
         """The config as lists, strings and numbers, as a checkpoint can hold it."""
@@ -119,6 +125,41 @@ class ResizeToCover(nn.Module):
         return f"size={self.size}, interpolation={self.interpolation.value}"
 
 
+class ResizeWithin(nn.Module):
+    """Resize a picture, in its own proportions, until it just fits into a height and a width."""
+
+    def __init__(self, size: tuple[int, int], *, interpolation: Interpolation) -> None:
+        super().__init__()
+        self.size = size
+        self.interpolation = v2.InterpolationMode(interpolation)
+
+    def forward(self, picture: Image.Image | Tensor) -> Image.Image | Tensor:
+        """Resize one picture."""
+        height, width = functional.get_size(picture)
+        ratio = max(height / self.size[0], width / self.size[1])
+        new = [max(1, round(height / ratio)), max(1, round(width / ratio))]
+        return functional.resize(picture, new, self.interpolation, antialias=True)
+
+
+class PadAround(nn.Module):
+    """Put a border of one colour around a picture that is smaller than a height or a width."""
+
+    def __init__(self, size: tuple[int, int], *, colour: tuple[float, ...]) -> None:
+        super().__init__()
+        self.size = size
+        self.colour = colour
+
+    def forward(self, picture: Image.Image | Tensor) -> Image.Image | Tensor:
+        """Pad one picture; its colours go to 255, or to 1 where they are floats."""
+        height, width = functional.get_size(picture)
+        rows, columns = max(0, self.size[0] - height), max(0, self.size[1] - width)
+        around = [columns // 2, rows // 2, (columns + 1) // 2, (rows + 1) // 2]
+        fill: list[float] = [round(255 * value) for value in self.colour]
+        if isinstance(picture, Tensor) and picture.is_floating_point():
+            fill = [*self.colour]
+        return functional.pad(picture, around, fill=fill)
+
+
 def eval_transform(config: DataConfig) -> Callable[[Image.Image | Tensor], Tensor]:
     """What pictures go through but for training: resize, cut out the centre, normalise."""
     return v2.Compose([*eval_geometry(config), normalize(config)])
@@ -127,9 +168,20 @@ def eval_transform(config: DataConfig) -> Callable[[Image.Image | Tensor], Tenso
 def eval_geometry(config: DataConfig) -> list[nn.Module]:
     """The first part of it, which leaves 8 bits a channel: resize, cut out the centre."""
     ratio = config.resize_size / min(config.image_size)
-    cover = (round(config.image_size[0] * ratio), round(config.image_size[1] * ratio))
-    resize = ResizeToCover(cover, interpolation=config.interpolation)
-    return [resize, v2.CenterCrop(config.image_size)]
+    size = (round(config.image_size[0] * ratio), round(config.image_size[1] * ratio))
+    return frame(config, size)
+
+
+def frame(config: DataConfig, size: tuple[int, int]) -> list[nn.Module]:
+    """Bring a picture to a size in the way that the config says, and to the image size."""
+    crop = v2.CenterCrop(config.image_size)
+    if config.crop_mode == "squash":
+        interpolation = v2.InterpolationMode(config.interpolation)
+        return [v2.Resize(size, interpolation=interpolation, antialias=True), crop]
+    if config.crop_mode == "border":
+        within = ResizeWithin(size, interpolation=config.interpolation)
+        return [within, PadAround(config.image_size, colour=config.mean), crop]
+    return [ResizeToCover(size, interpolation=config.interpolation), crop]
 
 
 def normalize(config: DataConfig) -> Callable[[Image.Image | Tensor], Tensor]:

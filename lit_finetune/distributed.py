@@ -103,6 +103,17 @@ def _wrong_with_flat(strategy: FSDPStrategy) -> Iterator[str]:
     yield from (f"`{name}`" for name in strategy.kwargs.keys() - _FLAT_OPTIONS)
 
 
+def refuse_under_flat(arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments of a classifier that nobody has seen to be right under FSDPStrategy.
+
+    Raises:
+        ValueError: Names them.
+    """
+    names = ("compile", "gradient_checkpointing", "lora")
+    if given := [f"`{name}`" for name in names if arguments.get(name)]:
+        raise ValueError(f"Not supported under FSDPStrategy: {', '.join(given)}. {_INSTEAD}")
+
+
 def refuse_wrapped(strategy: Strategy, module: LightningModule) -> None:
     """Refuse to wrap once more what FSDPStrategy has wrapped, of which it would share out a share.
 

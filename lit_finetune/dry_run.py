@@ -22,7 +22,7 @@ def dry_run(network: nn.Module, data_config: DataConfig, *, purpose: str) -> Any
         ValueError: The network does not take such pictures.
     """
     parameter = next((p for p in network.parameters() if p.is_floating_point()), torch.zeros(0))
-    shape = (2, _num_channels(network, data_config), *data_config.image_size)
+    shape = (2, num_channels(network, data_config), *data_config.image_size)
     images = torch.zeros(shape, device=parameter.device, dtype=parameter.dtype)
     try:
         with torch.no_grad(), eval_mode(network):
@@ -50,7 +50,7 @@ def _is_unknown(parameter: nn.Parameter) -> bool:
     return isinstance(parameter, UninitializedParameter)
 
 
-def _num_channels(network: nn.Module, data_config: DataConfig) -> int:
+def num_channels(network: nn.Module, data_config: DataConfig) -> int:
     """How many channels the first layer takes, if it is a convolution."""
     layers = (module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear))
     first = next(layers, None)

@@ -1,7 +1,8 @@
 """Apply to a network what trains and what does not, and hold it there."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from torch import nn
 
@@ -9,11 +10,21 @@ from lit_finetune.blocks import Block
 from lit_finetune.flat import modules_by_name, parameters_by_name
 from lit_finetune.norms import is_norm, norm_parameters
 
+_NOTES = "_lit_finetune_notes"
+"""Where a module keeps, for each parameter, whether it was still before, and whether it trains."""
 
-def set_trainable(model: nn.Module, names: Collection[str]) -> bool:
+
+def set_trainable(
+    model: nn.Module, names: Collection[str], *, still: Collection[str] = frozenset()
+) -> bool:
     """Let the named parameters of a model train, and freeze all others.
 
     A frozen parameter loses its gradient: an optimizer would still step with what it holds.
+
+    Args:
+        model: Its modules take note of what was done, for `with_still` in another run.
+        names: The parameters that train.
+        still: Those that were fixed before any schedule came.
 
     Returns:
         Whether anything changed. A wrapper such as DistributedDataParallel must follow if so.
@@ -26,7 +37,53 @@ def set_trainable(model: nn.Module, names: Collection[str]) -> bool:
             changed = True
         if not trains:
             parameter.grad = None
+        notes, own = _notes_on(model, name)
+        notes[own] = (name in still, trains)
     return changed
+
+
+def restore_trainable(model: nn.Module, before: Mapping[str, bool]) -> None:
+    """Let parameters require a gradient as before, where a trial leaves no trace."""
+    parameters = parameters_by_name(model)
+    for name, trains in before.items():
+        parameters[name].requires_grad_(trains)
+        notes, own = _notes_on(model, name)
+        was_still, _ = notes.get(own, (not trains, trains))
+        notes[own] = (was_still, trains)
+
+
+def with_still(model: nn.Module, blocks: Iterable[Block]) -> list[Block]:
+    """The blocks, with what of them was fixed before any schedule came.
+
+    That is what requires no gradient, unless a schedule has frozen it in an earlier run; and what
+    a schedule has trained since, if nobody but schedules has touched it. Where nothing before the
+    head requires a gradient, someone has frozen the backbone whole: that leaves the rest to the
+    schedule, and nothing counts as fixed.
+    """
+    still = {name for name, p in model.named_parameters() if _is_still(model, name, p)}
+    *backbone, head = blocks
+    if still.issuperset(name for block in backbone for name in block.free):
+        still.clear()
+    return [
+        replace(block, still=tuple(name for name in block.free if name in still))
+        for block in (*backbone, head)
+    ]
+
+
+def _is_still(model: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+    notes, own = _notes_on(model, name)
+    was_still, trained = notes.get(own, (False, not parameter.requires_grad))
+    is_as_left = parameter.requires_grad == trained
+    return was_still if is_as_left else not parameter.requires_grad
+
+
+def _notes_on(model: nn.Module, name: str) -> tuple[dict[str, tuple[bool, bool]], str]:
+    """What the module that holds a parameter has noted, and the parameter's name in it.
+
+    There it stays when the module is copied, or becomes a part of another one.
+    """
+    path, _, own = name.rpartition(".")
+    return model.get_submodule(path).__dict__.setdefault(_NOTES, {}), own
 
 
 def frozen_modules(

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from torch import nn
 
@@ -37,7 +37,8 @@ def find_head(network: nn.Module) -> str:
     if declared:
         _check_is_there(network, declared[0])
         return declared[0]
-    candidates = _candidates(network)
+    is_encoder = hasattr(network, "pretrained_cfg") and not getattr(network, "num_classes", 1)
+    candidates = [] if is_encoder else _candidates(network)
     if not candidates:
         raise NoHeadError(
             f"Found no classifier layer in {type(network).__name__}: it has no `nn.Linear`, and "
@@ -72,7 +73,76 @@ def declared_heads(network: nn.Module) -> list[str]:
     names = config.get("classifier") if isinstance(config, dict) else None
     names = [names] if isinstance(names, str) else list(names or [])
     modules = dict(network.named_modules())
-    return [name for name in names if name in modules]
+    found = [name for name in names if name in modules]
+    return _with_twins(network, found[0]) if len(found) == 1 else found
+
+
+def _with_twins(network: Any, head: str) -> list[str]:
+    """A head of a network of timm with the same layer of the classifiers beside its own.
+
+    For some distilled networks (`levit_384_s8`) the `pretrained_cfg` names only one of the two.
+    """
+    classifiers = network.get_classifier() if hasattr(network, "get_classifier") else ()
+    if not isinstance(classifiers, tuple):
+        return [head]
+    paths = {id(module): path for path, module in network.named_modules()}
+    known = [paths[id(module)] for module in classifiers if id(module) in paths]
+    rest = [head.removeprefix(path) for path in known if f"{head}.".startswith(f"{path}.")]
+    return [path + rest[0] for path in known] if rest else [head]
+
+
+def all_heads(network: nn.Module, head_name: str) -> tuple[str, ...]:
+    """A head with those that learn the same classes: what gives the logits with it, auxiliary ones.
+
+    >>> from torchvision.models import googlenet
+    >>> all_heads(googlenet(init_weights=False), "fc")
+    ('fc', 'aux1', 'aux2')
+    """
+    partners = partner_heads(network, head_name)
+    return partners + tuple(n for n in auxiliary_heads(network, head_name) if n not in partners)
+
+
+def partner_heads(network: nn.Module, head_name: str) -> tuple[str, ...]:
+    """The heads whose logits make up the network's, with the named one: mostly that one alone."""
+    declared = tuple(declared_heads(network))
+    return declared if head_name in declared else (head_name,)
+
+
+def auxiliary_heads(network: nn.Module, head_name: str) -> tuple[str, ...]:
+    """The heads that classify along the way in training: `aux1`, `AuxLogits`.
+
+    They are told by their names, and by giving as many scores as the head does.
+    """
+    head = last_layer(network.get_submodule(head_name))
+    found: list[str] = []
+    for name, module in network.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in found)
+        if inside or not _AUXILIARY.search(name) or head_name.startswith(f"{name}."):
+            continue
+        layer = last_layer(module)
+        if layer and (head is None or layer_sizes(layer)[1] == layer_sizes(head)[1]):
+            found.append(name)
+    return tuple(found)
+
+
+def auxiliary_layers(network: nn.Module, head_name: str) -> tuple[str, ...]:
+    """The last layers of the auxiliary heads, where they are not among the heads themselves."""
+    partners = partner_heads(network, head_name)
+    names = [name for name in auxiliary_heads(network, head_name) if name not in partners]
+    return tuple(_last_layer_name(network, name) for name in names)
+
+
+def replaced_layers(network: nn.Module, head_name: str) -> tuple[str, ...]:
+    """All modules that `replace_head` puts new ones in the place of."""
+    return partner_heads(network, head_name) + auxiliary_layers(network, head_name)
+
+
+def _last_layer_name(network: nn.Module, name: str) -> str:
+    """The full name of the last layer in one of a network's modules."""
+    module = network.get_submodule(name)
+    layer = last_layer(module)
+    inner = next((path for path, found in module.named_modules() if found is layer), "")
+    return f"{name}.{inner}" if inner else name
 
 
 def _check_is_there(network: nn.Module, name: str) -> None:

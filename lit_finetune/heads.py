@@ -1,14 +1,21 @@
 """The classifier of a network: build a new one, put it in place, and what goes into it."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lit_finetune._names import nearest, one_of
-from lit_finetune.head_search import Layer, declared_heads, first_layer, last_layer, layer_sizes
+from lit_finetune.head_search import (
+    Layer,
+    auxiliary_layers,
+    first_layer,
+    last_layer,
+    layer_sizes,
+    partner_heads,
+)
 from lit_finetune.head_search import find_head as find_head
 
 Head = str | nn.Module | Callable[[int, int], nn.Module]
@@ -52,7 +59,9 @@ def replace_head(
     """Put a new classifier in the place of a network's own; return its dotted name.
 
     The new head takes the device and the number type of the old one. What is built here starts
-    with scores near 0.
+    with scores near 0. Where several heads give the logits together, as in a distilled DeiT, each
+    is replaced in its place, and the last layer of auxiliary heads, as GoogLeNet's, by one of its
+    kind.
 
     >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4, 1000))
     >>> replace_head(network, 2)
@@ -66,7 +75,8 @@ def replace_head(
         head: `linear`: one layer of the old one's kind, with a bias; `mlp`: two, with GELU and
             dropout between them and as many hidden features as go in, but at most 512; a module,
             put in as it is; or a function that returns one for `(in_features, num_classes)`.
-        head_name: The module to replace, if it is not the one that `find_head` finds.
+        head_name: The module to replace, if it is not the one that `find_head` finds. One of
+            several heads that work together stands for all.
         drop_rate: Probability of dropping a feature before the last layer of `linear` or `mlp`.
 
     Raises:
@@ -74,6 +84,21 @@ def replace_head(
     """
     _check(num_classes, head, drop_rate)
     name = _head_name(network, head_name)
+    partners, auxiliary = partner_heads(network, name), auxiliary_layers(network, name)
+    if len(partners) > 1 and isinstance(head, nn.Module):
+        raise ValueError(
+            f"{type(network).__name__} has several heads that work together "
+            f"({', '.join(partners)}), so one module as `head` does not do: give a function of "
+            "`(in_features, num_classes)` that makes one for each."
+        )
+    for path in partners:
+        _put_in(network, path, num_classes, head, drop_rate)
+    for path in auxiliary:
+        _put_in(network, path, num_classes, "linear", 0.0)
+    return name
+
+
+def _put_in(network: nn.Module, name: str, num_classes: int, head: Head, drop_rate: float) -> None:
     old = network.get_submodule(name)
     layer = _input_layer(old, name)
     new = _build(layer, num_classes, head, drop_rate)
@@ -82,7 +107,41 @@ def replace_head(
     for alias in [n for n, m in network.named_modules(remove_duplicate=False) if m is old]:
         network.set_submodule(alias, new)  # it may bear several names
     _note_num_classes(network, name, num_classes)
-    return name
+
+
+def add_classifier(network: nn.Module, num_classes: int) -> bool:
+    """Let a network of timm that was built without a classifier build its own one.
+
+    >>> timm = __import__("timm")
+    >>> network = timm.create_model("test_vit", num_classes=0)
+    >>> add_classifier(network, 5), network.head
+    (True, Linear(in_features=64, out_features=5, bias=True))
+
+    Returns:
+        Whether it was such a network.
+    """
+    build: Any = getattr(network, "reset_classifier", None)
+    is_without = getattr(network, "num_classes", None) == 0 and hasattr(network, "pretrained_cfg")
+    if is_without and callable(build):
+        build(num_classes)
+    return is_without and callable(build)
+
+
+def own_or_given(
+    network: nn.Module,
+    head_name: str,
+    num_classes: int,
+    *,
+    make_head: Callable[[int, int], nn.Module | None],
+    head: Head,
+) -> Head:
+    """What `make_head` makes for a head, or for each of several, or else the head that is given."""
+    own = make_head(head_in_features(network, head_name), num_classes)
+    if own is None:
+        return head
+    if len(partner_heads(network, head_name)) == 1:
+        return own
+    return cast(Head, make_head)  # it made one, and is asked for each
 
 
 def head_in_features(network: nn.Module, head_name: str) -> int:
@@ -137,13 +196,6 @@ def _check(num_classes: int, head: Head, drop_rate: float) -> None:
 
 
 def _head_name(network: nn.Module, head_name: str | None) -> str:
-    declared = declared_heads(network)
-    if len(declared) > 1:
-        raise ValueError(
-            f"{type(network).__name__} has several heads that work together "
-            f"({', '.join(declared)}); replacing them is not supported. "
-            "Choose a variant with one head, for example one that is not distilled."
-        )
     if head_name is None:
         head_name = find_head(network)
     elif head_name not in dict(network.named_modules(remove_duplicate=False)):

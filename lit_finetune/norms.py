@@ -26,8 +26,10 @@ def is_norm(module: nn.Module) -> bool:
     """
     if isinstance(module, NORM_LAYERS):
         return True
-    has_own = next(module.parameters(recurse=False), None) is not None
-    return has_own and bool(_OF_THEIR_OWN.search(type(module).__name__))
+    own, name = list(module.parameters(recurse=False)), type(module).__name__
+    is_flat = all(parameter.numel() == max(parameter.shape, default=1) for parameter in own)
+    is_called_so = _OF_THEIR_OWN.search(name) or (is_flat and re.search(r"[Nn]orm|GRN$", name))
+    return bool(own and is_called_so) and len(own) == len(list(module.parameters()))
 
 
 def norm_parameters(model: nn.Module) -> frozenset[str]:

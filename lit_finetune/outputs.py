@@ -47,6 +47,16 @@ def auxiliary_of(output: Any) -> tuple[Tensor, ...]:
     return tuple(getattr(output, name) for name in named if getattr(output, name) is not None)
 
 
+def weighted_auxiliary_of(output: Any) -> tuple[tuple[float, Tensor], ...]:
+    """The logits of auxiliary heads, each with the weight of its loss beside that of the logits.
+
+    The weights are those that the networks were published with: 0.3 for GoogLeNet (arXiv
+    1409.4842), and 0.4 for Inception, as for whatever else has such heads.
+    """
+    weight = 0.3 if type(output).__name__.endswith("GoogLeNetOutputs") else 0.4
+    return tuple((weight, logits) for logits in auxiliary_of(output))
+
+
 def _described(output: Any) -> str:
     if isinstance(output, tuple | list):
         return f"a {type(output).__name__} of {len(output)}"

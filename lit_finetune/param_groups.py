@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from lit_finetune.blocks import Block
+from lit_finetune.norms import norm_parameters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,4 +84,4 @@ def no_decay_names(network: nn.Module) -> frozenset[str]:
         for name, parameter in network.named_parameters()
         if parameter.ndim <= 1 or name.endswith(".bias")
     }
-    return own | flat
+    return own | flat | norm_parameters(network)

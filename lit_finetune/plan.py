@@ -87,6 +87,11 @@ class Plan:
             names = (names - {*phase.frozen}) | {*phase.parameters}
         return frozenset(names)
 
+    @property
+    def still(self) -> frozenset[str]:
+        """The names of the parameters that were fixed before any schedule came."""
+        return frozenset(name for block in self.blocks for name in block.still)
+
     def to_list(self, index: int) -> list[dict[str, Any]]:
         """The phases up to an index as plain data, for a checkpoint; compiled or not the same."""
         return [_plain(phase) for phase in self.phases[: index + 1]]
@@ -199,7 +204,12 @@ def _resolve(
         new = [name for name in names if name not in taken]
         # `all` means what is left; anything else that is named twice is a mistake in the schedule,
         # but for the norms or biases of a block that train before the rest of it.
-        if not new or not (means_the_rest(selector) or loose.issuperset(twice)):
+        if not new and means_the_rest(selector) and (left := _left_still(blocks, taken)):
+            problems.append(
+                f"{selector!r} adds nothing: what does not train yet has been fixed before, by"
+                f" requires_grad=False, such as {left[0]!r}. Name it to train it"
+            )
+        elif not new or not (means_the_rest(selector) or loose.issuperset(twice)):
             what = "all of it trains" if not new else f"{len(twice)} of its parameters train"
             problems.append(
                 f"{selector!r} overlaps: {what} from {taken[twice[0]]} on, such as {twice[0]!r}."
@@ -209,6 +219,11 @@ def _resolve(
         loose.update(new if of_a_kind(selector) else ())
         found += new
     return tuple(found), problems
+
+
+def _left_still(blocks: Sequence[Block], taken: Mapping[str, str]) -> list[str]:
+    """The parameters that were fixed before any schedule came, and do not train."""
+    return [name for block in blocks for name in block.still if name not in taken]
 
 
 def _stopped(

@@ -59,6 +59,28 @@ def load_progress(plan: Plan, state: Mapping[str, Any] | None, *, train_bn: bool
     return progress if is_same else replace(progress, stall=Stall())
 
 
+def refuse_lost_schedule(trainer: Any, checkpoint: Mapping[str, Any]) -> None:
+    """Refuse to resume a run in phases as one without: its optimizer holds groups of its own.
+
+    Args:
+        trainer: It resumes, evaluates or predicts; None where nothing but a module is loaded.
+        checkpoint: What it has read.
+
+    Raises:
+        ValueError: Nobody in the Trainer goes on with the checkpoint's schedule.
+    """
+    if trainer is None or trainer.state.fn != "fit":
+        return
+    present = {callback.state_key for callback in trainer.callbacks}
+    for key, state in checkpoint.get("callbacks", {}).items():
+        if key not in present and "phases" in state and "progress" in state:
+            raise ValueError(
+                f"The checkpoint was written under a schedule, in its phase {state['phase'] + 1},"
+                f" but this Trainer has no {key}. Resume with the same schedule, or start anew from"
+                " its weights alone, passed as `weights`."
+            )
+
+
 def _begin(phase: Mapping[str, Any]) -> str:
     """When a phase of a checkpoint began: `epoch 2`."""
     return next(f"{key} {value}" for key, value in phase.items())

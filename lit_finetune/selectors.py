@@ -29,7 +29,8 @@ def select(selector: Selector, blocks: Sequence[Block]) -> tuple[str, ...]:
             layers, `biases` for all biases, `layer4/norms` for those of a part. A text such as
             `"3"` is the block of that name if there is one, and else an index; a number is always
             an index. Names are as they would be without `torch.compile`.
-        blocks: What there is.
+        blocks: What there is. Their parameters that were fixed before are found only by a selector
+            that matches nothing else.
 
     Raises:
         ValueError: The selector matches no parameter; the message names the nearest.
@@ -58,7 +59,9 @@ def select(selector: Selector, blocks: Sequence[Block]) -> tuple[str, ...]:
             f"{selector!r} matches weights of the network alone, such as {found[0]!r}: they stay"
             " frozen, and the adapters (`lora`) train in their place."
         )
-    return tuple(name for name in found if name in free)
+    still = {name for block in blocks for name in block.still}
+    moving = tuple(name for name in found if name in free and name not in still)
+    return moving or tuple(name for name in found if name in free)
 
 
 def means_the_rest(selector: Selector) -> bool:

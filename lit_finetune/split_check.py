@@ -28,16 +28,28 @@ def splits(network: nn.Module, x: Tensor, *, head_name: str | None = None) -> di
 
 
 def why_not(
-    network: nn.Module, x: Tensor, upto: str, *, head_name: str | None = None
+    network: nn.Module,
+    x: Tensor,
+    upto: str,
+    *,
+    head_name: str | None = None,
+    in_training: bool = True,
 ) -> str | None:
     """Why a network cannot be split at a block; None where it can.
 
     It is split, in evaluation and with its second half in training, and each time compared with
     the whole, which has seen other pictures meanwhile: whatever is left of them must not matter.
+
+    Args:
+        network: It is afterwards as it was.
+        x: Some input, of two pictures or more.
+        upto: The block's name.
+        head_name: As in `list_blocks`.
+        in_training: Whether to try it in training too.
     """
     blocks = list_blocks(network, head_name)
     with torch.no_grad(), _left_as_it_was(network):
-        for training in (False, True):
+        for training in (False, True) if in_training else (False,):
             _set_modes(network, blocks, upto, training=training)
             try:
                 problem = _difference(network, x, upto, head_name)

@@ -8,7 +8,7 @@ of the picture be needed from there on, it is a ghost, and the network cannot be
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,6 +21,15 @@ from lit_finetune.cut import Cut, Reached, Record, cut_at, record, stopping_at, 
 from lit_finetune.cut import SplitError as SplitError
 from lit_finetune.ghosts import Ghost, GhostError, Passage, resolved
 from lit_finetune.outputs import logits_of
+
+
+class PrefixOutput(NamedTuple):
+    """What enters a block, in the place of pictures."""
+
+    values: Tensor
+    block: str
+    image_shape: tuple[int, ...]
+    """Channels, height and width of the pictures."""
 
 
 def forward_prefix(
@@ -84,16 +93,24 @@ def forward_from(
 
 
 def forward_between(
-    network: nn.Module, h: Tensor, start: str, upto: str, *, head_name: str | None = None
+    network: nn.Module,
+    h: Tensor,
+    start: str,
+    upto: str,
+    *,
+    head_name: str | None = None,
+    image_shape: Sequence[int] | None = None,
 ) -> Tensor:
     """What enters the block `upto`, from what enters a block `start` before it.
+
+    The arguments are those of `forward_from`.
 
     Raises:
         SplitError: The network cannot be split at one of the two.
         ValueError: There is no such block.
     """
     split = _split(network, start, head_name)
-    note = split.find(network, h, None)
+    note = split.find(network, h, image_shape)
     goal = _split(network, upto, head_name).note(network, note.picture, h.device)
     return _stopped(network, goal, lambda: _resumed(network, split.cut, note, h))
 

@@ -19,6 +19,7 @@ from lit_finetune.images import as_rgb
 from lit_finetune.metrics import classification_metrics, probabilities
 from lit_finetune.mixing import make_mixing
 from lit_finetune.place import MONITORED, catch_up, monitored, place_in_run
+from lit_finetune.resume import refuse_lost_schedule
 from lit_finetune.scores import TrainingScores, log_evaluation
 from lit_finetune.seeding import derive_seed, seed_device
 
@@ -37,6 +38,8 @@ class ClassifierSteps(LightningModule):
     class_weights: Tensor | None
     data_config: DataConfig
     _is_named: bool
+    _auxiliary: tuple[tuple[float, Tensor], ...] = ()
+    """What auxiliary heads said at the last `forward`, each with the weight of its loss."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,6 +98,10 @@ class ClassifierSteps(LightningModule):
         catch_up(self.trainer, place_in_run(self.trainer.fit_loop).epoch, self._monitored)
 
     @override
+    def on_train_epoch_start(self) -> None:  # not where a run goes on amid an epoch
+        self._scores = TrainingScores()
+
+    @override
     def on_train_epoch_end(self) -> None:
         self._scores.finish(self)
         if self.trainer.fit_loop.restarting:
@@ -108,6 +115,9 @@ class ClassifierSteps(LightningModule):
             images, target = self._mixing(images, labels)
         logits = self(images)
         loss = self.loss(logits, target)
+        for weight, auxiliary in self._auxiliary:
+            loss = loss + weight * self.loss(auxiliary, target)
+        self._auxiliary = ()
         self._scores.add(self, loss, logits, labels)
         return loss
 
@@ -154,6 +164,7 @@ class ClassifierSteps(LightningModule):
                 "The checkpoint was not written by a FinetuneClassifier. To start from its weights,"
                 " pass its path as `weights`."
             )
+        refuse_lost_schedule(self._trainer, checkpoint)
         if own["classes"] is not None:
             check_classes(self.classes, own["classes"], named=self._is_named)
             self.classes, self._is_named = own["classes"], True

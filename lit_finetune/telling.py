@@ -46,3 +46,16 @@ def unreached_line(plan: Plan, progress: Progress) -> str | None:
     rest = plan.phases[progress.phase + 1 :]
     names = ", ".join(f"{phase.label} ({phase.entry.begins})" for phase in rest)
     return f"The training ended before these phases began: {names}." if rest else None
+
+
+def still_line(plan: Plan) -> str | None:
+    """Which parameters were fixed before the run and stay so; None if there are none."""
+    named = {name for phase in plan.phases for name in phase.parameters}
+    rest = [name for block in plan.blocks for name in block.still if name not in named]
+    if not rest:
+        return None
+    names = ", ".join(rest[:3]) + (", …" if len(rest) > 3 else "")
+    return (
+        f"Fixed before by requires_grad=False, and left so: {len(rest)} parameters, {names}."
+        " What the schedule names alone trains."
+    )

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lit_finetune._names import nearest
 from lit_finetune.compiled import plain_name
-from lit_finetune.head_search import find_head
+from lit_finetune.head_search import auxiliary_heads, find_head, replaced_layers
 from lit_finetune.inputs import channels_adapted, input_layer
 from lit_finetune.not_weights import advice_on
 from lit_finetune.positions import is_positional, resampled
@@ -104,7 +104,7 @@ def load_weights(
     """
     if not 0 <= min_match <= 1:
         raise ValueError(f"`min_match` is a share between 0 and 1, but got {min_match}.")
-    head = _head_prefix(network, head_name)
+    head, aside = _head_prefixes(network, head_name)
     targets = _tensors_of(network)
     entries = in_names_of(network, _with_plain_names(read_entries(path)))
     if not any(name.endswith(("weight_g", "weight.original0")) for name in targets):
@@ -113,7 +113,7 @@ def load_weights(
     tensors = reading.of(entries)
     adapted, unclear = _adapted(network, tensors, targets)
     tensors |= adapted
-    report = _compare(tensors, targets, head=head, path=path, reading=reading)
+    report = _compare(tensors, targets, head=head, aside=aside, path=path, reading=reading)
     report = replace(report, adapted=tuple(name for name in adapted if name in report.matched))
     if report.share < min_match:
         raise ValueError(
@@ -168,15 +168,27 @@ def _adapted(
     return {name: tensor for name, tensor in adapted.items() if tensor is not None}, unclear
 
 
-def _head_prefix(network: nn.Module, head_name: str | None) -> tuple[str, ...]:
-    """The start of the names in the head; none where there is no head beside a backbone."""
+def _head_prefixes(
+    network: nn.Module, head_name: str | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The start of the names in each head, and in all that is no backbone: auxiliary heads too.
+
+    There are none where there is no head beside a backbone.
+    """
     found = _find_head(network) if head_name is None else head_name
     name = None if found is None else plain_name(found)
     in_head = [plain_name(start).startswith(f"{name}.") for start, _ in network.named_parameters()]
     if head_name is not None and not any(in_head):
         near = nearest(head_name, (module for module, _ in network.named_modules()))
         raise ValueError(f"The network has no parameters in a head {head_name!r}.{near}")
-    return () if name is None or all(in_head) else (f"{name}.",)
+    if found is None or all(in_head):
+        return (), ()
+    heads = [_prefix(path) for path in replaced_layers(network, found)]
+    return tuple(heads), (*heads, *map(_prefix, auxiliary_heads(network, found)))
+
+
+def _prefix(path: str) -> str:
+    return f"{plain_name(path)}."
 
 
 def _find_head(network: nn.Module) -> str | None:
@@ -191,13 +203,18 @@ def _compare(
     targets: Mapping[str, Tensor],
     *,
     head: tuple[str, ...],
+    aside: tuple[str, ...],
     path: str | Path,
     reading: Reading,
 ) -> LoadReport:
     shared = [name for name in targets if name in tensors]
     fitting = {name for name in shared if fits(tensors[name], targets[name])}
-    head_fits = fitting.issuperset(_to_tell(name for name in targets if name.startswith(head)))
-    dropped = [] if head_fits else [name for name in tensors if name.startswith(head)]
+    unfit = tuple(
+        start
+        for start in head
+        if not fitting.issuperset(_to_tell(name for name in targets if name.startswith(start)))
+    )
+    dropped = [name for name in tensors if name.startswith(unfit)]
     matched = [name for name in shared if name in fitting and name not in dropped]
     others = [name for name in shared if name not in fitting]
     known = {*targets, *dropped}
@@ -215,7 +232,7 @@ def _compare(
         ),
         head_dropped=tuple(dropped),
         adapted=(),
-        share=_share(matched, targets, head),
+        share=_share(matched, targets, aside),
     )
 
 
@@ -224,11 +241,11 @@ def _to_tell(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in names if not name.endswith("num_batches_tracked"))
 
 
-def _share(matched: Sequence[str], targets: Mapping[str, Tensor], head: tuple[str, ...]) -> float:
+def _share(matched: Sequence[str], targets: Mapping[str, Tensor], aside: tuple[str, ...]) -> float:
     sizes = {
         name: target.numel()
         for name, target in targets.items()
-        if isinstance(target, nn.Parameter) and not name.startswith(head)
+        if isinstance(target, nn.Parameter) and not name.startswith(aside)
     }
     return sum(sizes.get(name, 0) for name in matched) / max(1, sum(sizes.values()))
 

@@ -1,3 +1,4 @@
+import math
 import socket
 import sys
 from pathlib import Path
@@ -44,16 +45,21 @@ def test_a_torchvision_name_gives_the_network_and_what_pictures_it_expects(
     assert backbone.data_config == config
     assert backbone.name == name
     images = torch.zeros(2, 3, *config.image_size, device="meta")
-    assert backbone.network(images).shape == (2, 1000)
+    assert backbone.network.eval()(images).shape == (2, 1000)
 
 
-@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
-def test_networks_with_auxiliary_heads_return_one_tensor_in_training(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("googlenet", [1000] * 3), ("inception_v3", [1000] * 2)]
+)
+def test_auxiliary_heads_are_there_unless_they_are_not_wanted(name: str, sizes: list[int]) -> None:
+    images = torch.zeros(2, 3, 299, 299, device="meta")
     with torch.device("meta"):
         network = create_backbone(name).network.train()
-    assert network(torch.zeros(2, 3, 299, 299, device="meta")).shape == (2, 1000)
-    assert not [name for name, _ in network.named_parameters() if "aux" in name.lower()]
+        without = create_backbone(name, backbone_kwargs={"aux_logits": False}).network.train()
+    assert [logits.shape[1] for logits in network(images)] == sizes
     assert network.transform_input
+    assert network.eval()(images).shape == (2, 1000)
+    assert without(images).shape == (2, 1000)
 
 
 def test_arguments_reach_the_network_and_its_image_size_the_data_config() -> None:
@@ -88,11 +94,17 @@ def test_a_network_from_elsewhere_can_be_built_from_plain_data(data_root: Path) 
     assert not unexpected
 
 
-def test_every_timm_data_config_can_be_expressed() -> None:
+def test_the_data_config_of_every_timm_name_is_timms_own() -> None:
     for name in timm.list_pretrained():
         given = timm.get_pretrained_cfg(name).to_dict()
-        config = data_config(timm.data.resolve_data_config(pretrained_cfg=given))
-        assert config.image_size == tuple(given["input_size"][1:])
+        own = timm.data.resolve_data_config(pretrained_cfg=given)
+        config = data_config(own)
+        assert config.image_size == own["input_size"][1:]
+        assert config.resize_size == math.floor(min(config.image_size) / own["crop_pct"])
+        if own["crop_pct"] > 1:
+            own["crop_mode"] = "pad"
+        fields = ("mean", "std", "interpolation", "crop_mode")
+        assert {key: getattr(config, key) for key in fields} == {key: own[key] for key in fields}
 
 
 def test_an_import_path_names_a_class_or_a_function_in_the_working_directory_too() -> None:

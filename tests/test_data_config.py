@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from lit_finetune.backbones.timm import data_config
 from lit_finetune.data_config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, eval_transform
 
 
@@ -28,7 +29,9 @@ def test_evaluation_equals_the_tutorials_resize_crop_and_normalise(size):
 
 
 def test_a_config_survives_json_and_comes_back_equal():
-    config = DataConfig(mean=(0.5,) * 3, std=(0.25,) * 3, image_size=(64, 32), resize_size=40)
+    config = DataConfig(
+        mean=(0.5,) * 3, std=(0.25,) * 3, image_size=(64, 32), resize_size=40, crop_mode="squash"
+    )
     assert DataConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
@@ -52,6 +55,33 @@ def test_another_size_keeps_the_share_that_is_cut_off(size, expected):
     config = DataConfig().resized(size)
     assert config.image_size == expected
     assert config.resize_size / min(expected) == pytest.approx(256 / 224)
+
+
+@pytest.mark.parametrize(
+    ("crop_mode", "crop_pct"), [("center", 0.9), ("center", 1.15), ("squash", 0.9), ("border", 0.9)]
+)
+@pytest.mark.parametrize("of", [(500, 375), (375, 500), (31, 17), (224, 224)])
+def test_evaluation_is_timms_own_in_each_way_of_cropping(crop_mode, crop_pct, of):
+    timm = pytest.importorskip("timm")
+    picture = noise(*of)
+    own = {
+        "input_size": (3, 96, 96),
+        "mean": (0.5, 0.4, 0.3),
+        "std": (0.2, 0.25, 0.3),
+        "interpolation": "bicubic",
+        "crop_pct": crop_pct,
+        "crop_mode": crop_mode,
+    }
+    reference = timm.data.create_transform(**own)
+    pixels = eval_transform(data_config(own))(picture)
+    assert torch.allclose(pixels, reference(picture), atol=1e-6)
+
+
+def test_a_border_has_the_colour_of_the_mean_for_floats_too():
+    config = DataConfig(image_size=(8, 8), resize_size=8, crop_mode="border")
+    pixels = eval_transform(config)(torch.ones(3, 4, 8))
+    assert pixels[:, :2].abs().max() < 1e-6
+    assert (pixels[:, 2:6] > 2).all()
 
 
 @pytest.mark.parametrize("image_size", [(64, 32), (32, 64), (64, 64)])

@@ -6,7 +6,9 @@ import torch
 import torchvision.models
 from torch import Tensor, nn
 
+from lit_finetune.head_search import partner_heads
 from lit_finetune.heads import (
+    add_classifier,
     find_head,
     forward_features,
     head_in_features,
@@ -158,11 +160,55 @@ def test_two_heads_on_the_same_features_are_an_error_that_lists_them() -> None:
     assert replace_head(TwoHeads(), 2, head_name="shape") == "shape"
 
 
-def test_heads_that_work_together_are_refused() -> None:
+TOGETHER = {
+    "crossvit_tiny_240": ("head.0", "head.1"),
+    "deit_tiny_distilled_patch16_224": ("head", "head_dist"),
+    "efficientvim_m1": ("heads.0", "heads.1", "heads.2", "heads.3"),
+    "levit_128s": ("head.linear", "head_dist.linear"),
+    "levit_384_s8": ("head.linear", "head_dist.linear"),
+    "repvit_m0_9": ("head.head.l", "head.head_dist.l"),
+    "volo_d1_224": ("head", "aux_head"),
+}
+
+
+@pytest.mark.parametrize(("name", "heads"), TOGETHER.items())
+def test_heads_that_work_together_are_replaced_together(name: str, heads: tuple[str, ...]) -> None:
+    network = on_meta(timm.create_model, name)
+    assert replace_head(network, 7, head="mlp", drop_rate=0.1) == heads[0]
+    assert partner_heads(network, heads[0]) == heads
+    assert [head_num_classes(network, head) for head in heads] == [7] * len(heads)
+    size = network.pretrained_cfg["input_size"]
+    assert network(torch.zeros(2, *size, device="meta")).shape == (2, 7)
+    assert replace_head(network, 3, head_name=heads[-1], head=OwnHead) == heads[-1]
+    assert all(isinstance(network.get_submodule(head), OwnHead) for head in heads)
+
+
+def test_one_module_is_no_head_for_two() -> None:
     network = on_meta(timm.create_model, "deit_tiny_distilled_patch16_224")
+    with pytest.raises(ValueError, match=r"head, head_dist.*a function"):
+        replace_head(network, 2, head=nn.Linear(192, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "auxiliary"), [("googlenet", ["aux1", "aux2"]), ("inception_v3", ["AuxLogits"])]
+)
+def test_auxiliary_heads_learn_the_same_classes(name: str, auxiliary: list[str]) -> None:
+    network = on_meta(torchvision.models.get_model, name, init_weights=False)
+    before = [*network.state_dict()]
+    assert replace_head(network, 7, head="mlp") == "fc"
+    for head in auxiliary:
+        assert head_num_classes(network, head) == 7
+    others = [n for n in before if not n.startswith("fc.")]
+    assert [n for n in network.state_dict() if not n.startswith("fc.")] == others
+
+
+@pytest.mark.parametrize("name", ["eva02_tiny_patch14_224", "vit_small_patch14_dinov2"])
+def test_timm_builds_the_classifier_that_it_left_out(name: str) -> None:
+    network = on_meta(timm.create_model, name)
+    assert add_classifier(network, 7)
     assert find_head(network) == "head"
-    with pytest.raises(ValueError, match="head, head_dist"):
-        replace_head(network, 2)
+    assert not add_classifier(network, 7)
+    assert not add_classifier(tiny(), 7)
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp"])

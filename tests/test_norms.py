@@ -122,6 +122,20 @@ def test_norms_of_libraries_are_known_by_their_class() -> None:
     assert not is_norm(timm_layers.Mlp(4))
 
 
+@pytest.mark.parametrize("name", ["RmsNorm", "SimpleNorm2d", "EvoNorm2dS0", "GroupNorm1"])
+def test_norms_of_timm_are_known(name: str) -> None:
+    layers = pytest.importorskip("timm.layers")
+    if not hasattr(layers, name):
+        pytest.skip(f"this timm has no {name}")
+    assert is_norm(getattr(layers, name)(8))
+
+
+@pytest.mark.parametrize("name", ["ConvNormAct", "GlobalResponseNormMlp", "NormMlpClassifierHead"])
+def test_what_merely_holds_a_norm_is_none(name: str) -> None:
+    layers = pytest.importorskip("timm.layers")
+    assert not is_norm(getattr(layers, name)(8, 8))
+
+
 def test_the_rest_of_a_block_may_follow_its_norms() -> None:
     schedule = parse_schedule({0: ["head", "norms"], 1: "stage2", 2: "all"})
     plan = make_plan(schedule, list_blocks(Net()), max_epochs=3)

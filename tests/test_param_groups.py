@@ -114,3 +114,11 @@ def test_without_layer_decay_the_whole_backbone_has_one_rate() -> None:
 )
 def test_there_is_a_ratio_for_each_block(num_blocks: int, expected: list[float]) -> None:
     assert lr_ratios(num_blocks, backbone_lr_ratio=0.2, layer_decay=0.5) == expected
+
+
+def test_weight_decay_spares_norms_over_whole_pictures() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.LayerNorm([4, 6, 6]), nn.Flatten(), nn.Linear(144, 2)
+    )
+
+    assert no_decay_names(net) == {"0.bias", "1.weight", "1.bias", "3.bias"}

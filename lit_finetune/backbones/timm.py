@@ -38,17 +38,21 @@ def data_config(resolved: dict[str, Any]) -> DataConfig:
     """From timm's data config to ours.
 
     >>> data_config({"mean": (0.5,), "std": (0.5,), "input_size": (1, 96, 96), "crop_pct": 0.875,
-    ...              "interpolation": "bicubic"}).resize_size
+    ...              "interpolation": "bicubic", "crop_mode": "center"}).resize_size
     109
     """
     height, width = resolved["input_size"][1:]
-    short = min(height, width)
+    short, share = min(height, width), resolved["crop_pct"]
+    crop_mode = resolved["crop_mode"]
+    if share > 1 and crop_mode == "center":  # VOLO at 448: pictures lie in a black frame
+        crop_mode = "pad"
     return DataConfig(
         mean=tuple(resolved["mean"]),
         std=tuple(resolved["std"]),
         image_size=(height, width),
-        resize_size=max(short, math.floor(short / resolved["crop_pct"])),
+        resize_size=math.floor(short / share),
         interpolation=resolved["interpolation"],
+        crop_mode=crop_mode,
     )
 
 

@@ -1,5 +1,6 @@
 """The image classifiers of torchvision."""
 
+import warnings
 from typing import Any
 
 from torch import nn
@@ -9,14 +10,14 @@ from torchvision.models import WeightsEnum
 from lit_finetune._names import nearest, one_of
 from lit_finetune.data_config import DataConfig
 
-AUXILIARY_HEADS = ("aux1", "aux2", "AuxLogits")
+WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 
 
 def create(name: str, weights: str | None, kwargs: dict[str, Any]) -> tuple[nn.Module, DataConfig]:
     """Build a classifier of torchvision; without weights, its first weights tell the data config.
 
-    GoogLeNet and Inception lose their auxiliary heads, so that they return one tensor in training
-    too; and they take pictures under ImageNet's mean and std, as with their published weights.
+    GoogLeNet and Inception come with their auxiliary heads, unless `aux_logits` is False; and they
+    take pictures under ImageNet's mean and std, as with their published weights.
     """
     names = models.list_models(module=models)
     if name not in names:
@@ -29,7 +30,6 @@ def create(name: str, weights: str | None, kwargs: dict[str, Any]) -> tuple[nn.M
         one_of(weights, ["DEFAULT", *(member.name for member in enum)], f"weights of {name}")
     chosen = None if weights is None else enum[weights]
     network = _build(name, chosen, _with_defaults(name, chosen, kwargs))
-    _drop_auxiliary_heads(network)
     return network, _data_config(network, chosen or next(iter(enum)))
 
 
@@ -37,14 +37,18 @@ def _with_defaults(
     name: str, weights: WeightsEnum | None, kwargs: dict[str, Any]
 ) -> dict[str, Any]:
     """What torchvision sets itself when GoogLeNet and Inception come with weights."""
-    if weights is None and name in ("googlenet", "inception_v3"):
-        return {"transform_input": True, "init_weights": True, **kwargs}
-    return kwargs
+    if name not in WITH_AUXILIARY_HEADS:
+        return kwargs
+    own = {} if weights else {"transform_input": True, "init_weights": True}
+    return {"aux_logits": True, **own, **kwargs}
 
 
 def _build(name: str, weights: WeightsEnum | None, kwargs: dict[str, Any]) -> nn.Module:
     try:
-        network: nn.Module = models.get_model(name, weights=weights, **kwargs)
+        with warnings.catch_warnings():
+            # That GoogLeNet's auxiliary heads are to be trained: they get a new layer and are.
+            warnings.filterwarnings("ignore", "auxiliary heads in the pretrained")
+            network: nn.Module = models.get_model(name, weights=weights, **kwargs)
     except TypeError as error:
         raise ValueError(f"`backbone_kwargs` do not fit torchvision's {name}: {error}.") from error
     except OSError as error:
@@ -53,13 +57,6 @@ def _build(name: str, weights: WeightsEnum | None, kwargs: dict[str, Any]) -> nn
             "network, load them from a file: `weights: path/to/file.pth`."
         ) from error
     return network
-
-
-def _drop_auxiliary_heads(network: nn.Module) -> None:
-    for name in AUXILIARY_HEADS:
-        if hasattr(network, name):
-            setattr(network, name, None)
-            setattr(network, "aux_logits", False)  # noqa: B010  # typed as a module or a tensor
 
 
 def _data_config(network: nn.Module, weights: WeightsEnum) -> DataConfig:

@@ -234,8 +234,10 @@ def test_validate_test_and_predict_alone_freeze_nothing() -> None:
     trainer = Trainer(logger=False, enable_progress_bar=False, callbacks=[callback])
     trainer.validate(model, loader(), verbose=False)
     trainer.test(model, loader(), verbose=False)
+    trainer.predict(model, loader())
 
     assert all(p.requires_grad for p in model.parameters())
+    assert all(module.training for module in model.modules())
 
 
 def test_what_trained_last_still_trains_after_fit_and_test() -> None:

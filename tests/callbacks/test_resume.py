@@ -58,6 +58,21 @@ class SaveEverywhere(Callback):
         self.save(trainer, "end")
 
 
+class Metrics(Callback):
+    """What was measured of each epoch."""
+
+    def __init__(self) -> None:
+        self.epochs: dict[int, dict[str, float]] = {}
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        measured = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        if measured:  # else the run begins or goes on here
+            self.epochs[trainer.current_epoch - 1] = measured
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.on_train_epoch_start(trainer, pl_module)
+
+
 def run(folder: Path, *, ckpt_path: Path | None = None, **options: Any) -> dict[str, Any]:
     """Train, keep a checkpoint of each epoch and one amid each, and return what came out."""
     seed_everything(1, verbose=False)
@@ -77,6 +92,7 @@ def run(folder: Path, *, ckpt_path: Path | None = None, **options: Any) -> dict[
         callbacks=[
             FreezeUnfreezeCallback(GRADUAL),
             SaveEverywhere(folder),
+            metrics := Metrics(),
         ],
     )
     data = DigitsDataModule(digits=[0, 1, 2], batch_size=16, image_size=16, num_workers=0)
@@ -85,6 +101,7 @@ def run(folder: Path, *, ckpt_path: Path | None = None, **options: Any) -> dict[
         "weights": model.state_dict(),
         "optimizer": trainer.optimizers[0].state_dict(),
         "rates": [group["lr"] for group in trainer.optimizers[0].param_groups],
+        "metrics": metrics.epochs,
     }
 
 
@@ -100,6 +117,15 @@ def differences(left: Any, right: Any, where: str = "") -> list[str]:
         return [d for i, (a, b) in pairs for d in differences(a, b, f"{where}/{i}")]
     same = torch.equal(left, right) if isinstance(left, Tensor) else left == right
     return [] if same else [where]
+
+
+def as_seen_by(resumed: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
+    """A run without the metrics that were known when another began."""
+    measured = {
+        epoch: {name: whole["metrics"][epoch][name] for name in names}
+        for epoch, names in resumed["metrics"].items()
+    }
+    return {**whole, "metrics": measured}
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -127,7 +153,8 @@ def test_a_run_resumed_anywhere_ends_like_an_unbroken_one(tmp_path: Path, name: 
     checkpoints.remove(tmp_path / "whole" / f"end-{EPOCHS - 1}.ckpt")  # nothing is left to train
     for checkpoint in checkpoints:
         resumed = run(tmp_path / checkpoint.stem, ckpt_path=checkpoint, **OPTIONS[name])
-        assert differences(whole, resumed) == [], checkpoint.name
+        assert len(resumed["metrics"]) >= EPOCHS - 1 - int(checkpoint.stem[-1])
+        assert differences(as_seen_by(resumed, whole), resumed) == [], checkpoint.name
 
 
 def test_the_comparison_sees_a_difference() -> None:

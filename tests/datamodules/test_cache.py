@@ -234,6 +234,29 @@ def test_a_folder_that_cannot_be_written_to_is_told_and_the_run_goes_on(photos, 
         assert torch.equal(images(data), expected)
 
 
+def test_a_full_cache_serves_where_nothing_can_be_written(photos):
+    expected = images(make(photos, cache="disk"))
+    for lock in (photos / FOLDER).rglob("lock"):
+        lock.unlink()
+        lock.mkdir()  # not to be opened, even by root
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(images(make(photos, cache="disk")), expected)
+    (photos / "train/ants/0.jpg").touch()
+    with pytest.warns(UserWarning, match="train pictures cannot be kept in"):
+        assert torch.equal(images(make(photos, cache="disk")), expected)
+
+
+def test_a_run_whose_files_are_removed_under_it_goes_on(photos):
+    data = make(photos, cache="disk")
+    data.setup("fit")
+    shutil.rmtree(photos / FOLDER)
+    torch.manual_seed(1)
+    found = torch.cat([batch for batch, _ in data.train_dataloader()])
+
+    assert torch.equal(found, images(make(photos, cache="ram")))
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_folder_is_told_and_the_run_goes_on(photos, tmp_path):
     expected = images(make(photos, cache="none"), "val")

@@ -62,7 +62,10 @@ def whole_values(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, dict[st
     """The module's weights and statistics, and what the optimizer keeps of each parameter."""
     model: Any = trainer.strategy.model
     kind = StateDictType.FULL_STATE_DICT
-    everywhere = FullStateDictConfig(rank0_only=False), FullOptimStateDictConfig(rank0_only=False, offload_to_cpu=False)
+    everywhere = (
+        FullStateDictConfig(rank0_only=False),
+        FullOptimStateDictConfig(rank0_only=False, offload_to_cpu=False),
+    )
     with FullyShardedDataParallel.state_dict_type(model, kind, *everywhere):
         weights = {name: value.clone() for name, value in model.state_dict().items()}
         states = FullyShardedDataParallel.optim_state_dict(model, trainer.optimizers[0])["state"]

@@ -1,8 +1,8 @@
 """Several trainings, one after another in the same processes; each writes down what it has.
 
 Run as a program: `rank_runs.py FOLDER CASES`, cases as JSON: from a name to `strategy` (arguments
-of DDPStrategy), `trainer` (further arguments of the Trainer), `ckpt_path`, and `wraps_once` for the
-reference.
+of DDPStrategy), `trainer` and `model` (further arguments of the Trainer and of the classifier),
+`ckpt_path`, and `wraps_once` for the reference.
 """
 
 import json
@@ -70,17 +70,30 @@ class WriteDown(Callback):
             trainer.save_checkpoint(f"{self.path}-mid.ckpt")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note all, and write it to a file."""
+        """Note all that there is."""
         self.epochs[trainer.current_epoch] = {
-            "weights": {name: value.clone() for name, value in pl_module.state_dict().items()},
+            "weights": {
+                name: value.to("cpu", copy=True) for name, value in pl_module.state_dict().items()
+            },
             "state": [
-                {key: value.clone() for key, value in state.items()}
+                {key: value.to("cpu", copy=True) for key, value in state.items()}
                 for state in trainer.optimizers[0].state.values()
             ],
             "groups": [
                 (group["name"], float(group["lr"])) for group in trainer.optimizers[0].param_groups
             ],
         }
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note what was measured of the epoch before, when all of it is known."""
+        if written := self.epochs.get(trainer.current_epoch - 1):
+            metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+            metrics.pop("train/loss_step", None)  # of this process alone
+            written["metrics"] = metrics
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write all to a file."""
+        self.on_train_epoch_start(trainer, pl_module)
         torch.save(self.epochs, f"{self.path}-rank{trainer.global_rank}.pt")
 
 
@@ -91,7 +104,8 @@ def train(folder: Path, name: str, case: dict[str, Any]) -> None:
     wrap_again = sys.modules[FreezeUnfreezeCallback.__module__].wrap_again
     if case.get("wraps_once"):
         sys.modules[FreezeUnfreezeCallback.__module__].wrap_again = lambda *_: None
-    model = FinetuneClassifier(Net(), num_classes=3, lr=0.01, backbone_lr_ratio=0.5)
+    settings = {"num_classes": 3, "lr": 0.01, "backbone_lr_ratio": 0.5, **case.get("model", {})}
+    model = FinetuneClassifier(Net(), **settings)
     options = {
         "max_epochs": 3,
         "limit_train_batches": 3,

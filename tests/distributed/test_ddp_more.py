@@ -16,11 +16,18 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).with_name("rank_runs.py")
 Epochs = dict[int, dict[str, Any]]
 
+ONCE = {"strategy": {"find_unused_parameters": True}, "wraps_once": True}
+CLIPPED = {"trainer": {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1}}
 TWO: dict[str, dict[str, Any]] = {
     "plain": {},
-    "wrapped once": {"strategy": {"find_unused_parameters": True}, "wraps_once": True},
+    "wrapped once": ONCE,
     "unused parameters": {"strategy": {"find_unused_parameters": True}},
+    "static graph": {"strategy": {"static_graph": True}},
+    "bucket views": {"strategy": {"gradient_as_bucket_view": True}},
+    "clipped": CLIPPED,
+    "clipped, wrapped once": {**ONCE, **CLIPPED},
     "resumed": {"ckpt_path": "plain-mid.ckpt"},
+    "recomputed": {"model": {"gradient_checkpointing": True}},
     "bf16": {"trainer": {"precision": "bf16-mixed"}},
     "bf16 resumed": {"ckpt_path": "bf16-mid.ckpt", "trainer": {"precision": "bf16-mixed"}},
 }
@@ -55,6 +62,8 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     DDP gives all processes those of the first one before it runs.
     """
     assert one["groups"] == other["groups"]
+    assert one["metrics"] == other["metrics"]
+    assert "train/loss" in one["metrics"]
     states = zip(one["state"], other["state"], strict=True)
     pairs = [(key, a[key], b[key]) for a, b in states for key in a]
     pairs += [(key, value, other["weights"][key]) for key, value in one["weights"].items()]
@@ -72,15 +81,33 @@ def test_two_processes_hold_the_same_bits(two: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["plain", "unused parameters"])
+@pytest.mark.parametrize(
+    ("name", "once"),
+    [
+        ("plain", "wrapped once"),
+        ("unused parameters", "wrapped once"),
+        ("static graph", "wrapped once"),
+        ("bucket views", "wrapped once"),
+        ("clipped", "clipped, wrapped once"),
+    ],
+)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_wrapping_anew_gives_what_wrapping_everything_once_gives(
-    two: Path, name: str, rank: int
+    two: Path, name: str, once: str, rank: int
 ) -> None:
-    reference, wrapped = epochs(two, "wrapped once", rank), epochs(two, name, rank)
+    reference, wrapped = epochs(two, once, rank), epochs(two, name, rank)
 
     for epoch in (0, 1, 2):
         assert differences(reference[epoch], wrapped[epoch]) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_recomputed_activations_give_what_kept_ones_give(two: Path, rank: int) -> None:
+    kept, recomputed = epochs(two, "plain", rank), epochs(two, "recomputed", rank)
+
+    for epoch in (0, 1, 2):
+        assert differences(kept[epoch], recomputed[epoch]) == []
 
 
 @pytest.mark.slow
@@ -94,6 +121,20 @@ def test_a_run_resumed_amid_an_epoch_ends_the_same_in_each_process(
     assert list(resumed) == [1, 2]
     for epoch in (1, 2):
         assert differences(unbroken[epoch], resumed[epoch]) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="torch synchronises norms on GPUs only")
+def test_synchronised_norms_are_the_same_bits_in_every_phase(tmp_path: Path) -> None:
+    synchronised = {"trainer": {"sync_batchnorm": True, "accelerator": "gpu"}}
+    run(tmp_path, {"anew": synchronised, "once": {**ONCE, **synchronised}})
+
+    for rank in (0, 1):
+        once, anew = epochs(tmp_path, "once", rank), epochs(tmp_path, "anew", rank)
+        first = epochs(tmp_path, "anew", 0)
+        for epoch in (0, 1, 2):
+            assert differences(once[epoch], anew[epoch]) == []
+            assert differences(first[epoch], anew[epoch]) == []
 
 
 @pytest.mark.long

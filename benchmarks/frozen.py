@@ -1,0 +1,253 @@
+"""Ten epochs that train the head, or unfreeze block by block: with what is frozen run once, or not.
+
+Photographs of ants and bees, SqueezeNet 1.1 with its published weights and ResNet-18, without
+augmentation, the same batches for all. Ours keeps what the frozen blocks give (FrozenPrefixCache),
+or fits the head in one pass (LinearProbe). The peers are Lightning's `BackboneFinetuning`,
+finetuning-scheduler (where it is installed) and the loop of PyTorch's tutorial. Seconds are of
+`fit` as a whole, validation after each epoch included.
+
+    LIT_FINETUNE_DATA=… python -m benchmarks.frozen
+"""
+
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import BackboneFinetuning
+from torch import Tensor, nn
+from torch.nn import functional as F
+from typing_extensions import override
+
+from benchmarks.harness import Comparison, cost, in_turn, parser, quicker, report
+from lit_finetune.callbacks import FreezeUnfreezeCallback, FrozenPrefixCache, LinearProbe
+from lit_finetune.classifier import FinetuneClassifier
+from lit_finetune.datamodules import ImageFolderDataModule
+
+WEIGHTS = {"squeezenet1_1": "squeezenet1_1-imagenet.safetensors", "resnet18": None}
+Run = Callable[[], float]
+
+
+def pictures(root: Path) -> ImageFolderDataModule:
+    """The photographs, as the tutorial validates them, for training too."""
+    return ImageFolderDataModule(
+        root / "hymenoptera", batch_size=32, num_workers=1, train_augmentation="none", cache="none"
+    )
+
+
+def network(root: Path, backbone: str) -> FinetuneClassifier:
+    """The network of all the ways; a ResNet-18 has no published weights here, and needs none."""
+    seed_everything(0, verbose=False)
+    file = WEIGHTS[backbone]
+    return FinetuneClassifier(
+        backbone, num_classes=2, weights=file and str(root / "weights" / file), lr=1e-2
+    )
+
+
+class Benchmark:
+    """The ways of one network, which leave behind how good they were.
+
+    Args:
+        root: The folder of photographs and weights.
+        backbone: Its name.
+        epochs: Of each way.
+    """
+
+    def __init__(self, root: Path, backbone: str, epochs: int) -> None:
+        self.root, self.backbone, self.epochs = root, backbone, epochs
+        self.accuracy: dict[str, float] = {}
+
+    def fit(
+        self, name: str, make: Callable[[], list[Callback]], epochs: int | None = None
+    ) -> float:
+        """Seconds of a run of ours with these callbacks."""
+        return self._fit(name, network(self.root, self.backbone), make(), epochs)
+
+    def fit_peer(self, name: str, make: Callable[[], list[Callback]]) -> float:
+        """Seconds of a peer's run."""
+        net = network(self.root, self.backbone).backbone
+        return self._fit(name, PeerModule(net), make(), None)
+
+    def _fit(
+        self, name: str, model: LightningModule, callbacks: list[Callback], epochs: int | None
+    ) -> float:
+        trainer = Trainer(
+            max_epochs=self.epochs if epochs is None else epochs,
+            accelerator="cpu",
+            callbacks=callbacks,
+            logger=False,
+            enable_checkpointing=any("Scheduler" in type(it).__name__ for it in callbacks),
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        began = time.perf_counter()
+        trainer.fit(model, pictures(self.root))
+        seconds = time.perf_counter() - began
+        logged = trainer.callback_metrics
+        self.accuracy[name] = float(logged.get("val/acc", logged.get("probe/acc", 0)))
+        return seconds
+
+    def raw_loop(self, name: str) -> float:
+        """Seconds of the loop in PyTorch's transfer-learning tutorial, head only."""
+        model, data = network(self.root, self.backbone), pictures(self.root)
+        data.setup("fit")
+        loaders = {"train": data.train_dataloader(), "val": data.val_dataloader()}
+        net, head = model.backbone, model.get_classifier()
+        for parameter in net.parameters():
+            parameter.requires_grad = False
+        for parameter in head.parameters():
+            parameter.requires_grad = True
+        optimizer = torch.optim.AdamW(head.parameters(), lr=1e-2)
+        began = time.perf_counter()
+        right = 0
+        for _ in range(self.epochs):
+            for part, loader in loaders.items():
+                net.train(part == "train")
+                right, total = 0, 0
+                for images, labels in loader:
+                    optimizer.zero_grad()
+                    with torch.set_grad_enabled(part == "train"):
+                        logits = net(images)
+                        loss = F.cross_entropy(logits, labels)
+                    if part == "train":
+                        loss.backward()  # type: ignore[no-untyped-call]  # by torch
+                        optimizer.step()
+                    right += int((logits.argmax(1) == labels).sum())
+                    total += len(labels)
+                self.accuracy[name] = right / total
+        return time.perf_counter() - began
+
+    def one_pass(self) -> float:
+        """Seconds of one pass over all pictures, training and validation, and nothing else."""
+        model, data = network(self.root, self.backbone).eval(), pictures(self.root)
+        data.setup("fit")
+        began = time.perf_counter()
+        with torch.inference_mode():
+            for loader in (data.train_dataloader(), data.val_dataloader()):
+                for images, _ in loader:
+                    model(images)
+        return time.perf_counter() - began
+
+
+class PeerModule(LightningModule):
+    """The same network as the peers' documentation has it: a backbone and a head."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        parts = dict(network.named_children())
+        if "features" in parts:
+            self.backbone, self.head = parts["features"], parts["classifier"]
+        else:
+            *body, self.head = parts.values()
+            self.backbone = nn.Sequential(*body, nn.Flatten())
+
+    @override
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.backbone(images))
+        return logits.mean((2, 3)) if logits.ndim == 4 else logits
+
+    @override
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    @override
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        right = (self(batch[0]).argmax(1) == batch[1]).float()
+        self.log("val/acc", right.mean(), batch_size=len(right))
+
+    @override
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        trained = (parameter for parameter in self.parameters() if parameter.requires_grad)
+        return torch.optim.AdamW(trained, lr=1e-2)
+
+
+def lightnings() -> list[Callback]:
+    """Lightning's own callback, for the head alone."""
+    return [BackboneFinetuning(unfreeze_backbone_at_epoch=10**6)]
+
+
+def finetuning_scheduler() -> list[Callback]:
+    """finetuning-scheduler, told to train the head alone."""
+    package = import_module("finetuning_scheduler")
+    schedule = {0: {"params": [r"head\..*"]}}
+    return [package.FinetuningScheduler(ft_schedule=schedule, epoch_transitions_only=True)]
+
+
+def ours(schedule: str) -> list[Callback]:
+    """Our callbacks: what is frozen runs once."""
+    return [FreezeUnfreezeCallback(schedule), FrozenPrefixCache()]
+
+
+def uncached() -> list[Callback]:
+    """The same schedule, with every picture through the whole network in every epoch."""
+    return [FreezeUnfreezeCallback("gradual")]
+
+
+def head_only(benchmark: Benchmark, times: int) -> list[Comparison]:
+    """Benchmark 1."""
+    ways: dict[str, Run] = {
+        "ours": partial(benchmark.fit, "ours", partial(ours, "head_only")),
+        "BackboneFinetuning": partial(benchmark.fit_peer, "BackboneFinetuning", lightnings),
+        "raw loop": partial(benchmark.raw_loop, "raw loop"),
+        "ours, probe": partial(benchmark.fit, "ours, probe", lambda: [LinearProbe()], epochs=0),
+        "one pass": benchmark.one_pass,
+    }
+    if find_spec("finetuning_scheduler"):
+        name = "finetuning-scheduler"
+        ways[name] = partial(benchmark.fit_peer, name, finetuning_scheduler)
+    print(f"{benchmark.backbone}, {benchmark.epochs} epochs of the head:", flush=True)
+    figures = in_turn(ways, times=times)
+    tell_accuracy(benchmark.accuracy)
+    peers = [name for name in ways if name != "one pass" and not name.startswith("ours")]
+    what = f"{benchmark.epochs} head-only epochs, {benchmark.backbone}, s"
+    probe = f"a probe's head, {benchmark.backbone}, s"
+    return [
+        *(quicker(what, figures, "ours", name, ">= 8") for name in peers),
+        cost(probe, figures, "ours, probe", "one pass", "<= 1.3"),
+    ]
+
+
+def gradual(benchmark: Benchmark, times: int) -> list[Comparison]:
+    """Benchmark 2."""
+    ways: dict[str, Run] = {
+        "ours": partial(benchmark.fit, "ours", partial(ours, "gradual")),
+        "uncached": partial(benchmark.fit, "uncached", uncached),
+    }
+    print(f"{benchmark.backbone}, {benchmark.epochs} epochs, gradual:", flush=True)
+    figures = in_turn(ways, times=times)
+    tell_accuracy(benchmark.accuracy)
+    what = f"{benchmark.epochs} epochs of gradual unfreezing, {benchmark.backbone}, s"
+    return [quicker(what, figures, "ours", "uncached", ">= 2")]
+
+
+def tell_accuracy(accuracy: Mapping[str, float]) -> None:
+    """Print how good each way was on the validation pictures."""
+    print("  val/acc: " + ", ".join(f"{name} {acc:.4f}" for name, acc in accuracy.items()))
+
+
+def main() -> None:
+    """Run the comparisons."""
+    arguments = parser(__doc__, times=3)
+    arguments.add_argument("--epochs", type=int, default=10)
+    arguments.add_argument("--backbones", nargs="+", default=list(WEIGHTS))
+    given = arguments.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    if "LIT_FINETUNE_DATA" not in os.environ:
+        arguments.error("set LIT_FINETUNE_DATA to the folder with `hymenoptera` and `weights`")
+    root = Path(os.environ["LIT_FINETUNE_DATA"])
+    for backbone in given.backbones:
+        benchmark = Benchmark(root, backbone, given.epochs)
+        report([*head_only(benchmark, given.times), *gradual(benchmark, given.times)], given.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""What a run is to be: its plan, where it stands, and how long it is."""
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.utilities import rank_zero_info
+
+from lit_finetune.blocks import list_blocks
+from lit_finetune.flat import whole_sizes
+from lit_finetune.freezing import with_still
+from lit_finetune.plan import Plan, make_plan
+from lit_finetune.schedule import Schedule
+from lit_finetune.strategies import make_schedule
+from lit_finetune.telling import phase_line
+from lit_finetune.triggers import Position, Progress, refuse_unlogged
+
+from .beside import has_probe
+
+
+def tell(trainer: Trainer, plan: Plan, progress: Progress) -> None:
+    """Say which phase has begun, and at which rates."""
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    whole = whole_sizes(trainer.model or trainer.lightning_module)
+    sizes = [(whole[id(p)], p.requires_grad) for p in trainer.lightning_module.parameters()]
+    rank_zero_info(phase_line(plan, progress, position(trainer), sizes=sizes, groups=groups))
+
+
+def plan_for(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    strategy: tuple[str, dict[str, Any]] | None,
+    phases: Schedule,
+    train_bn: bool,
+) -> Plan:
+    """What trains when: the schedule on the blocks of this module, checked against the run."""
+    blocks = with_still(pl_module, getattr(pl_module, "blocks", None) or list_blocks(pl_module))
+    if train_bn and any(block.fixed for block in blocks):
+        raise ValueError(
+            "`train_bn` would train normalisation layers, but beside adapters (`lora`) the"
+            " network's own weights stay frozen: leave it out."
+        )
+    limit = trainer.max_epochs if trainer.max_epochs != -1 else None
+    if strategy:
+        name, arguments = strategy
+        names = [block.name for block in blocks if {*block.free} - {*block.still}]
+        phases = make_schedule(
+            name, arguments, block_names=names, max_epochs=limit, is_probed=has_probe(trainer)
+        )
+    # A trial run of one epoch may use the schedule of the long one.
+    plan = make_plan(phases, blocks, None if is_trial(trainer) else limit)
+    if plan.monitors(0) and not trainer.enable_validation:
+        raise ValueError(
+            "`on_plateau` waits for a metric of validation, but there is none: give validation"
+            " data and a `validation_step`, and leave `limit_val_batches` above 0."
+        )
+    return plan
+
+
+def position(trainer: Trainer) -> Position:
+    """The epoch that trains, and the steps that are done."""
+    return Position(trainer.current_epoch, trainer.global_step)
+
+
+def is_trial(trainer: Trainer) -> bool:
+    """Whether the run is a trial of a few batches."""
+    return bool(getattr(trainer, "fast_dev_run", False))  # mypy knows no such attribute
+
+
+def run_length(trainer: Trainer, max_epochs: int | None) -> tuple[int | None, int | None]:
+    """How many steps the optimizer makes in the run, and in an epoch; None if nobody knows.
+
+    Args:
+        trainer: Its training is about to begin.
+        max_epochs: The user's. StochasticWeightAveraging adds one, in which nothing is trained.
+    """
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set by a connector
+    if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
+        return None, None
+    if not trainer.lightning_module.automatic_optimization:
+        return None, None
+    num_steps, batches = trainer.estimated_stepping_batches, trainer.num_training_batches
+    epoch_steps = math.ceil(batches / trainer.accumulate_grad_batches) if batches < math.inf else 0
+    if epoch_steps and max_epochs is not None and max_epochs > 0:
+        num_steps = min(num_steps, epoch_steps * max_epochs)
+    return int(num_steps) if 0 < num_steps < math.inf else None, epoch_steps or None
+
+
+def validated(trainer: Trainer, monitors: Collection[str]) -> Mapping[str, float]:
+    """What a validation has given of these metrics, the same in all processes.
+
+    One process decides for all, whether or not the metric is the same in each.
+
+    Raises:
+        ValueError: One of them was not logged.
+    """
+    logged = trainer.callback_metrics
+    known = {name: float(logged[name]) for name in monitors if name in logged}
+    values = trainer.strategy.broadcast(known)
+    refuse_unlogged(monitors, values, logged)
+    return values
