@@ -8,7 +8,8 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy
 
 from lit_finetune import FinetuneClassifier
-from lit_finetune.distributed import refuse_flat, refuse_unsupported
+from lit_finetune.distributed import refuse_flat, refuse_under_flat, refuse_unsupported
+from lit_finetune.flat import refuse_whole_tensor_optimizer
 from tests.distributed.sharded_runs import Net
 from tests.distributed.test_sharded import differences, epochs, run, values
 
@@ -152,6 +153,21 @@ def test_options_not_known_to_be_right_are_refused(options: dict[str, Any], says
     for refuse in (refuse_unsupported, refuse_flat):
         with pytest.raises(ValueError, match=rf"{says}.*ModelParallelStrategy"):
             refuse(FSDPStrategy(**options))
+
+
+def test_an_optimizer_that_looks_at_whole_weights_is_refused() -> None:
+    weight = torch.nn.Parameter(torch.zeros(4))
+    refuse_whole_tensor_optimizer(torch.optim.AdamW([weight]))
+
+    with pytest.raises(ValueError, match=r"Adafactor would be given flat pieces.*Use one of"):
+        refuse_whole_tensor_optimizer(torch.optim.Adafactor([weight]))
+
+
+def test_arguments_not_known_to_be_right_are_refused() -> None:
+    refuse_under_flat({"compile": False, "lora": None})
+
+    with pytest.raises(ValueError, match=r"`compile`, `lora`.*ModelParallelStrategy"):
+        refuse_under_flat({"compile": True, "lora": {"r": 2}})
 
 
 def test_fsdp_by_its_defaults_is_not_refused() -> None:
