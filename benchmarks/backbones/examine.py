@@ -94,11 +94,16 @@ def examine(source: Source, name: str, *, is_first: bool = True) -> Finding:
 
 
 def _assembled(source: Source, backbone: Backbone, name: str) -> Assembled:
-    if getattr(backbone.network, "num_classes", 1) == 0:  # it may have to run at its own size
+    if not _has_head(backbone):  # it may have to run at its own size
         return without_data(lambda: assemble(f"{source.prefix}{name}", num_classes=NUM_CLASSES))
     with torch.device("meta"):
         built = assemble(backbone.network, num_classes=NUM_CLASSES)
     return replace(built, data_config=backbone.data_config)
+
+
+def _has_head(backbone: Backbone) -> bool:
+    """Whether the library builds it with a classifier."""
+    return backbone.has_head and getattr(backbone.network, "num_classes", 1) != 0
 
 
 def _why_not(source: Source, name: str) -> str:
@@ -123,7 +128,7 @@ class _Library:
 
 def _library(source: Source, backbone: Backbone, name: str) -> _Library:
     network = backbone.network
-    has_head = getattr(network, "num_classes", 1) != 0
+    has_head = _has_head(backbone)
     return _Library(
         shapes=_shapes(network),
         blocks=[block.name for block in list_blocks(network)] if has_head else [],
@@ -382,9 +387,11 @@ def _split(case: _Case) -> str | None:
     return "; ".join(refused)
 
 
-def _data_config(case: _Case) -> str:
+def _data_config(case: _Case) -> str | None:
     """The data config is the library's own."""
     own = case.library.data_config
+    if not own:  # the library says nothing of it
+        return None
     ours = {key: getattr(case.built.data_config, key) for key in own}
     return "" if ours == own else f"{ours}, but the library has {own}"
 

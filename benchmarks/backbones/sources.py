@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from benchmarks.hf_families import TINY_CONFIGS
+
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
@@ -86,6 +88,30 @@ def timm_source() -> Source:
     )
 
 
+def huggingface_source() -> Source:
+    """Model types of Hugging Face transformers, each as its config has it by default.
+
+    Its configs say nothing of mean and deviation, so there is no data config to compare.
+    """
+    from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
+
+    def build(name: str) -> nn.Module:
+        config = AutoConfig.for_model(name)
+        has_classifier = type(config) in AutoModelForImageClassification._model_mapping
+        kind = AutoModelForImageClassification if has_classifier else AutoModel
+        network: nn.Module = kind.from_config(config)  # type: ignore[no-untyped-call]
+        return network
+
+    return Source(
+        title="transformers",
+        prefix="hf/",
+        names=lambda: sorted(TINY_CONFIGS),
+        family_of=lambda name: name,
+        build=build,
+        own_data_config=lambda network, name: {},
+    )
+
+
 def _module_name(function: Any) -> str:
     return str(function.__module__).rpartition(".")[2]
 
@@ -93,5 +119,6 @@ def _module_name(function: Any) -> str:
 SOURCES: dict[str, Callable[[], Source]] = {
     "torchvision": torchvision_source,
     "timm": timm_source,
+    "huggingface": huggingface_source,
 }
 """By the name on the command line."""

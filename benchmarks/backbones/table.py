@@ -54,8 +54,13 @@ def _summary(title: str, findings: Sequence[Finding]) -> str:
     return (
         f"* **{title}**: {works} of {len(buildable)} names that can be built work "
         f"({works / max(1, len(buildable)):.1%}); {counts[0]} differences in the number of "
-        f"features, {counts[1]} in the data config."
+        f"features, {_differences(buildable, counts[1])} in the data config."
     )
+
+
+def _differences(findings: Sequence[Finding], count: int) -> str:
+    is_known = any(finding.problems.get("data config") is not None for finding in findings)
+    return str(count) if is_known else "none to be compared"
 
 
 def works_but_for_split(finding: Finding) -> bool:
