@@ -7,10 +7,12 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
+from lightning.pytorch.strategies import FSDPStrategy
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_finetune.averaging import average_exactly
-from lit_finetune.distributed import refuse_unsupported, shards
+from lit_finetune.distributed import refuse_unsupported, refuse_wrapped, shards
+from lit_finetune.flat import refuse_whole_tensor_optimizer
 
 from .linear_probe import LinearProbe
 
@@ -22,6 +24,9 @@ def refuse_surroundings(trainer: Trainer) -> None:
         ValueError: It is the strategy, or a callback that copies a sharded network.
     """
     refuse_unsupported(trainer.strategy)
+    refuse_wrapped(trainer.strategy, trainer.lightning_module)
+    if isinstance(trainer.strategy, FSDPStrategy) and has_finder(trainer):
+        raise ValueError("The Tuner is not supported under FSDPStrategy: use it with one device.")
     kinds = WeightAveraging | StochasticWeightAveraging
     copying = [type(each).__name__ for each in _callbacks(trainer) if isinstance(each, kinds)]
     if copying and shards(trainer.strategy):
@@ -46,8 +51,15 @@ def has_probe(trainer: Trainer) -> bool:
     return any(isinstance(callback, LinearProbe) for callback in _callbacks(trainer))
 
 
-def keep_averages_exact(trainer: Trainer) -> None:
-    """Let moving averages of weights, such as EMAWeightAveraging's, leave frozen ones alone."""
+def see_to_others(trainer: Trainer) -> None:
+    """Let moving averages of weights, such as EMAWeightAveraging's, leave frozen ones alone.
+
+    Raises:
+        ValueError: The optimizer looks at whole weights, and would be given pieces.
+    """
+    if isinstance(trainer.strategy, FSDPStrategy):
+        for optimizer in trainer.optimizers:
+            refuse_whole_tensor_optimizer(optimizer)
     for callback in _callbacks(trainer):
         if isinstance(callback, WeightAveraging) and callback._average_model is not None:
             average_exactly(callback._average_model)

@@ -18,6 +18,7 @@ from lit_finetune.averaging import Statistics, give_back, take_statistics
 from lit_finetune.best import copy_trained, put_back
 from lit_finetune.distributed import expect_shards, look_ahead, wrap_again
 from lit_finetune.entries import read_schedule
+from lit_finetune.flat import parameters_by_name
 from lit_finetune.freezing import (
     frozen_modules,
     hold,
@@ -38,9 +39,9 @@ from lit_finetune.warmup import Rise, Warmup
 
 from .beside import (
     has_finder,
-    keep_averages_exact,
     refuse_surroundings,
     schedulers_of,
+    see_to_others,
 )
 from .run import is_trial, plan_for, position, run_length, tell, validated
 
@@ -111,7 +112,7 @@ class FreezeUnfreezeCallback(Callback):
             self._progress, self._best = Progress(), {}
         self._progress = self._progress.moved(self.plan.index_at(*here), here)
         expect_shards(trainer.strategy, pl_module, self.plan, partial(self._prepare, pl_module))
-        self._before = {n: p.requires_grad for n, p in pl_module.named_parameters()}
+        self._before = {n: p.requires_grad for n, p in parameters_by_name(pl_module).items()}
         # Before the strategy wraps the module: DDP takes note of what requires a gradient.
         self._set_trainable(pl_module)
         if has_finder(trainer):  # else later: Lightning would warn of modules in eval mode
@@ -139,13 +140,13 @@ class FreezeUnfreezeCallback(Callback):
         self._groups = GroupKeeper(
             trainer.optimizers,
             schedulers_of(trainer),
-            dict(pl_module.named_parameters()),
+            parameters_by_name(pl_module),
             {name: block.name for block in blocks for name in block.parameters},
         )
         self._warmup = Warmup(trainer.optimizers, lambda: trainer.global_step)
         for index in range(self._progress.phase + 1):
             self._regroup(index, pl_module)
-        keep_averages_exact(trainer)
+        see_to_others(trainer)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -279,7 +280,7 @@ class FreezeUnfreezeCallback(Callback):
         self._groups.withhold(set(phase.frozen) - norms)
         if steps := phase.entry.warmup_steps:
             rise = Rise(self._progress.began[index].step, steps)
-            parameters = dict(pl_module.named_parameters())
+            parameters = parameters_by_name(pl_module)
             self._warmup.add((parameters[name] for name in names), rise)
 
     def _follow(self, trainer: Trainer) -> None:

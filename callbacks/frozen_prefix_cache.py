@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
@@ -90,6 +91,8 @@ class FrozenPrefixCache(Callback):
             return
         module = _checked(trainer, pl_module)
         refuse_unsupported(trainer.strategy)
+        if isinstance(trainer.strategy, FSDPStrategy):
+            raise ValueError("FrozenPrefixCache is not supported under FSDPStrategy: use 'ddp'.")
         if getattr(trainer, "fast_dev_run", False):
             rank_zero_info("FrozenPrefixCache: a trial run keeps nothing.")
             return

@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from typing_extensions import override
 
+from lit_finetune.flat import parameters_by_name, whole_sizes
 from lit_finetune.plan import format_plan
 
 from .checkpoint import LastCheckpoint
@@ -41,7 +42,8 @@ def _facts(trainer: Trainer, pl_module: LightningModule) -> Iterator[tuple[str, 
             acc, loss, of = chosen_by(callback.result)
             yield "probe", f"accuracy {acc:.4f}, loss {loss:.4f} on {of}"
         if isinstance(callback, FreezeUnfreezeCallback) and callback.plan is not None:
-            sizes = {name: p.numel() for name, p in pl_module.named_parameters()}
+            whole = whole_sizes(trainer.model or pl_module)
+            sizes = {name: whole[id(p)] for name, p in parameters_by_name(pl_module).items()}
             yield "phases", format_plan(callback.plan, sizes)
     metrics = trainer.callback_metrics
     shown = [f"{name} {metrics[name]:.4f}" for name in _SHOWN if name in metrics]

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_finetune.blocks import list_blocks
+from lit_finetune.flat import whole_sizes
 from lit_finetune.freezing import with_still
 from lit_finetune.plan import Plan, make_plan
 from lit_finetune.schedule import Schedule
@@ -22,8 +23,9 @@ from .beside import has_probe
 def tell(trainer: Trainer, plan: Plan, progress: Progress) -> None:
     """Say which phase has begun, and at which rates."""
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-    parameters, here = trainer.lightning_module.parameters(), position(trainer)
-    rank_zero_info(phase_line(plan, progress, here, parameters=parameters, groups=groups))
+    whole = whole_sizes(trainer.model or trainer.lightning_module)
+    sizes = [(whole[id(p)], p.requires_grad) for p in trainer.lightning_module.parameters()]
+    rank_zero_info(phase_line(plan, progress, position(trainer), sizes=sizes, groups=groups))
 
 
 def plan_for(

@@ -15,6 +15,8 @@ from lit_finetune.assemble import assemble
 from lit_finetune.blocks import Block, list_blocks
 from lit_finetune.compiled import unwrapped
 from lit_finetune.data_config import DataConfig
+from lit_finetune.distributed import begin_flat, refuse_under_flat, wrap_by_blocks
+from lit_finetune.flat import parameters_by_name
 from lit_finetune.freezing import frozen_modules, hold
 from lit_finetune.heads import forward_features, own_or_given, replace_head
 from lit_finetune.hparams import check_hparams, plain_hparams
@@ -123,6 +125,7 @@ class FinetuneClassifier(ClassifierSteps):
         hparams = plain_hparams(arguments)
         check_hparams(arguments)
         self.save_hyperparameters(hparams)
+        self._noted: tuple[list[Block], list[ParamGroup]] | None = None
         self.lr = lr  # by this name Lightning's Tuner finds it
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
@@ -164,12 +167,17 @@ class FinetuneClassifier(ClassifierSteps):
     @property
     def blocks(self) -> list[Block]:
         """The network's blocks from the input to the head, by names within this module."""
-        return list_blocks(self, f"backbone.{self.head_name}")
+        return self._noted[0] if self._noted else list_blocks(self, f"backbone.{self.head_name}")
 
     @override
     def configure_model(self) -> None:
-        """Shard the backbone block by block under ModelParallelStrategy, and do nothing else."""
+        """Shard the backbone block by block under a strategy that shards, and do nothing else."""
         shard(self.backbone, self.device_mesh, head_name=self.head_name)
+        if self._trainer is not None and begin_flat(self.trainer.strategy, self):
+            refuse_under_flat(self.hparams)
+            wrap_by_blocks(self.trainer.strategy, self.backbone, self.head_name)
+            self._noted = None
+            self._noted = self.blocks, self.param_groups()  # shapes will tell no longer
 
     @override
     def forward(self, images: Tensor | PrefixOutput) -> Tensor:
@@ -277,7 +285,8 @@ class FinetuneClassifier(ClassifierSteps):
 
     @override
     def configure_optimizers(self) -> Any:
-        groups, parameters = self.param_groups(), dict(self.named_parameters())
+        groups = self._noted[1] if self._noted else self.param_groups()
+        parameters = parameters_by_name(self)
         optimizer = build_optimizer(
             groups,
             parameters,

@@ -1,9 +1,10 @@
 """The strategy's wrapper follows the parameters."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import (
     DDPStrategy,
@@ -12,7 +13,11 @@ from lightning.pytorch.strategies import (
     SingleDeviceStrategy,
     Strategy,
 )
+from torch import nn
+from torch.distributed.fsdp import MixedPrecision, ShardingStrategy
+from torch.distributed.fsdp.wrap import CustomPolicy
 
+from lit_finetune.flat import is_flat
 from lit_finetune.plan import Plan
 from lit_finetune.sharded_checkpoint import plain_part
 from lit_finetune.sharding import (
@@ -20,8 +25,21 @@ from lit_finetune.sharding import (
     refuse_tensor_parallel,
     refuse_unsharded,
     reshard,
+    share_statistics,
+    start_alike,
+    units,
 )
 
+_FULL_PRECISION = {None, torch.float32}
+_FLAT_OPTIONS = {
+    "auto_wrap_policy",
+    "backward_prefetch",
+    "forward_prefetch",
+    "limit_all_gathers",
+    "sync_module_states",
+    "use_orig_params",
+}
+"""The arguments of FullyShardedDataParallel under which phases are known to be right."""
 _INSTEAD = (
     "Use Trainer(strategy='ddp'), or one device; to shard the parameters, Trainer(strategy="
     "ModelParallelStrategy(data_parallel_size=…, tensor_parallel_size=1))."
@@ -43,7 +61,7 @@ def refuse_unsupported(strategy: Strategy) -> None:
                 " normalize by itself. Leave it out and convert the network before, with"
                 " `torch.nn.SyncBatchNorm.convert_sync_batchnorm`, or use strategy='ddp'."
             )
-    elif not isinstance(strategy, SingleDeviceStrategy | DDPStrategy):
+    elif not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FSDPStrategy):
         raise ValueError(
             f"Unfreezing is not supported under {type(strategy).__name__}: its wrapper would not"
             f" learn of parameters that start to train. {_INSTEAD}"
@@ -51,22 +69,90 @@ def refuse_unsupported(strategy: Strategy) -> None:
 
 
 def refuse_flat(strategy: Strategy) -> None:
-    """Refuse to train where a process has its share of all parameters as one vector.
+    """Refuse what nobody knows to be right under FSDPStrategy (FSDP1).
 
     Raises:
-        ValueError: Names the strategies that work.
+        ValueError: Says what it is, and names the strategies that work.
     """
-    if isinstance(strategy, FSDPStrategy):
+    if not isinstance(strategy, FSDPStrategy):
+        return
+    if wrong := ", ".join(_wrong_with_flat(strategy)):
+        raise ValueError(f"Not supported under FSDPStrategy: {wrong}. {_INSTEAD}")
+
+
+def _wrong_with_flat(strategy: FSDPStrategy) -> Iterator[str]:
+    full, dtypes = ShardingStrategy.FULL_SHARD, strategy.mixed_precision or MixedPrecision()
+    if not strategy.kwargs["use_orig_params"]:
+        yield "`use_orig_params=False` (optimizers would know whole vectors of parameters only)"
+    if strategy.sharding_strategy is not full:
+        yield f"`sharding_strategy` {strategy.sharding_strategy.name} (FULL_SHARD is)"
+    if strategy._state_dict_type != "full":
+        yield f"`state_dict_type={strategy._state_dict_type!r}` ('full' is)"
+    if strategy.precision_plugin.precision != "32-true" or not _FULL_PRECISION.issuperset(
+        (dtypes.param_dtype, dtypes.reduce_dtype, dtypes.buffer_dtype)
+    ):
+        yield "any precision but `32-true`"
+    if strategy.cpu_offload is not None and strategy.cpu_offload.offload_params:
+        yield "`cpu_offload`"
+    if strategy._layer_sync is not None:
+        yield "`sync_batchnorm`"
+    if strategy.cluster_environment is not None and strategy.world_size == 1:
+        yield "one process (it has nothing to share: leave the strategy out)"
+    if strategy._activation_checkpointing_kwargs:
+        yield "`activation_checkpointing`"
+    yield from (f"`{name}`" for name in strategy.kwargs.keys() - _FLAT_OPTIONS)
+
+
+def refuse_under_flat(arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments of a classifier that nobody has seen to be right under FSDPStrategy.
+
+    Raises:
+        ValueError: Names them.
+    """
+    names = ("compile", "gradient_checkpointing", "lora")
+    if given := [f"`{name}`" for name in names if arguments.get(name)]:
+        raise ValueError(f"Not supported under FSDPStrategy: {', '.join(given)}. {_INSTEAD}")
+
+
+def refuse_wrapped(strategy: Strategy, module: LightningModule) -> None:
+    """Refuse to wrap once more what FSDPStrategy has wrapped, of which it would share out a share.
+
+    Raises:
+        ValueError: Says how to go on.
+    """
+    if isinstance(strategy, FSDPStrategy) and is_flat(module):
         raise ValueError(
-            "Under FSDPStrategy parameters are flat pieces of one vector when the optimizer is"
-            " made: which of them are weights, which norms and biases, can no longer be told, and"
-            f" all would train without weight decay. {_INSTEAD}"
+            "The module was wrapped by FSDPStrategy in a run before, and cannot be again. Go on"
+            " with a new module, from a checkpoint (`ckpt_path`), or use ModelParallelStrategy."
         )
+
+
+def begin_flat(strategy: Strategy, module: LightningModule) -> bool:
+    """See to what FSDP1 leaves to others, before it wraps a module.
+
+    Returns:
+        Whether the strategy is going to wrap the module as FSDP1.
+    """
+    if not isinstance(strategy, FSDPStrategy) or is_flat(module):
+        return False
+    if share_statistics not in module._forward_hooks.values():
+        start_alike(module, strategy.root_device)
+        module.register_forward_hook(share_statistics)
+    return True
+
+
+def wrap_by_blocks(strategy: Strategy, network: nn.Module, head_name: str | None) -> None:
+    """Let FSDPStrategy wrap a network block by block, unless the user has said how."""
+    if isinstance(strategy, FSDPStrategy) and "auto_wrap_policy" not in strategy.kwargs:
+        chosen = {id(unit) for unit in units(network, head_name)}
+        strategy.kwargs["auto_wrap_policy"] = CustomPolicy(lambda module: id(module) in chosen)
+        # Else torch would wrap each batch norm for itself.
+        strategy.mixed_precision = MixedPrecision(_module_classes_to_ignore=())
 
 
 def shards(strategy: Strategy) -> bool:
     """Whether each process holds a part of each parameter only."""
-    return isinstance(strategy, ModelParallelStrategy)
+    return isinstance(strategy, ModelParallelStrategy | FSDPStrategy)
 
 
 def wrap_again(strategy: Strategy, module: LightningModule) -> None:
@@ -100,7 +186,11 @@ def expect_shards(
     Raises:
         ValueError: Something will train that is not sharded.
     """
-    if shards(strategy):
+    if begin_flat(strategy, module):
+        if any(phase.entry.restore_best for phase in plan.phases):
+            raise ValueError(f"Not supported under FSDPStrategy: `restore_best`. {_INSTEAD}")
+        look_ahead(strategy, prepare)
+    elif shards(strategy):
         phases = [plan.trainable(index) for index in range(len(plan.phases))]
         refuse_unsharded(module, frozenset().union(*phases))
         reshard(module)
@@ -119,7 +209,7 @@ def look_ahead(strategy: Strategy, prepare: Callable[[dict[str, Any]], None] | N
         prepare: What to do before, given all but the shards; None where nothing is trained: then
             the optimizers of a training before are none of the checkpoint's business.
     """
-    if not isinstance(strategy, ModelParallelStrategy):
+    if not isinstance(strategy, ModelParallelStrategy | FSDPStrategy):
         return
 
     def read_prepared(
@@ -160,7 +250,7 @@ def refuse_other_order(strategy: Strategy, states: Sequence[Mapping[str, Any]]) 
 
 
 def _read(
-    strategy: ModelParallelStrategy,
+    strategy: ModelParallelStrategy | FSDPStrategy,
     path: str | Path,
     weights_only: bool | None,
     states: Sequence[Mapping[str, Any]],
@@ -169,6 +259,11 @@ def _read(
     optimizers = strategy.optimizers
     if not states or any(state["state"] for state in states):
         return strategy.load_checkpoint(path, weights_only)
+    if isinstance(strategy, FSDPStrategy):
+        raise ValueError(
+            "FSDPStrategy reads no checkpoint whose optimizer has no state, as after no step, or of"
+            f" SGD without momentum. Start anew from its weights, passed as `weights`. {_INSTEAD}"
+        )
     strategy.optimizers = []
     content = strategy.load_checkpoint(path, weights_only)
     strategy.optimizers = optimizers

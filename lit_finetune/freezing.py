@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import nn
 
 from lit_finetune.blocks import Block
+from lit_finetune.flat import modules_by_name, parameters_by_name
 from lit_finetune.norms import is_norm, norm_parameters
 
 _NOTES = "_lit_finetune_notes"
@@ -29,8 +30,12 @@ def set_trainable(
         Whether anything changed. A wrapper such as DistributedDataParallel must follow if so.
     """
     changed = False
+<<<<<<< HEAD
     modules = dict(model.named_modules(remove_duplicate=False))
     for name, parameter in model.named_parameters():
+=======
+    for name, parameter in parameters_by_name(model).items():
+>>>>>>> flat
         trains = name in names
         if parameter.requires_grad != trains:
             parameter.requires_grad_(trains)
@@ -44,8 +49,9 @@ def set_trainable(
 
 def restore_trainable(model: nn.Module, before: Mapping[str, bool]) -> None:
     """Let parameters require a gradient as before, where a trial leaves no trace."""
+    parameters = parameters_by_name(model)
     for name, trains in before.items():
-        model.get_parameter(name).requires_grad_(trains)
+        parameters[name].requires_grad_(trains)
         notes, own = _notes_on(model, name)
         was_still, _ = notes.get(own, (not trains, trains))
         notes[own] = (was_still, trains)
@@ -107,10 +113,10 @@ def frozen_modules(
             out of the result, and do not make the rest of their block count as trained.
     """
     norms = norm_parameters(model) if norms_train else frozenset()
-    named = dict(model.named_parameters(remove_duplicate=False))
+    named = parameters_by_name(model, remove_duplicate=False)
     live = {name for name, parameter in named.items() if parameter.requires_grad} - norms
     alive, known = _ancestors(live), _ancestors(named)
-    modules = list(model.named_modules(remove_duplicate=False))
+    modules = list(modules_by_name(model, remove_duplicate=False))
     roots = {name for name, _ in modules if name and name in known and name not in alive}
     for block in blocks:
         if not live.intersection(block.parameters):

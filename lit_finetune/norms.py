@@ -4,6 +4,8 @@ import re
 
 from torch import nn
 
+from lit_finetune.flat import modules_by_name
+
 NORM_LAYERS: tuple[type[nn.Module], ...] = (
     nn.modules.batchnorm._NormBase,
     nn.LayerNorm,
@@ -34,7 +36,7 @@ def norm_parameters(model: nn.Module) -> frozenset[str]:
     """The names of the parameters that belong to normalisation layers."""
     return frozenset(
         f"{module_name}.{name}" if module_name else name
-        for module_name, module in model.named_modules()
+        for module_name, module in modules_by_name(model)
         if is_norm(module)
         for name, _ in module.named_parameters(recurse=False)
     )

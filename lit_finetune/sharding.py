@@ -45,8 +45,8 @@ def shard(
     refuse_tensor_parallel(mesh)
     if "data_parallel" in (mesh.mesh_dim_names or ()):
         mesh = mesh["data_parallel"]
-    _start_alike(network, torch.device(mesh.device_type))
-    for unit in _units(network, head_name):
+    start_alike(network, torch.device(mesh.device_type))
+    for unit in units(network, head_name):
         fully_shard(unit, mesh=mesh, **options)
     # Else a validation would leave whole parameters there, which the next optimizer would take.
     fully_shard(network, mesh=mesh, **{"reshard_after_forward": True, **options})
@@ -118,8 +118,8 @@ def keep_statistics_alike(model: nn.Module) -> None:
     }
     for module in model.modules():
         is_root = isinstance(module, FSDPModule) and id(module) not in inside
-        if is_root and _share_statistics not in module._forward_hooks.values():
-            module.register_forward_hook(_share_statistics)
+        if is_root and share_statistics not in module._forward_hooks.values():
+            module.register_forward_hook(share_statistics)
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ def like(tensor: Tensor, value: Tensor) -> Tensor:
     return distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements)
 
 
-def _units(network: nn.Module, head_name: str | None) -> Iterator[nn.Module]:
+def units(network: nn.Module, head_name: str | None) -> Iterator[nn.Module]:
     """The modules of the blocks, from the input to the head, without those that share weights."""
     places = _places(network)
     for block in list_blocks(network, head_name):
@@ -160,7 +160,13 @@ def _callable_parts(module: nn.Module) -> Iterator[nn.Module]:
 
 
 @torch.no_grad()
-def _start_alike(network: nn.Module, device: torch.device) -> None:
+def start_alike(network: nn.Module, device: torch.device) -> None:
+    """Give the network of each process the values of the first one's.
+
+    Args:
+        network: Whole in each process.
+        device: What processes talk through.
+    """
     for tensor in [*network.parameters(), *network.buffers()]:
         if not tensor.is_meta:
             value = tensor.to(device)  # the collectives of GPUs take nothing else
@@ -170,7 +176,7 @@ def _start_alike(network: nn.Module, device: torch.device) -> None:
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # by torch
 @torch.no_grad()
-def _share_statistics(network: nn.Module, *_: Any) -> None:
+def share_statistics(network: nn.Module, *_: Any) -> None:
     """Send the buffers of all modules in training mode from the first process to the others."""
     kinds: dict[torch.dtype, list[Tensor]] = {}
     for module in network.modules():

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from lit_finetune.classes import balanced_weights, check_classes
 from lit_finetune.data_config import DataConfig, eval_transform
-from lit_finetune.distributed import refuse_flat
+from lit_finetune.distributed import refuse_flat, refuse_wrapped
 from lit_finetune.freezing import eval_mode
 from lit_finetune.images import as_rgb
 from lit_finetune.metrics import classification_metrics, probabilities
@@ -67,6 +67,7 @@ class ClassifierSteps(LightningModule):
 
     @override
     def setup(self, stage: str) -> None:
+        refuse_wrapped(self.trainer.strategy, self)
         if stage == "fit":
             refuse_flat(self.trainer.strategy)
         self._scores = TrainingScores()

@@ -3,8 +3,6 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import nn
-
 from lit_finetune.plan import Plan
 from lit_finetune.triggers import Position, Progress
 
@@ -14,7 +12,7 @@ def phase_line(
     progress: Progress,
     here: Position,
     *,
-    parameters: Iterable[nn.Parameter],
+    sizes: Iterable[tuple[int, bool]],
     groups: Iterable[Mapping[str, Any]],
 ) -> str:
     """Which phase a run is in, how much of the network trains, and how fast.
@@ -23,11 +21,11 @@ def phase_line(
         plan: Of the run.
         progress: How far it has come.
         here: Where it stands.
-        parameters: The network's.
+        sizes: How many numbers each of the network's parameters has, and whether it trains.
         groups: Those of its optimizers.
     """
     phase = plan.phases[progress.phase]
-    sizes = [(p.numel(), p.requires_grad) for p in parameters]
+    sizes = list(sizes)
     total, trained = sum(n for n, _ in sizes), sum(n for n, trains in sizes if trains)
     rates = {
         str(group.get("name", f"pg{index + 1}")).split("/")[0]: f"{float(group['lr']):.3g}"

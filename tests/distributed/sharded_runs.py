@@ -1,10 +1,11 @@
 """Several trainings, one after another in the same processes, sharded or not; each is written down.
 
 Run as a program: `sharded_runs.py FOLDER CASES`, cases as JSON: from a name to any of `strategy`
-("auto", "ddp", or arguments of ModelParallelStrategy), `trainer` (arguments of the Trainer),
-`schedule`, `callback` (further arguments), `optimizer`, `module` ("own" for a LightningModule that
-shards itself), `ckpt_path`, `saves` (a checkpoint at this step), `last` (with LastCheckpoint),
-`then` ("validate" or "predict", from the checkpoint `then_path`), `fails` (its error is written).
+("auto", "ddp", arguments of ModelParallelStrategy, or as {"flat": …} those of FSDPStrategy),
+`trainer` (arguments of the Trainer), `schedule`, `callback` (further arguments), `optimizer`,
+`module` ("own" for a LightningModule that shards itself), `ckpt_path`, `saves` (a checkpoint at
+this step), `last` (with LastCheckpoint), `then` ("validate" or "predict", from the checkpoint
+`then_path`), `fails` (its error is written).
 """
 
 import json
@@ -15,7 +16,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    Strategy,
+)
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -23,7 +29,9 @@ from torch.distributed.tensor import DTensor
 from lit_finetune import FinetuneClassifier
 from lit_finetune.callbacks import FreezeUnfreezeCallback, LastCheckpoint
 from lit_finetune.datamodules import DigitsDataModule
+from lit_finetune.flat import modules_by_name, parameters_by_name
 from lit_finetune.sharding import reshard, whole
+from tests.distributed.flat_strategy import FlatOnCPU, whole_values
 
 SCHEDULE = {0: "head", 1: "layer2", 2: "layer1"}
 OPTIMIZERS = {
@@ -128,24 +136,21 @@ class WriteDown(Callback):
         """Note all, and write it to a file."""
         reshard(pl_module)  # the validation has left the root of a user's module as it was gathered
         optimizer = trainer.optimizers[0]
-        names = {id(parameter): name for name, parameter in pl_module.named_parameters()}
+        weights, state = values_in(trainer, pl_module)
         self.epochs[trainer.current_epoch] = {
-            "weights": {n: whole(value).clone() for n, value in pl_module.state_dict().items()},
-            "state": {
-                names[id(parameter)]: {
-                    key: whole(value).clone() for key, value in state.items() if value is not None
-                }
-                for parameter, state in optimizer.state.items()
-            },
+            "weights": weights,
+            "state": state,
             "groups": [(group.get("name"), float(group["lr"])) for group in optimizer.param_groups],
-            "trains": [name for name, p in pl_module.named_parameters() if p.requires_grad],
-            "held": [name for name, module in pl_module.named_modules() if not module.training],
-            "with gradient": [n for n, p in pl_module.named_parameters() if p.grad is not None],
+            "trains": [n for n, p in parameters_by_name(pl_module).items() if p.requires_grad],
+            "held": [name for name, m in modules_by_name(pl_module) if not m.training],
+            "with gradient": [
+                n for n, p in parameters_by_name(pl_module).items() if p.grad is not None
+            ],
             "here": sum(
                 p.to_local().numel() if isinstance(p, DTensor) else p.numel()
                 for p in pl_module.parameters()
             ),
-            "sizes": [p.numel() for p in pl_module.parameters()],
+            "sizes": [p.numel() for p in Net().parameters()],
             "sent": self.sent,
         }
         self.sent = 0
@@ -157,6 +162,21 @@ class WriteDown(Callback):
             setattr(distributed, name, send)
 
 
+def values_in(
+    trainer: Trainer, pl_module: LightningModule
+) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+    """Weights and statistics, and what the optimizer keeps, put together from all processes."""
+    if isinstance(trainer.strategy, FSDPStrategy):
+        return whole_values(trainer)
+    names = {id(parameter): name for name, parameter in pl_module.named_parameters()}
+    return {n: whole(value).clone() for n, value in pl_module.state_dict().items()}, {
+        names[id(parameter)]: {
+            key: whole(value).clone() for key, value in state.items() if value is not None
+        }
+        for parameter, state in trainer.optimizers[0].state.items()
+    }
+
+
 def strategy_of(case: dict[str, Any]) -> Strategy | str:
     """What the case asks for; by default all parameters are sharded."""
     given = case.get("strategy", {})
@@ -164,6 +184,8 @@ def strategy_of(case: dict[str, Any]) -> Strategy | str:
         return "auto"
     if given == "ddp":
         return DDPStrategy(find_unused_parameters=True)
+    if "flat" in given:
+        return FlatOnCPU(**given["flat"])
     sizes = {"data_parallel_size": 2, "tensor_parallel_size": 1}
     return ModelParallelStrategy(**{"save_distributed_checkpoint": False, **sizes, **given})
 

@@ -9,10 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.strategies import FSDPStrategy, Strategy
 
 from lit_finetune import FinetuneClassifier
-from lit_finetune.distributed import refuse_flat, refuse_unsupported
 from lit_finetune.sharded_checkpoint import gather_checkpoint
 from tests.distributed.sharded_runs import Net
 
@@ -243,14 +241,6 @@ def test_the_classifier_is_loaded_from_a_folder_of_shards_or_a_file(runs: Path, 
 )
 def test_what_cannot_be_right_is_refused_with_what_to_do(runs: Path, name: str, says: str) -> None:
     assert says in (runs / f"{name}.txt").read_text()
-
-
-def test_other_ways_to_shard_are_refused_with_what_to_use_instead() -> None:
-    strategies: list[Strategy] = [FSDPStrategy(use_orig_params=True), FSDPStrategy()]
-    for strategy in strategies:
-        for refuse in (refuse_unsupported, refuse_flat):
-            with pytest.raises(ValueError, match=r"flat.*strategy='ddp'.*ModelParallelStrategy"):
-                refuse(strategy)
 
 
 def test_a_folder_that_is_no_whole_checkpoint_is_named(tmp_path: Path) -> None:
