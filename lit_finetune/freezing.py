@@ -30,12 +30,10 @@ def set_trainable(
         Whether anything changed. A wrapper such as DistributedDataParallel must follow if so.
     """
     changed = False
-<<<<<<< HEAD
-    modules = dict(model.named_modules(remove_duplicate=False))
-    for name, parameter in model.named_parameters():
-=======
+    modules: dict[str, nn.Module] = {}
+    for name, module in modules_by_name(model, remove_duplicate=False):
+        modules.setdefault(name, module)
     for name, parameter in parameters_by_name(model).items():
->>>>>>> flat
         trains = name in names
         if parameter.requires_grad != trains:
             parameter.requires_grad_(trains)

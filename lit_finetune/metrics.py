@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric, MetricCollection
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 
@@ -16,6 +16,11 @@ def accuracy(
     It takes its arguments on trust: to check them would wait for the device at every step.
     """
     return MulticlassAccuracy(num_classes, top_k=top_k, average=average, validate_args=False)
+
+
+def mean_loss() -> Metric:
+    """The mean of batches' losses over all pictures; a loss that is no number is not looked for."""
+    return MeanMetric(nan_strategy="disable")
 
 
 def classification_metrics(num_classes: int, prefix: str) -> MetricCollection:

@@ -66,15 +66,18 @@ def log_evaluation(
 ) -> None:
     """Log a batch of validation or testing; each picture counts the same in the end.
 
+    Lightning's own mean, with `sync_dist`, is wrong where processes have unequal numbers of them.
+
     Args:
-        module: The `LightningModule`; its `loss` is logged.
+        module: The `LightningModule`; its `loss` is logged, by its `val_loss` or `test_loss`.
         stage: `val` or `test`, what the names begin with.
         metrics: What else is measured.
         logits: (N, classes).
         labels: (N).
     """
     metrics.update(logits, labels)
-    loss = module.loss(logits, labels)
-    module.log(f"{stage}/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(labels))
+    mean = getattr(module, f"{stage}_loss")
+    mean.update(module.loss(logits, labels), weight=len(labels))
+    module.log(f"{stage}/loss", mean, prog_bar=True, batch_size=len(labels))
     for name, metric in metrics.items():
         module.log(name, metric, prog_bar=name == f"{stage}/acc", batch_size=len(labels))
