@@ -4,8 +4,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+from typing_extensions import override
 
 
 def accuracy(
@@ -18,9 +19,31 @@ def accuracy(
     return MulticlassAccuracy(num_classes, top_k=top_k, average=average, validate_args=False)
 
 
-def mean_loss() -> Metric:
-    """The mean of batches' losses over all pictures; a loss that is no number is not looked for."""
-    return MeanMetric(nan_strategy="disable")
+class MeanLoss(Metric):
+    """The mean of batches' losses over all pictures of all processes.
+
+    Torchmetrics' own mean would wait for the device at every step to look for what is no number,
+    and without that (`nan_strategy="disable"`) forgets the weights.
+    """
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros(()), dist_reduce_fx="sum")
+
+    @override
+    def update(self, loss: Tensor, count: int) -> None:
+        """Count a batch whose mean loss this is."""
+        self.total += loss.detach() * count
+        self.count += count
+
+    @override
+    def compute(self) -> Tensor:
+        """The mean."""
+        return self.total / self.count
 
 
 def classification_metrics(num_classes: int, prefix: str) -> MetricCollection:

@@ -77,7 +77,7 @@ def log_evaluation(
     """
     metrics.update(logits, labels)
     mean = getattr(module, f"{stage}_loss")
-    mean.update(module.loss(logits, labels), weight=len(labels))
+    mean.update(module.loss(logits, labels), len(labels))
     module.log(f"{stage}/loss", mean, prog_bar=True, batch_size=len(labels))
     for name, metric in metrics.items():
         module.log(name, metric, prog_bar=name == f"{stage}/acc", batch_size=len(labels))

@@ -16,7 +16,7 @@ from lit_finetune.data_config import DataConfig, eval_transform
 from lit_finetune.distributed import refuse_flat, refuse_wrapped
 from lit_finetune.freezing import eval_mode
 from lit_finetune.images import as_rgb
-from lit_finetune.metrics import classification_metrics, mean_loss, probabilities
+from lit_finetune.metrics import MeanLoss, classification_metrics, probabilities
 from lit_finetune.mixing import make_mixing
 from lit_finetune.place import MONITORED, catch_up, monitored, place_in_run
 from lit_finetune.resume import refuse_lost_schedule
@@ -176,7 +176,7 @@ class ClassifierSteps(LightningModule):
         """Measure, mix and weigh as many classes, and call them by their numbers for now."""
         self.classes = [str(index) for index in range(num_classes)]
         self._is_named = False
-        self.val_loss, self.test_loss = mean_loss(), mean_loss()
+        self.val_loss, self.test_loss = MeanLoss(), MeanLoss()
         self.val_metrics = self.metrics(num_classes, "val/")
         self.test_metrics = self.metrics(num_classes, "test/")
         alphas = {key: self.hparams[key] for key in ("mixup_alpha", "cutmix_alpha")}

@@ -78,3 +78,18 @@ def test_validation_counts_every_picture_once(tmp_path: Path) -> None:
 
     assert sum(map(sum, batches)) == 107
     assert len(batches[0]) == len(batches[1]), "or one process would wait for the other"
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
+    program = Path(__file__).with_name("validated_run.py")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    measured = []
+    for devices in (1, 2):
+        file = tmp_path / f"{devices}.json"
+        command = [sys.executable, str(program), str(file), str(devices)]
+        subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=300)
+        measured.append(json.loads(file.read_text()))
+
+    # The last bits of a sum hang on its order.
+    assert measured[0] == pytest.approx(measured[1], rel=1e-6)
