@@ -204,7 +204,7 @@ def head_only(benchmark: Benchmark, times: int) -> list[Comparison]:
         name = "finetuning-scheduler"
         ways[name] = partial(benchmark.fit_peer, name, finetuning_scheduler)
     print(f"{benchmark.backbone}, {benchmark.epochs} epochs of the head:", flush=True)
-    figures = in_turn(ways, times=times)
+    figures = in_turn(ways, times=times, warm_up=False)
     tell_accuracy(benchmark.accuracy)
     peers = [name for name in ways if name != "one pass" and not name.startswith("ours")]
     what = f"{benchmark.epochs} head-only epochs, {benchmark.backbone}, s"
@@ -222,10 +222,13 @@ def gradual(benchmark: Benchmark, times: int) -> list[Comparison]:
         "uncached": partial(benchmark.fit, "uncached", uncached),
     }
     print(f"{benchmark.backbone}, {benchmark.epochs} epochs, gradual:", flush=True)
-    figures = in_turn(ways, times=times)
+    figures = in_turn(ways, times=times, warm_up=False)
     tell_accuracy(benchmark.accuracy)
     what = f"{benchmark.epochs} epochs of gradual unfreezing, {benchmark.backbone}, s"
     return [quicker(what, figures, "ours", "uncached", ">= 2")]
+
+
+PARTS = {"head_only": head_only, "gradual": gradual}
 
 
 def tell_accuracy(accuracy: Mapping[str, float]) -> None:
@@ -235,8 +238,9 @@ def tell_accuracy(accuracy: Mapping[str, float]) -> None:
 
 def main() -> None:
     """Run the comparisons."""
-    arguments = parser(__doc__, times=3)
+    arguments = parser(__doc__, times=1)
     arguments.add_argument("--epochs", type=int, default=10)
+    arguments.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     arguments.add_argument("--backbones", nargs="+", default=list(WEIGHTS))
     given = arguments.parse_args()
     warnings.filterwarnings("ignore")
@@ -246,7 +250,8 @@ def main() -> None:
     root = Path(os.environ["LIT_FINETUNE_DATA"])
     for backbone in given.backbones:
         benchmark = Benchmark(root, backbone, given.epochs)
-        report([*head_only(benchmark, given.times), *gradual(benchmark, given.times)], given.out)
+        for part in given.parts:
+            report(PARTS[part](benchmark, given.times), given.out)
 
 
 if __name__ == "__main__":

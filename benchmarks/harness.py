@@ -45,7 +45,7 @@ class Comparison:
 
 
 def in_turn(
-    ways: Mapping[str, Callable[[], float]], *, times: int, tell: bool = True
+    ways: Mapping[str, Callable[[], float]], *, times: int, warm_up: bool = True
 ) -> dict[str, list[float]]:
     """What each way gives, run one after the other and that several times over.
 
@@ -53,18 +53,16 @@ def in_turn(
 
     Args:
         ways: What each returns is its figure.
-        times: How often each runs; a run before these warms up and does not count.
-        tell: Whether to print each round.
+        times: How often each runs.
+        warm_up: Whether each runs once before, which does not count; not for what takes minutes.
     """
     figures: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(times + 1):
+    for turn in range(0 if warm_up else 1, times + 1):
         for name, run in ways.items():
             figure = run()
             if turn:
                 figures[name].append(figure)
-        if turn and tell:
-            shown = ", ".join(f"{name} {figures[name][-1]:.4g}" for name in ways)
-            print(f"  run {turn} of {times}: {shown}", flush=True)
+                print(f"  run {turn} of {times}: {name} {figure:.4g}", flush=True)
     return figures
 
 

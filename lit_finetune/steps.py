@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,6 +20,7 @@ from lit_finetune.images import as_rgb
 from lit_finetune.metrics import MeanLoss, classification_metrics, probabilities
 from lit_finetune.mixing import make_mixing
 from lit_finetune.place import MONITORED, catch_up, monitored, place_in_run
+from lit_finetune.precision import precision_hint
 from lit_finetune.resume import refuse_lost_schedule
 from lit_finetune.scores import TrainingScores, log_evaluation
 from lit_finetune.seeding import derive_seed, seed_device
@@ -83,6 +85,8 @@ class ClassifierSteps(LightningModule):
 
     @override
     def on_fit_start(self) -> None:
+        if hint := precision_hint(self.device, str(self.trainer.precision)):
+            rank_zero_info(hint)
         if self._run_seed is None:
             self._run_seed = torch.initial_seed()
 
