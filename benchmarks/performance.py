@@ -11,7 +11,6 @@ import json
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,8 +30,7 @@ SCRIPTS = {
 PAGE = """# Performance
 
 What the caches, the probe and the loaders save, measured beside what people use today. Both sides
-run in turn in one process tree, several times, after a run that warms up; the table shows medians.
-It was written on {date} by
+run in turn in one process tree; the table shows medians. It was written on {date} by
 
 ```bash
 {command}
@@ -48,10 +46,18 @@ def main() -> None:
     """Run the scripts that were asked for, all if none was, and write the page."""
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("scripts", nargs="*", choices=[*SCRIPTS, []], default=[])
+    arguments.add_argument(
+        "--figures", type=Path, help="a folder of figures; those of a script that are there stay"
+    )
     arguments.add_argument("--out", type=Path, default=ROOT / "docs/performance.md")
     given = arguments.parse_args()
     scripts = given.scripts or list(SCRIPTS)
-    tables = [section(script, *measure(script)) for script in scripts]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = given.figures or Path(temporary)
+        folder.mkdir(exist_ok=True)
+        tables = [
+            section(script, measure(script, folder / f"{script}.jsonl")) for script in scripts
+        ]
     command = " ".join(["python -m benchmarks.performance", *given.scripts])
     page = PAGE.format(
         date=datetime.date.today(), command=command, machine=machine(), tables="\n\n".join(tables)
@@ -60,20 +66,18 @@ def main() -> None:
     print(f"Written: {given.out}")
 
 
-def measure(script: str) -> tuple[list[Comparison], float]:
-    """What a script measured, and the seconds that it took."""
-    began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "figures.jsonl"
+def measure(script: str, out: Path) -> list[Comparison]:
+    """What a script measures, or has measured before."""
+    if not out.exists():
         command = [sys.executable, "-W", "ignore", "-m", f"benchmarks.{script}", "--out", str(out)]
         subprocess.run(command, cwd=ROOT, check=True)
-        lines = out.read_text(encoding="utf-8").splitlines() if out.exists() else []
-    return [Comparison(**json.loads(line)) for line in lines], time.perf_counter() - began
+    lines = out.read_text(encoding="utf-8").splitlines() if out.exists() else []
+    return [Comparison(**json.loads(line)) for line in lines]
 
 
-def section(script: str, rows: Sequence[Comparison], seconds: float) -> str:
+def section(script: str, rows: Sequence[Comparison]) -> str:
     """A heading and a table."""
-    head = f"## {SCRIPTS[script]}\n\n`python -m benchmarks.{script}`, {seconds:.0f} s.\n\n"
+    head = f"## {SCRIPTS[script]}\n\n`python -m benchmarks.{script}`\n\n"
     if not rows:
         return f"{head}Not measured: this machine has not what it needs."
     lines = ["| what | beside | ours | theirs | ratio | goal | |", "|---|---|---|---|---|---|---|"]
