@@ -120,8 +120,13 @@ def frozen_modules(
         if not live.intersection(block.parameters):
             roots.update(name for name in block.modules if name not in alive)
     roots.update(name for name, module in modules if _is_partly_live(name, module, live))
-    awake = {id(module) for name, module in modules if not _is_within(name, roots)}
-    found = {id(m): m for name, m in modules if _is_within(name, roots) and id(m) not in awake}
+    at_rest = [_is_within(name, roots) for name, _ in modules]
+    awake = {id(m) for (_, m), rests in zip(modules, at_rest, strict=True) if not rests}
+    found = {
+        id(m): m
+        for (_, m), rests in zip(modules, at_rest, strict=True)
+        if rests and id(m) not in awake
+    }
     return [m for m in found.values() if not (norms_train and is_norm(m))]
 
 
@@ -164,8 +169,11 @@ def _is_partly_live(name: str, module: nn.Module, live: Collection[str]) -> bool
 
 def _is_within(name: str, roots: Collection[str]) -> bool:
     """Whether a module is one of the roots, or inside one."""
-    parts = name.split(".")
-    return any(".".join(parts[:length]) in roots for length in range(1, len(parts) + 1))
+    while name not in roots:
+        name = name.rpartition(".")[0]
+        if not name:
+            return False
+    return True
 
 
 def _ancestors(parameters: Iterable[str]) -> set[str]:
