@@ -58,7 +58,8 @@ def main() -> None:
         tables = [
             section(script, measure(script, folder / f"{script}.jsonl")) for script in scripts
         ]
-    command = " ".join(["python -m benchmarks.performance", *given.scripts])
+    reused = ["--figures FOLDER"] if given.figures else []
+    command = " ".join(["python -m benchmarks.performance", *given.scripts, *reused])
     page = PAGE.format(
         date=datetime.date.today(), command=command, machine=machine(), tables="\n\n".join(tables)
     )
