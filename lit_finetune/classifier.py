@@ -161,6 +161,9 @@ class FinetuneClassifier(ClassifierSteps):
 
     @override
     def __setattr__(self, name: str, value: Any) -> None:
+        if type(value) is str and name in vars(self):  # Lightning notes each hook's name: be quick
+            vars(self)[name] = value
+            return
         # `model.backbone = torch.compile(model.backbone)`: names must stay what they are.
         super().__setattr__(name, unwrapped(value) if isinstance(value, nn.Module) else value)
 

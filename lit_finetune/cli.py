@@ -15,12 +15,7 @@ from jsonargparse import DefaultHelpFormatter
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.callbacks import (
-    LearningRateMonitor,
-    ModelCheckpoint,
-    ProgressBar,
-    RichProgressBar,
-)
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
@@ -28,7 +23,13 @@ from typing_extensions import override
 
 import lit_finetune.datamodules  # noqa: F401  # so that `--data DigitsDataModule` finds it
 from lit_finetune.block_table import block_table, describe_blocks
-from lit_finetune.callbacks import BestCheckpoint, LastCheckpoint, PredictionWriter, RunReport
+from lit_finetune.callbacks import (
+    BestCheckpoint,
+    LastCheckpoint,
+    PredictionWriter,
+    RunReport,
+    SparingProgressBar,
+)
 from lit_finetune.classifier import FinetuneClassifier
 from lit_finetune.sharded_checkpoint import gather_checkpoint
 
@@ -170,7 +171,7 @@ class FinetuneCLI(LightningCLI):
             self._get(self.config_init, key) for key in ("checkpoint", "last_checkpoint")
         ]
         defaults = [
-            *([RichProgressBar()] if has_bar else []),
+            *([SparingProgressBar()] if has_bar else []),
             *([LearningRateMonitor()] if logger else []),
             *(checkpoints if keeps else []),
             self._get(self.config_init, "predictions"),

@@ -49,6 +49,8 @@ def unwrapped_name(name: str) -> str:
     >>> unwrapped_name("net.layer4._fsdp_wrapped_module.0.weight")
     'net.layer4.0.weight'
     """
+    if _WRAPPED not in name:
+        return name
     return ".".join(part for part in name.split(".") if part != _WRAPPED)
 
 

@@ -178,8 +178,10 @@ def _is_within(name: str, roots: Collection[str]) -> bool:
 
 def _ancestors(parameters: Iterable[str]) -> set[str]:
     """The names of all modules around these parameters."""
-    return {
-        ".".join(parts[:length])
-        for parts in (name.split(".") for name in parameters)
-        for length in range(1, len(parts))
-    }
+    found: set[str] = set()
+    for name in parameters:
+        around = name.rpartition(".")[0]
+        while around and around not in found:
+            found.add(around)
+            around = around.rpartition(".")[0]
+    return found

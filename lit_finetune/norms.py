@@ -26,10 +26,13 @@ def is_norm(module: nn.Module) -> bool:
     """
     if isinstance(module, NORM_LAYERS):
         return True
-    own, name = list(module.parameters(recurse=False)), type(module).__name__
+    own = [parameter for parameter in module._parameters.values() if parameter is not None]
+    if not own:
+        return False
+    name = type(module).__name__
     is_flat = all(parameter.numel() == max(parameter.shape, default=1) for parameter in own)
     is_called_so = _OF_THEIR_OWN.search(name) or (is_flat and re.search(r"[Nn]orm|GRN$", name))
-    return bool(own and is_called_so) and len(own) == len(list(module.parameters()))
+    return bool(is_called_so) and len(own) == len(list(module.parameters()))
 
 
 def norm_parameters(model: nn.Module) -> frozenset[str]:
