@@ -1,23 +1,26 @@
 """Ten epochs that train the head, or unfreeze block by block: with what is frozen run once, or not.
 
 Photographs of ants and bees, SqueezeNet 1.1 with its published weights and ResNet-18, without
-augmentation, the same batches for all. Ours keeps what the frozen blocks give (FrozenPrefixCache),
-or fits the head in one pass (LinearProbe). The peers are Lightning's `BackboneFinetuning`,
-finetuning-scheduler (where it is installed) and the loop of PyTorch's tutorial. Seconds are of
-`fit` as a whole, validation after each epoch included.
+augmentation, the same batches, optimizer and rate for all. Ours keeps what the frozen blocks give
+(FrozenPrefixCache), or fits the head in one pass (LinearProbe). The peers are Lightning's
+`BackboneFinetuning`, finetuning-scheduler (where it is installed) and the loop of PyTorch's
+tutorial. Seconds are of `fit` as a whole, validation after each epoch included.
 
     LIT_FINETUNE_DATA=… python -m benchmarks.frozen
 """
 
 import logging
 import os
+import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
@@ -32,6 +35,11 @@ from lit_finetune.classifier import FinetuneClassifier
 from lit_finetune.datamodules import ImageFolderDataModule
 
 WEIGHTS = {"squeezenet1_1": "squeezenet1_1-imagenet.safetensors", "resnet18": None}
+GRADUAL: dict[str, Any] = {
+    "a block every four epochs": {"gradual": {"every": 4}},
+    "all blocks within the run": "gradual",
+}
+LR = 1e-2
 Run = Callable[[], float]
 
 
@@ -42,12 +50,13 @@ def pictures(root: Path) -> ImageFolderDataModule:
     )
 
 
-def network(root: Path, backbone: str) -> FinetuneClassifier:
+def network(root: Path, backbone: str, **options: Any) -> FinetuneClassifier:
     """The network of all the ways; a ResNet-18 has no published weights here, and needs none."""
     seed_everything(0, verbose=False)
     file = WEIGHTS[backbone]
+    weights = file and str(root / "weights" / file)
     return FinetuneClassifier(
-        backbone, num_classes=2, weights=file and str(root / "weights" / file), lr=1e-2
+        backbone, num_classes=2, weights=weights, lr=LR, lr_scheduler="constant", **options
     )
 
 
@@ -65,10 +74,14 @@ class Benchmark:
         self.accuracy: dict[str, float] = {}
 
     def fit(
-        self, name: str, make: Callable[[], list[Callback]], epochs: int | None = None
+        self,
+        name: str,
+        make: Callable[[], list[Callback]],
+        epochs: int | None = None,
+        **options: Any,
     ) -> float:
         """Seconds of a run of ours with these callbacks."""
-        return self._fit(name, network(self.root, self.backbone), make(), epochs)
+        return self._fit(name, network(self.root, self.backbone, **options), make(), epochs)
 
     def fit_peer(self, name: str, make: Callable[[], list[Callback]]) -> float:
         """Seconds of a peer's run."""
@@ -78,19 +91,21 @@ class Benchmark:
     def _fit(
         self, name: str, model: LightningModule, callbacks: list[Callback], epochs: int | None
     ) -> float:
-        trainer = Trainer(
-            max_epochs=self.epochs if epochs is None else epochs,
-            accelerator="cpu",
-            callbacks=callbacks,
-            logger=False,
-            enable_checkpointing=any("Scheduler" in type(it).__name__ for it in callbacks),
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-        )
-        began = time.perf_counter()
-        trainer.fit(model, pictures(self.root))
-        seconds = time.perf_counter() - began
+        with tempfile.TemporaryDirectory() as folder:  # finetuning-scheduler writes its schedule
+            trainer = Trainer(
+                max_epochs=self.epochs if epochs is None else epochs,
+                accelerator="cpu",
+                callbacks=callbacks,
+                default_root_dir=folder,
+                logger=False,
+                enable_checkpointing=any("Scheduler" in type(it).__name__ for it in callbacks),
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+            )
+            began = time.perf_counter()
+            trainer.fit(model, pictures(self.root))
+            seconds = time.perf_counter() - began
         logged = trainer.callback_metrics
         if "val/acc" in logged:  # a probe alone validates nothing
             self.accuracy[name] = float(logged["val/acc"])
@@ -106,7 +121,7 @@ class Benchmark:
             parameter.requires_grad = False
         for parameter in head.parameters():
             parameter.requires_grad = True
-        optimizer = torch.optim.AdamW(head.parameters(), lr=1e-2)
+        optimizer = torch.optim.AdamW(head.parameters(), lr=LR)
         began = time.perf_counter()
         right = 0
         for _ in range(self.epochs):
@@ -125,6 +140,11 @@ class Benchmark:
                     total += len(labels)
                 self.accuracy[name] = right / total
         return time.perf_counter() - began
+
+    def with_accuracy(self, row: Comparison, ours: str, theirs: str) -> Comparison:
+        """A row that also says how good both were on the validation pictures."""
+        accuracy = f"val/acc {self.accuracy[ours]:.4f}, theirs {self.accuracy[theirs]:.4f}"
+        return replace(row, remark=accuracy)
 
     def one_pass(self) -> float:
         """Seconds of one pass over all pictures, training and validation, and nothing else."""
@@ -167,7 +187,7 @@ class PeerModule(LightningModule):
     @override
     def configure_optimizers(self) -> torch.optim.Optimizer:
         trained = (parameter for parameter in self.parameters() if parameter.requires_grad)
-        return torch.optim.AdamW(trained, lr=1e-2)
+        return torch.optim.AdamW(trained, lr=LR)
 
 
 def lightnings() -> list[Callback]:
@@ -178,24 +198,27 @@ def lightnings() -> list[Callback]:
 def finetuning_scheduler() -> list[Callback]:
     """finetuning-scheduler, told to train the head alone."""
     package = import_module("finetuning_scheduler")
-    schedule = {0: {"params": [r"head\..*"]}}
+    schedule = {0: {"params": [r"head\..*"], "max_transition_epoch": 10**6}}
     return [package.FinetuningScheduler(ft_schedule=schedule, epoch_transitions_only=True)]
 
 
-def ours(schedule: str) -> list[Callback]:
+def ours(schedule: Any) -> list[Callback]:
     """Our callbacks: what is frozen runs once."""
     return [FreezeUnfreezeCallback(schedule), FrozenPrefixCache()]
 
 
-def uncached() -> list[Callback]:
+def uncached(schedule: Any) -> list[Callback]:
     """The same schedule, with every picture through the whole network in every epoch."""
-    return [FreezeUnfreezeCallback("gradual")]
+    return [FreezeUnfreezeCallback(schedule)]
 
 
 def head_only(benchmark: Benchmark, times: int) -> list[Comparison]:
     """Benchmark 1."""
+    cached = partial(ours, "head_only")
+    last = "ours, channels last"
     ways: dict[str, Run] = {
-        "ours": partial(benchmark.fit, "ours", partial(ours, "head_only")),
+        "ours": partial(benchmark.fit, "ours", cached),
+        last: partial(benchmark.fit, last, cached, channels_last=True),
         "BackboneFinetuning": partial(benchmark.fit_peer, "BackboneFinetuning", lightnings),
         "raw loop": partial(benchmark.raw_loop, "raw loop"),
         "ours, probe": partial(benchmark.fit, "ours, probe", lambda: [LinearProbe()], epochs=0),
@@ -206,35 +229,34 @@ def head_only(benchmark: Benchmark, times: int) -> list[Comparison]:
         ways[name] = partial(benchmark.fit_peer, name, finetuning_scheduler)
     print(f"{benchmark.backbone}, {benchmark.epochs} epochs of the head:", flush=True)
     figures = in_turn(ways, times=times, warm_up=False)
-    tell_accuracy(benchmark.accuracy)
     peers = [name for name in ways if name != "one pass" and not name.startswith("ours")]
-    what = f"{benchmark.epochs} head-only epochs, {benchmark.backbone}, s"
-    probe = f"a probe's head, {benchmark.backbone}, s"
-    return [
-        *(quicker(what, figures, "ours", name, ">= 8") for name in peers),
-        cost(probe, figures, "ours, probe", "one pass", "<= 1.3"),
+    what = f"{benchmark.epochs} head-only epochs, {benchmark.backbone}"
+    rows = [
+        benchmark.with_accuracy(quicker(title, figures, way, name, ">= 8"), way, name)
+        for way, title in (("ours", f"{what}, s"), (last, f"{what}, channels last, s"))
+        for name in peers
     ]
+    probe = f"a probe's head, {benchmark.backbone}, s"
+    return [*rows, cost(probe, figures, "ours, probe", "one pass", "<= 1.3")]
 
 
 def gradual(benchmark: Benchmark, times: int) -> list[Comparison]:
     """Benchmark 2."""
-    ways: dict[str, Run] = {
-        "ours": partial(benchmark.fit, "ours", partial(ours, "gradual")),
-        "uncached": partial(benchmark.fit, "uncached", uncached),
-    }
-    print(f"{benchmark.backbone}, {benchmark.epochs} epochs, gradual:", flush=True)
-    figures = in_turn(ways, times=times, warm_up=False)
-    tell_accuracy(benchmark.accuracy)
-    what = f"{benchmark.epochs} epochs of gradual unfreezing, {benchmark.backbone}, s"
-    return [quicker(what, figures, "ours", "uncached", ">= 2")]
+    rows = []
+    for name, schedule in GRADUAL.items():
+        ways: dict[str, Run] = {
+            "ours": partial(benchmark.fit, "ours", partial(ours, schedule)),
+            "uncached": partial(benchmark.fit, "uncached", partial(uncached, schedule)),
+        }
+        print(f"{benchmark.backbone}, {benchmark.epochs} epochs, {name}:", flush=True)
+        figures = in_turn(ways, times=times, warm_up=False)
+        what = f"{benchmark.epochs} epochs, {name}, {benchmark.backbone}, s"
+        row = quicker(what, figures, "ours", "uncached", ">= 2")
+        rows.append(benchmark.with_accuracy(row, "ours", "uncached"))
+    return rows
 
 
 PARTS = {"head_only": head_only, "gradual": gradual}
-
-
-def tell_accuracy(accuracy: Mapping[str, float]) -> None:
-    """Print how good each way was on the validation pictures."""
-    print("  val/acc: " + ", ".join(f"{name} {acc:.4f}" for name, acc in accuracy.items()))
 
 
 def main() -> None:

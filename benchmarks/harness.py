@@ -30,6 +30,8 @@ class Comparison:
     """What is asked for: how many times faster, or how many times the cost."""
     goal: str
     """What the ratio should be, such as `>= 8`."""
+    remark: str = ""
+    """What else is to be known of the two, such as how good they were."""
 
     @property
     def is_reached(self) -> bool:
@@ -41,7 +43,8 @@ class Comparison:
         """One line for the reader of a terminal."""
         verdict = "reached" if self.is_reached else "NOT reached"
         figures = f"ours {self.ours:.4g}, {self.peer} {self.theirs:.4g}"
-        return f"{self.what}: {figures}, ratio {self.ratio:.3g} ({self.goal}: {verdict})"
+        remark = f"; {self.remark}" if self.remark else ""
+        return f"{self.what}: {figures}, ratio {self.ratio:.3g} ({self.goal}: {verdict}){remark}"
 
 
 def in_turn(

@@ -63,8 +63,15 @@ def main() -> None:
     page = PAGE.format(
         date=datetime.date.today(), command=command, machine=machine(), tables="\n\n".join(tables)
     )
-    given.out.write_text(page, encoding="utf-8")
+    given.out.write_text(page + remarks(given.out), encoding="utf-8")
     print(f"Written: {given.out}")
+
+
+def remarks(page: Path) -> str:
+    """What somebody has written below the tables, which stays."""
+    text = page.read_text(encoding="utf-8") if page.exists() else ""
+    _, heading, rest = text.partition("\n## What to make of it\n")
+    return heading + rest
 
 
 def measure(script: str, out: Path) -> list[Comparison]:
@@ -85,7 +92,8 @@ def section(script: str, rows: Sequence[Comparison]) -> str:
     for row in rows:
         verdict = "reached" if row.is_reached else "**not reached**"
         figures = f"{row.ours:.4g} | {row.theirs:.4g} | {row.ratio:.3g}"
-        lines.append(f"| {row.what} | {row.peer} | {figures} | {row.goal} | {verdict} |")
+        what = f"{row.what} ({row.remark})" if row.remark else row.what
+        lines.append(f"| {what} | {row.peer} | {figures} | {row.goal} | {verdict} |")
     return head + "\n".join(lines)
 
 
