@@ -2,11 +2,13 @@
 
 Run as a program: `rank_runs.py FOLDER CASES`, cases as JSON: from a name to `strategy` (arguments
 of DDPStrategy), `trainer` and `model` (further arguments of the Trainer and of the classifier),
-`ckpt_path`, and `wraps_once` for the reference.
+`ckpt_path`, `wraps_once` for the reference, `train_bn`, and `synchronised` for
+norms over all processes.
 """
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from lit_finetune import FinetuneClassifier
 from lit_finetune.callbacks import FreezeUnfreezeCallback
 from lit_finetune.datamodules import DigitsDataModule
 from lit_finetune.freezing import set_trainable
+from tests.distributed.synchronised import synchronised_on_cpu
 
 SCHEDULE = {0: "head", 1: "layer2", 2: "layer1"}
 
@@ -107,6 +110,7 @@ def train(folder: Path, name: str, case: dict[str, Any]) -> None:
     settings = {"num_classes": 3, "lr": 0.01, "backbone_lr_ratio": 0.5, **case.get("model", {})}
     model = FinetuneClassifier(Net(), **settings)
     options = {
+        "sync_batchnorm": case.get("synchronised", False),
         "max_epochs": 3,
         "limit_train_batches": 3,
         "limit_val_batches": 1,
@@ -117,12 +121,13 @@ def train(folder: Path, name: str, case: dict[str, Any]) -> None:
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
-        "callbacks": [make(SCHEDULE), WriteDown(str(folder / name))],
+        "callbacks": [make(SCHEDULE, case.get("train_bn", False)), WriteDown(str(folder / name))],
     }
     trainer = Trainer(**{**options, **case.get("trainer", {})})
     data = DigitsDataModule(digits=[0, 1, 2], batch_size=8, image_size=16, num_workers=0)
     ckpt_path = str(folder / case["ckpt_path"]) if "ckpt_path" in case else None
-    trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=True)
+    with synchronised_on_cpu() if case.get("synchronised") else nullcontext():
+        trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=True)
     sys.modules[FreezeUnfreezeCallback.__module__].wrap_again = wrap_again
 
 

@@ -15,8 +15,10 @@ from lit_finetune.distributed import refuse_unsupported
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).with_name("rank_runs.py")
 Epochs = dict[int, dict[str, Any]]
+ALL = {"stem", "layer1", "layer2"}
 
 ONCE = {"strategy": {"find_unused_parameters": True}, "wraps_once": True}
+SYNCHRONISED = {"synchronised": True}
 CLIPPED = {"trainer": {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1}}
 TWO: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -26,6 +28,10 @@ TWO: dict[str, dict[str, Any]] = {
     "bucket views": {"strategy": {"gradient_as_bucket_view": True}},
     "clipped": CLIPPED,
     "clipped, wrapped once": {**ONCE, **CLIPPED},
+    "synchronised": SYNCHRONISED,
+    "synchronised, wrapped once": {**ONCE, **SYNCHRONISED},
+    "synchronised, norms train": {**SYNCHRONISED, "train_bn": True},
+    "synchronised, resumed": {**SYNCHRONISED, "ckpt_path": "synchronised-mid.ckpt"},
     "resumed": {"ckpt_path": "plain-mid.ckpt"},
     "recomputed": {"model": {"gradient_checkpointing": True}},
     "bf16": {"trainer": {"precision": "bf16-mixed"}},
@@ -70,6 +76,16 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return [key for key, a, b in pairs if not torch.equal(a, b)]
 
 
+def moved_statistics(now: dict[str, Any], before: dict[str, Any] | None) -> set[str]:
+    """The stages whose running means have moved in an epoch; at first they are 0."""
+    means = {name: mean for name, mean in now.items() if name.endswith("running_mean")}
+    return {
+        name.split(".")[1]
+        for name, mean in means.items()
+        if not torch.equal(mean, before[name] if before else torch.zeros_like(mean))
+    }
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TWO)
 def test_two_processes_hold_the_same_bits(two: Path, name: str) -> None:
@@ -89,6 +105,7 @@ def test_two_processes_hold_the_same_bits(two: Path, name: str) -> None:
         ("static graph", "wrapped once"),
         ("bucket views", "wrapped once"),
         ("clipped", "clipped, wrapped once"),
+        ("synchronised", "synchronised, wrapped once"),
     ],
 )
 @pytest.mark.parametrize("rank", [0, 1])
@@ -111,7 +128,14 @@ def test_recomputed_activations_give_what_kept_ones_give(two: Path, rank: int) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "whole"), [("resumed", "plain"), ("bf16 resumed", "bf16")])
+@pytest.mark.parametrize(
+    ("name", "whole"),
+    [
+        ("resumed", "plain"),
+        ("bf16 resumed", "bf16"),
+        ("synchronised, resumed", "synchronised"),
+    ],
+)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_run_resumed_amid_an_epoch_ends_the_same_in_each_process(
     two: Path, name: str, whole: str, rank: int
@@ -121,6 +145,27 @@ def test_a_run_resumed_amid_an_epoch_ends_the_same_in_each_process(
     assert list(resumed) == [1, 2]
     for epoch in (1, 2):
         assert differences(unbroken[epoch], resumed[epoch]) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "moving"),
+    [
+        ("synchronised", [set(), {"layer2"}, {"layer2", "layer1"}]),
+        ("synchronised, norms train", [ALL, ALL, ALL]),
+    ],
+)
+def test_synchronised_norms_move_where_they_train_and_stand_still_elsewhere(
+    two: Path, name: str, moving: list[set[str]]
+) -> None:
+    written, apart = epochs(two, name, 0), epochs(two, "plain", 0)
+
+    before = None
+    for epoch, stages in enumerate(moving):
+        assert moved_statistics(written[epoch]["weights"], before) == stages
+        before = written[epoch]["weights"]
+    key = "backbone.layer2.1.running_mean"
+    assert not torch.equal(written[1]["weights"][key], apart[1]["weights"][key])
 
 
 @pytest.mark.gpu
