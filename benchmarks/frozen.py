@@ -199,7 +199,10 @@ def finetuning_scheduler() -> list[Callback]:
     """finetuning-scheduler, told to train the head alone."""
     package = import_module("finetuning_scheduler")
     schedule = {0: {"params": [r"head\..*"], "max_transition_epoch": 10**6}}
-    return [package.FinetuningScheduler(ft_schedule=schedule, epoch_transitions_only=True)]
+    return [
+        package.FinetuningScheduler(ft_schedule=schedule, epoch_transitions_only=True),
+        package.FTSCheckpoint(monitor="val/acc", mode="max"),  # it asks for one
+    ]
 
 
 def ours(schedule: Any) -> list[Callback]:

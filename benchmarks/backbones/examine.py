@@ -1,4 +1,4 @@
-"""What works on one backbone: each check by itself, on tensors without data."""
+"""What works on one backbone: each check by itself; all but splits on tensors without data."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from benchmarks.backbones.exact import split_problems
 from benchmarks.backbones.sources import Source
 from lit_finetune.assemble import Assembled, assemble
 from lit_finetune.backbones.backbone import Backbone
@@ -27,7 +28,6 @@ from lit_finetune.head_search import (
 )
 from lit_finetune.heads import head_num_classes
 from lit_finetune.outputs import logits_of, weighted_auxiliary_of
-from lit_finetune.splitting import SplitError, forward_from, forward_prefix
 
 Built = TypeVar("Built")
 
@@ -41,6 +41,7 @@ CHECKS = (
     "blocks in order",
     "forward and backward",
     "split",
+    "same bits",
     "data config",
 )
 
@@ -64,13 +65,12 @@ class Finding:
         return not self.cannot_be_built and not any(self.problems.values())
 
 
-def examine(source: Source, name: str, *, is_first: bool = True) -> Finding:
+def examine(source: Source, name: str) -> Finding:
     """Build a backbone for seven classes, and put every check to it.
 
     Args:
         source: The library that has it.
         name: What the library calls it.
-        is_first: Whether it stands for its family in what need not be tried with each.
     """
     finding = Finding(name, source.family_of(name))
     try:
@@ -82,7 +82,7 @@ def examine(source: Source, name: str, *, is_first: bool = True) -> Finding:
         finding.cannot_be_built = _why_not(source, name)
         return finding
     finding.problems["built"] = ""
-    case = _Case(built, library, finding, is_first)
+    case = _Case(built, library, finding)
     if built.features:
         finding.notes.append("a head is appended to an encoder's features")
     for check, function in _FUNCTIONS.items():
@@ -90,6 +90,13 @@ def examine(source: Source, name: str, *, is_first: bool = True) -> Finding:
             finding.problems[check] = function(case)
         except Exception as error:
             finding.problems[check] = _told(error)
+    try:
+        finding.problems |= split_problems(
+            lambda: assemble(f"{source.prefix}{name}", num_classes=NUM_CLASSES),
+            sum(parameter.numel() for parameter in case.network.parameters()),
+        )
+    except Exception as error:
+        finding.problems["same bits"] = _told(error)
     return finding
 
 
@@ -197,8 +204,6 @@ class _Case:
     built: Assembled
     library: _Library
     finding: Finding
-    is_first: bool
-    """Whether it is the first of its family, and stands for it where that is enough."""
 
     @property
     def network(self) -> nn.Module:
@@ -372,21 +377,6 @@ def _leaves(loss: Tensor) -> set[int]:
     return found
 
 
-def _split(case: _Case) -> str | None:
-    """Whether it can be split at its first, middle and last block: of one name in a family."""
-    if not case.is_first:
-        return None
-    network, head = case.network.eval(), case.built.head_name
-    blocks, refused = case.blocks[1:], []
-    for block in dict.fromkeys([blocks[0].name, blocks[len(blocks) // 2].name, "head"]):
-        try:
-            h = forward_prefix(network, case.images(), block, head_name=head)
-            forward_from(network, h, block, head_name=head)
-        except SplitError as error:
-            refused.append(str(error))
-    return "; ".join(refused)
-
-
 def _data_config(case: _Case) -> str | None:
     """The data config is the library's own."""
     own = case.library.data_config
@@ -401,7 +391,6 @@ _FUNCTIONS: dict[str, Callable[[_Case], str | None]] = {
     "num_features": _num_features,
     "blocks in order": _blocks,
     "forward and backward": _forward_backward,
-    "split": _split,
     "data config": _data_config,
 }
 

@@ -11,9 +11,9 @@ _PAGE = """\
 
 <!-- Written by `python -m benchmarks.backbones`: change that, not this. -->
 
-Every classifier of each library was built for {num_classes} classes, without weights and without
-data, and put to the same checks; a figure says how many of a family's names passed. All of it is
-measured, with {versions}.
+Every classifier of each library was built for {num_classes} classes, without the library's weights,
+and put to the same checks; a figure says how many of a family's names passed. All of it is
+measured, with {versions}; the splits on real tensors, the rest on tensors without data.
 
 {summary}
 
@@ -27,9 +27,10 @@ measured, with {versions}.
   network runs, each block is first used after the one before it.
 * **forward and backward**: in training the network gives logits and a loss, with that of auxiliary
   heads, and the loss has a gradient for the parameters; those that it has none for are named.
-* **split**: the network can be run up to its second block, its middle one and its head, and from
-  there on; tried with the first name of each family. Where it cannot, it can be fine-tuned all the
-  same, and the list below says where it cannot.
+* **split**: the network can be run up to its middle block, and up to its head, and from there on.
+  Where it cannot, it can be fine-tuned all the same, and the list below says why it cannot.
+* **same bits**: the logits of the two halves are those of the whole network to the last bit,
+  wherever it can be split.
 * **data config**: size, mean, deviation, interpolation and the way of cropping are the library's.
 
 {tables}
@@ -51,10 +52,13 @@ def _summary(title: str, findings: Sequence[Finding]) -> str:
     buildable = [finding for finding in findings if not finding.cannot_be_built]
     works = sum(works_but_for_split(finding) for finding in buildable)
     counts = [_num_wrong(buildable, check) for check in ("num_features", "data config")]
+    compared = [finding for finding in buildable if finding.problems.get("same bits") is not None]
+    differ = _num_wrong(compared, "same bits")
     return (
         f"* **{title}**: {works} of {len(buildable)} names that can be built work "
         f"({works / max(1, len(buildable)):.1%}); {counts[0]} differences in the number of "
-        f"features, {_differences(buildable, counts[1])} in the data config."
+        f"features, {_differences(buildable, counts[1])} in the data config; {len(compared)} can "
+        f"be split, {differ} of which give other bits then."
     )
 
 
@@ -81,6 +85,7 @@ def _section(title: str, findings: Sequence[Finding]) -> str:
     header = f"| family | names | {' | '.join(CHECKS)} | blocks | what is special |"
     line = "|---" * (len(CHECKS) + 4) + "|"
     problems = [_problem(finding) for finding in findings]
+    problems += [_not_split(family, found) for family, found in sorted(families.items())]
     told = "\n".join(text for text in problems if text) or "Nothing."
     return "\n".join(
         [
@@ -108,15 +113,26 @@ def _row(family: str, findings: Sequence[Finding]) -> str:
 def _cell(findings: Sequence[Finding], check: str) -> str:
     examined = [f for f in findings if f.problems.get(check) is not None]
     if not examined and any(f.problems.get("built") == "" for f in findings):
-        return "not examined"
+        return "nothing to compare"
     right = sum(not finding.problems[check] for finding in examined)
-    if check == "split" and examined:
-        return "yes" if right == len(examined) else "no"
-    return "all" if right == len(findings) else f"{right} of {len(findings)}"
+    count = len(examined if check == "same bits" else findings)
+    return "all" if right == count else f"{right} of {count}"
 
 
 def _problem(finding: Finding) -> str:
     if finding.cannot_be_built:
         return f"* `{finding.name}`: the library cannot build it: {finding.cannot_be_built}"
-    wrong = [f"{check}: {problem}" for check, problem in finding.problems.items() if problem]
+    wrong = [
+        f"{check}: {problem}"
+        for check, problem in finding.problems.items()
+        if problem and check != "split"
+    ]
     return f"* `{finding.name}`: {'; '.join(wrong)}" if wrong else ""
+
+
+def _not_split(family: str, findings: Sequence[Finding]) -> str:
+    """Why names of a family cannot be split, as the first of them says it."""
+    reasons = [problem for finding in findings if (problem := finding.problems.get("split"))]
+    if not reasons:
+        return ""
+    return f"* {family}, {len(reasons)} of {len(findings)} names, split: {reasons[0]}"

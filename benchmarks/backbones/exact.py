@@ -1,0 +1,98 @@
+"""Whether a network that is split at a block gives the bits that it gives whole: with real data."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from lit_finetune.assemble import Assembled
+from lit_finetune.blocks import list_blocks
+from lit_finetune.outputs import logits_of
+from lit_finetune.splitting import SplitError, forward_from, forward_prefix
+
+MOST_PARAMETERS = 2_500_000_000
+"""More do not fit into the memory of a small machine."""
+DRAWING = {"normal_", "uniform_", "trunc_normal_", "erfinv_"}
+
+
+def split_problems(build: Callable[[], Assembled], num_parameters: int) -> dict[str, str | None]:
+    """What is wrong when a network is split in the middle, and before its head.
+
+    Args:
+        build: Makes it.
+        num_parameters: How large it is.
+
+    Returns:
+        By check: `split` says where it cannot be split, and why; `same bits` where the logits of
+        the halves are not those of the whole, None if nothing could be compared.
+    """
+    if num_parameters > MOST_PARAMETERS:
+        return {"split": f"not tried: {num_parameters / 1e9:.1f} billion parameters"}
+    with NothingDrawn():
+        built = build()
+    fill(built.network)
+    return _compare(built)
+
+
+class NothingDrawn(TorchFunctionMode):
+    """Leaves out the drawing of weights, which takes most of the time of making a network."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Call the function, unless it draws the values of a parameter."""
+        drawn = args[0] if args and getattr(func, "__name__", "") in DRAWING else None
+        return drawn if isinstance(drawn, nn.Parameter) else func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def fill(network: nn.Module) -> None:
+    """Give a network weights with which its activations neither vanish nor explode."""
+    pattern = torch.randn(2**16, generator=torch.Generator().manual_seed(0))
+    for parameter in network.parameters():
+        repeats = math.ceil(parameter.numel() / len(pattern))
+        values = pattern.repeat(repeats)[: parameter.numel()].view_as(parameter)
+        if parameter.ndim > 1:
+            values.mul_(parameter[0].numel() ** -0.5)
+        else:
+            values.mul_(0.1).add_(1)
+        parameter.copy_(values)
+
+
+@torch.no_grad()
+def _compare(built: Assembled) -> dict[str, str | None]:
+    network, head_name = built.network.eval(), built.head_name
+    images = _images(built)
+    whole = _checked(logits_of(network(images)))
+    names = [block.name for block in list_blocks(network, head_name)[1:]]
+    refused, different, compared = [], [], 0
+    for block in dict.fromkeys([names[len(names) // 2], "head"]):
+        try:
+            h = forward_prefix(network, images, block, head_name=head_name)
+            halves = forward_from(network, h, block, head_name=head_name)
+        except SplitError as error:
+            refused.append(str(error))
+            continue
+        compared += 1
+        if not torch.equal(whole, halves):
+            different.append(f"`{block}`: {(whole - halves).abs().max():.3g}")
+    return {
+        "split": "; ".join(refused),
+        "same bits": "; ".join(different) if compared else None,
+    }
+
+
+def _images(built: Assembled) -> Tensor:
+    config = built.data_config
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(1, len(config.mean), *config.image_size, generator=generator)
+
+
+def _checked(logits: Tensor) -> Tensor:
+    """The logits, if they say anything: equal zeros would prove nothing."""
+    if not logits.isfinite().all() or logits.min() == logits.max():
+        raise ValueError(f"the network gives {logits.tolist()}: nothing to compare")
+    return logits
