@@ -36,8 +36,8 @@ from lit_finetune.datamodules import ImageFolderDataModule
 
 WEIGHTS = {"squeezenet1_1": "squeezenet1_1-imagenet.safetensors", "resnet18": None}
 GRADUAL: dict[str, Any] = {
-    "a block every four epochs": {"gradual": {"every": 4}},
-    "all blocks within the run": "gradual",
+    "the last two blocks after 4 and 8": {0: "head", 4: -2, 8: -3},
+    "gradual down to the first block": "gradual",
 }
 LR = 1e-2
 Run = Callable[[], float]

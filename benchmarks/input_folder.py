@@ -32,7 +32,7 @@ def main() -> None:
     arguments = parser(__doc__, times=5)
     arguments.add_argument("--data-dir", help="with a folder a class")
     arguments.add_argument("--batch-size", type=int, default=32)
-    arguments.add_argument("--workers", type=int, default=2, help="of both")
+    arguments.add_argument("--workers", type=int, default=2, help="of ImageFolder, and uncached")
     given = arguments.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
@@ -86,7 +86,7 @@ def ours(
         root,
         val_split=0.0,
         batch_size=given.batch_size,
-        num_workers=given.workers,
+        num_workers=given.workers if cache_dir is None else None,
         train_augmentation=augmentation,
         cache="none" if cache_dir is None else "disk",
         cache_dir=cache_dir,

@@ -60,8 +60,8 @@ class ImageDataModule(LightningDataModule):
 
     Args:
         batch_size: Pictures in a batch, on each device.
-        num_workers: Processes that load pictures, for each device; as many as the CPU has to
-            spare, up to 4, if not given.
+        num_workers: Processes that load pictures, for each device; if not given, as many as the
+            CPU has to spare, up to 4, but none for kept pictures where the network runs on the CPU.
         image_size: Side of the square that the network sees, or its height and width.
         resize_size: Length of the picture's short side before `image_size` is cut from its centre,
             for all but training.
@@ -336,7 +336,7 @@ class ImageDataModule(LightningDataModule):
     ) -> Loader:
         dataset = dataset or self._dataset(part)
         num_workers = self._num_workers(dataset)
-        if dataset.is_a_tensor:  # Lightning would advise workers, which could only slow it down
+        if dataset.is_ready:  # Lightning would advise workers, which could only slow it down
             warnings.filterwarnings("ignore", f"The '{part}_dataloader' does not have many workers")
         return make(
             dataset,
@@ -352,7 +352,7 @@ class ImageDataModule(LightningDataModule):
     def _num_workers(self, dataset: PictureDataset) -> int:
         if self.num_workers is not None:
             return self.num_workers
-        if len(dataset) <= self.batch_size or dataset.is_a_tensor:
+        if len(dataset) <= self.batch_size or dataset.is_ready:
             return 0
         return spare_cpus(self.trainer.num_devices if self.trainer else 1)
 

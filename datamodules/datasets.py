@@ -163,6 +163,12 @@ class PictureDataset(Dataset[tuple[Tensor, int]]):
         return isinstance(self.stock, TensorStock) and self.pipeline.is_batched
 
     @property
+    def is_ready(self) -> bool:
+        """Whether so little is left to do that workers would take more from a network than give."""
+        is_kept = isinstance(self.stock, Stock) and not self.pipeline.varied
+        return self.is_a_tensor or (is_kept and self.device.type == "cpu")
+
+    @property
     def is_on_device(self) -> bool:
         """Whether that tensor is where the network is."""
         return isinstance(self.stock, TensorStock) and self.stock.pictures.is_cuda

@@ -1,5 +1,6 @@
 """What is kept on disk: found again by later runs, never where it would be wrong."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from lit_finetune.callbacks import FrozenPrefixCache
+from lit_finetune.prefix_store import FileWriter
 from tests.callbacks.prefix_runs import Net, Pictures, Run, are_equal, epochs, loader
 
 GRADUAL = {0: "head", 1: "layer2", 2: "all"}
@@ -145,6 +147,29 @@ def test_where_nothing_can_be_kept_the_pictures_are_used(
     assert epochs(run) == ["pictures", "pictures", "pictures"]
     assert are_equal(run, Run("head_only"))
     assert "there is no room for what enters `head`" in caplog.text + capsys.readouterr().err
+
+
+def test_a_disk_that_fills_while_it_is_written_to_leaves_the_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = 0
+    write = FileWriter.write
+
+    def until_full(self: FileWriter, *batch: Any) -> None:
+        nonlocal written
+        written += 1
+        if written > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, *batch)
+
+    monkeypatch.setattr(FileWriter, "write", until_full)
+
+    run = kept(tmp_path)
+
+    assert written > 2
+    assert epochs(run) == ["pictures", "pictures", "pictures"]
+    assert are_equal(run, Run("head_only"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_larger_than_the_memory_may_hold_is_in_a_file_of_this_run(
