@@ -15,7 +15,10 @@ from lit_finetune.splitting import SplitError, forward_from, forward_prefix
 
 MOST_PARAMETERS = 2_500_000_000
 """More do not fit into the memory of a small machine."""
+LARGE = 60_000_000
+"""From so many on, parameters are in half precision, which many processors multiply far faster."""
 DRAWING = {"normal_", "uniform_", "trunc_normal_", "erfinv_"}
+DRAWING |= {f"{kind}_{what}_" for kind in ("kaiming", "xavier") for what in ("normal", "uniform")}
 
 
 def split_problems(build: Callable[[], Assembled], num_parameters: int) -> dict[str, str | None]:
@@ -34,7 +37,7 @@ def split_problems(build: Callable[[], Assembled], num_parameters: int) -> dict[
     with NothingDrawn():
         built = build()
     fill(built.network)
-    return _compare(built)
+    return _compare(built, torch.bfloat16 if num_parameters >= LARGE else torch.float32)
 
 
 class NothingDrawn(TorchFunctionMode):
@@ -44,8 +47,10 @@ class NothingDrawn(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Call the function, unless it draws the values of a parameter."""
-        drawn = args[0] if args and getattr(func, "__name__", "") in DRAWING else None
-        return drawn if isinstance(drawn, nn.Parameter) else func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        tensor = args[0] if args else kwargs.get("tensor")
+        is_drawn = getattr(func, "__name__", "") in DRAWING and isinstance(tensor, nn.Parameter)
+        return tensor if is_drawn else func(*args, **kwargs)
 
 
 @torch.no_grad()
@@ -63,9 +68,9 @@ def fill(network: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _compare(built: Assembled) -> dict[str, str | None]:
-    network, head_name = built.network.eval(), built.head_name
-    images = _images(built)
+def _compare(built: Assembled, dtype: torch.dtype) -> dict[str, str | None]:
+    network, head_name = built.network.eval().to(dtype), built.head_name
+    images = _images(built).to(dtype)
     whole = _checked(logits_of(network(images)))
     names = [block.name for block in list_blocks(network, head_name)[1:]]
     refused, different, compared = [], [], 0

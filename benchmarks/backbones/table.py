@@ -4,6 +4,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
+from benchmarks.backbones.exact import LARGE
 from benchmarks.backbones.examine import CHECKS, NUM_CLASSES, Finding
 
 _PAGE = """\
@@ -30,7 +31,7 @@ measured, with {versions}; the splits on real tensors, the rest on tensors witho
 * **split**: the network can be run up to its middle block, and up to its head, and from there on.
   Where it cannot, it can be fine-tuned all the same, and the list below says why it cannot.
 * **same bits**: the logits of the two halves are those of the whole network to the last bit,
-  wherever it can be split.
+  wherever it can be split; in bfloat16 for networks of {large} million parameters or more.
 * **data config**: size, mean, deviation, interpolation and the way of cropping are the library's.
 
 {tables}
@@ -41,6 +42,7 @@ def as_markdown(findings: Mapping[str, Sequence[Finding]]) -> str:
     """The whole page; the findings by the title of their source."""
     return _PAGE.format(
         num_classes=NUM_CLASSES,
+        large=LARGE // 10**6,
         versions=", ".join(f"{name} {version(name)}" for name in ("torch", *findings))
         + f", Python {platform.python_version()}",
         summary="\n".join(_summary(title, found) for title, found in findings.items()),
