@@ -65,12 +65,13 @@ class Finding:
         return not self.cannot_be_built and not any(self.problems.values())
 
 
-def examine(source: Source, name: str) -> Finding:
+def examine(source: Source, name: str, *, splits: bool = True) -> Finding:
     """Build a backbone for seven classes, and put every check to it.
 
     Args:
         source: The library that has it.
         name: What the library calls it.
+        splits: Whether to run it in halves, too, for which it needs real tensors.
     """
     finding = Finding(name, source.family_of(name))
     try:
@@ -90,14 +91,17 @@ def examine(source: Source, name: str) -> Finding:
             finding.problems[check] = function(case)
         except Exception as error:
             finding.problems[check] = _told(error)
-    try:
-        finding.problems |= split_problems(
-            lambda: assemble(f"{source.prefix}{name}", num_classes=NUM_CLASSES),
-            sum(parameter.numel() for parameter in case.network.parameters()),
-        )
-    except Exception as error:
-        finding.problems["same bits"] = _told(error)
+    finding.problems |= _splits(source, case) if splits else {"split": None, "same bits": None}
     return finding
+
+
+def _splits(source: Source, case: "_Case") -> dict[str, str | None]:
+    name = f"{source.prefix}{case.finding.name}"
+    num_parameters = sum(parameter.numel() for parameter in case.network.parameters())
+    try:
+        return split_problems(lambda: assemble(name, num_classes=NUM_CLASSES), num_parameters)
+    except Exception as error:
+        return {"same bits": _told(error)}
 
 
 def _assembled(source: Source, backbone: Backbone, name: str) -> Assembled:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from torch import nn
 
+from benchmarks.backbones import exact
 from benchmarks.backbones.examine import Finding, examine
 from benchmarks.backbones.sources import Source, timm_source, torchvision_source
 from benchmarks.backbones.table import as_markdown, works_but_for_split
@@ -50,14 +51,14 @@ def of_timm() -> Source:
 
 @pytest.mark.parametrize("name", TORCHVISION.split())
 def test_every_family_of_torchvision_works(torchvision: Source, name: str) -> None:
-    assert examine(torchvision, name, is_first=False).problems == RIGHT
+    assert examine(torchvision, name, splits=False).problems == RIGHT
 
 
 @pytest.mark.parametrize("name", TIMM.split())
 def test_every_family_of_timm_works(of_timm: Source, name: str) -> None:
     if not timm.is_model(name):
         pytest.skip("this timm does not have it")
-    assert examine(of_timm, name, is_first=False).problems == RIGHT
+    assert examine(of_timm, name, splits=False).problems == RIGHT
 
 
 RIGHT = {
@@ -67,12 +68,37 @@ RIGHT = {
     "blocks in order": "",
     "forward and backward": "",
     "split": None,
+    "same bits": None,
     "data config": "",
 }
+SPLIT = {"split": "", "same bits": ""}
+
+
+@pytest.mark.parametrize("name", ["test_byobnet", "test_convnext", "test_nfnet", "test_vit"])
+def test_the_halves_of_a_network_give_the_bits_of_the_whole(of_timm: Source, name: str) -> None:
+    assert examine(of_timm, name).problems == RIGHT | SPLIT
+
+
+def test_halves_that_give_other_bits_are_seen(
+    of_timm: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward_from = exact.forward_from
+    monkeypatch.setattr(
+        exact, "forward_from", lambda *args, **options: forward_from(*args, **options) + 1e-6
+    )
+    finding = examine(of_timm, "test_vit")
+    assert "`head`: " in (finding.problems["same bits"] or "")
+    assert not works_but_for_split(finding)
+
+
+def test_what_cannot_be_split_says_so_and_works(of_timm: Source) -> None:
+    finding = examine(of_timm, "ghostnet_050")
+    assert "GhostNet cannot be split at" in (finding.problems["split"] or "")
+    assert works_but_for_split(finding)
 
 
 def test_norms_of_several_exits_that_are_in_the_last_stage_are_seen(of_timm: Source) -> None:
-    problems = examine(of_timm, "efficientvim_m1", is_first=False).problems
+    problems = examine(of_timm, "efficientvim_m1", splits=False).problems
     assert problems == RIGHT | {
         "blocks in order": "used after a part of the block behind: stages.1"
     }
@@ -84,7 +110,7 @@ def test_what_the_library_says_otherwise_is_found(of_timm: Source) -> None:
         own_num_features=lambda network: 65,
         own_data_config=lambda network, name: {"resize_size": 1},
     )
-    problems = examine(wrong, "test_vit", is_first=False).problems
+    problems = examine(wrong, "test_vit", splits=False).problems
     assert problems["num_features"] == "65 by the library, [64] when run"
     assert problems["data config"] == "{'resize_size': 168}, but the library has {'resize_size': 1}"
     assert problems["head"] == ""
@@ -103,14 +129,17 @@ def test_what_the_library_cannot_build_is_told_from_what_we_cannot(of_timm: Sour
 
 def test_the_page_counts_and_names_what_does_not_work() -> None:
     findings = [
-        Finding("a1", "a", RIGHT | {"split": ""}, num_blocks=6),
-        Finding("a2", "a", RIGHT | {"head": "logits of shape (2, 1)"}, num_blocks=8),
+        Finding("a1", "a", RIGHT | SPLIT, num_blocks=6),
+        Finding("a2", "a", RIGHT | SPLIT | {"head": "logits of shape (2, 1)"}, num_blocks=8),
         Finding("b1", "b", RIGHT | {"split": "several tensors enter it"}, notes=["2 heads"]),
         Finding("c1", "c", {"built": "x"}, cannot_be_built="out of date"),
     ]
     page = as_markdown({"timm": findings})
     assert "**timm**: 2 of 3 names that can be built work (66.7%)" in page
-    assert "| a | 2 | all | 1 of 2 | all | all | all | yes | all | 6 to 8 |  |" in page
-    assert "| b | 1 | all | all | all | all | all | no | all |  | 2 heads |" in page
+    assert "2 can be split, 0 of which give other bits then" in page
+    assert "| a | 2 | all | 1 of 2 | all | all | all | all | all | all | 6 to 8 |  |" in page
+    row = "| b | 1 | all | all | all | all | all | 0 of 1 | nothing to compare | all |  | 2 heads |"
+    assert row in page
+    assert "* b, 1 of 1 names, split: several tensors enter it" in page
     assert "* `a2`: head: logits of shape (2, 1)" in page
     assert "* `c1`: the library cannot build it: out of date" in page
