@@ -60,7 +60,7 @@ def fill(network: nn.Module, gain: float) -> None:
         repeats = math.ceil(parameter.numel() / len(pattern))
         values = pattern.repeat(repeats)[: parameter.numel()].view_as(parameter)
         if parameter.ndim > 1:
-            values.mul_(gain * parameter[0].numel() ** -0.5)
+            values.mul_(gain * max(1, parameter[0].numel()) ** -0.5)
         else:
             values.mul_(0.1).add_(1)
         parameter.copy_(values)
