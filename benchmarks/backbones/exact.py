@@ -13,8 +13,8 @@ from lit_finetune.blocks import list_blocks
 from lit_finetune.outputs import logits_of
 from lit_finetune.splitting import SplitError, forward_from, forward_prefix
 
-MOST_PARAMETERS = 2_500_000_000
-"""More do not fit into the memory of a small machine."""
+HUGE = 2_500_000_000
+"""From so many on, they are made in half precision: a small machine has no room for them else."""
 LARGE = 60_000_000
 """From so many on, parameters are in half precision, which many processors multiply far faster."""
 DRAWING = {"normal_", "uniform_", "trunc_normal_", "erfinv_"}
@@ -32,10 +32,13 @@ def split_problems(build: Callable[[], Assembled], num_parameters: int) -> dict[
         By check: `split` says where it cannot be split, and why; `same bits` where the logits of
         the halves are not those of the whole, None if nothing could be compared.
     """
-    if num_parameters > MOST_PARAMETERS:
-        return {"split": f"not tried: {num_parameters / 1e9:.1f} billion parameters"}
-    with NothingDrawn():
-        built = build()
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16 if num_parameters >= HUGE else usual)
+    try:
+        with NothingDrawn():
+            built = build()
+    finally:
+        torch.set_default_dtype(usual)
     return _compare(built, torch.bfloat16 if num_parameters >= LARGE else torch.float32)
 
 
