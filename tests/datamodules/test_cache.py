@@ -472,3 +472,17 @@ def test_two_processes_make_one_cache_and_see_what_one_process_sees(photos, tmp_
     assert {tuple(row) for row in seen.flatten(1).tolist()} == {
         tuple(row) for row in alone.flatten(1).tolist()
     }
+
+
+@pytest.mark.parametrize("cache", ["ram", "disk"])
+def test_kept_pictures_take_no_workers_beside_a_network_on_the_cpu(photos, cache, monkeypatch):
+    monkeypatch.setattr("datamodules.base.spare_cpus", lambda devices: 3)
+
+    def workers(**options) -> int:
+        data = make(photos, num_workers=None, batch_size=2, **options)
+        data.prepare_data()
+        data.setup("fit")
+        return data.train_dataloader().num_workers
+
+    assert workers(cache="none") == 3
+    assert workers(cache=cache) == 0
