@@ -3,9 +3,10 @@
 Run as a program: `sharded_runs.py FOLDER CASES`, cases as JSON: from a name to any of `strategy`
 ("auto", "ddp", arguments of ModelParallelStrategy, or as {"flat": …} those of FSDPStrategy),
 `trainer` (arguments of the Trainer), `schedule`, `callback` (further arguments), `optimizer`,
-`module` ("own" for a LightningModule that shards itself), `ckpt_path`, `saves` (a checkpoint at
-this step), `last` (with LastCheckpoint), `then` ("validate" or "predict", from the checkpoint
-`then_path`), `fails` (its error is written).
+`module` ("own" for a LightningModule that shards itself), `model` (further arguments of the
+classifier), `drop` (of its dropout), `probe` (with LinearProbe), `cache` (with FrozenPrefixCache),
+`ckpt_path`, `saves` (a checkpoint at this step), `last` (with LastCheckpoint), `then` ("validate"
+or "predict", from the checkpoint `then_path`), `fails` (its error is written).
 """
 
 import json
@@ -27,7 +28,12 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from lit_finetune import FinetuneClassifier
-from lit_finetune.callbacks import FreezeUnfreezeCallback, LastCheckpoint
+from lit_finetune.callbacks import (
+    FreezeUnfreezeCallback,
+    FrozenPrefixCache,
+    LastCheckpoint,
+    LinearProbe,
+)
 from lit_finetune.datamodules import DigitsDataModule
 from lit_finetune.flat import modules_by_name, parameters_by_name
 from lit_finetune.sharding import reshard, whole
@@ -51,17 +57,17 @@ SENDING = [  # the first is the newer name
 class Net(nn.Module):
     """Three stages with batch statistics and dropout; the first is never trained here."""
 
-    def __init__(self) -> None:
+    def __init__(self, drop: float = 0.1) -> None:
         super().__init__()
-        self.stem = self.stage(3, 4)
-        self.layer1 = self.stage(4, 4)
-        self.layer2 = self.stage(4, 8)
+        self.stem = self.stage(3, 4, drop)
+        self.layer1 = self.stage(4, 4, drop)
+        self.layer2 = self.stage(4, 8, drop)
         self.fc = nn.Linear(8, 3)
 
-    def stage(self, width: int, out: int) -> nn.Module:
+    def stage(self, width: int, out: int, drop: float) -> nn.Module:
         """A convolution and what follows it."""
         convolution = nn.Conv2d(width, out, 3, stride=2, padding=1, bias=False)
-        return nn.Sequential(convolution, nn.BatchNorm2d(out), nn.ReLU(), nn.Dropout(0.1))
+        return nn.Sequential(convolution, nn.BatchNorm2d(out), nn.ReLU(), nn.Dropout(drop))
 
     def forward(self, x: Tensor) -> Tensor:
         """From pictures to logits."""
@@ -195,11 +201,12 @@ def module_of(case: dict[str, Any]) -> LightningModule:
     if module := case.get("module"):
         return {"own": Own, "forgetful": Forgetful}[module]()
     return FinetuneClassifier(
-        Net(),
+        Net(case.get("drop", 0.1)),
         num_classes=3,
         lr=0.01,
         backbone_lr_ratio=0.5,
         optimizer=OPTIMIZERS[case.get("optimizer", "sgd")],
+        **case.get("model", {}),
     )
 
 
@@ -219,7 +226,12 @@ def train(folder: Path, name: str, case: dict[str, Any]) -> None:
         "enable_checkpointing": False,
         "enable_progress_bar": False,
         "enable_model_summary": False,
-        "callbacks": [callback, WriteDown(str(folder / name), case.get("saves"))],
+        "callbacks": [
+            *([LinearProbe()] if case.get("probe") else []),
+            callback,
+            *([FrozenPrefixCache()] if case.get("cache") else []),
+            WriteDown(str(folder / name), case.get("saves")),
+        ],
     }
     if case.get("last"):
         options["enable_checkpointing"] = True

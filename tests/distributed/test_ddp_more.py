@@ -19,6 +19,7 @@ ALL = {"stem", "layer1", "layer2"}
 
 ONCE = {"strategy": {"find_unused_parameters": True}, "wraps_once": True}
 SYNCHRONISED = {"synchronised": True}
+LORA = {"model": {"lora": {"r": 2}}}
 CLIPPED = {"trainer": {"accumulate_grad_batches": 2, "gradient_clip_val": 0.1}}
 TWO: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -34,6 +35,9 @@ TWO: dict[str, dict[str, Any]] = {
     "synchronised, resumed": {**SYNCHRONISED, "ckpt_path": "synchronised-mid.ckpt"},
     "resumed": {"ckpt_path": "plain-mid.ckpt"},
     "recomputed": {"model": {"gradient_checkpointing": True}},
+    "lora": LORA,
+    "lora, wrapped once": {**ONCE, **LORA},
+    "lora resumed": {**LORA, "ckpt_path": "lora-mid.ckpt"},
     "bf16": {"trainer": {"precision": "bf16-mixed"}},
     "bf16 resumed": {"ckpt_path": "bf16-mid.ckpt", "trainer": {"precision": "bf16-mixed"}},
 }
@@ -106,6 +110,7 @@ def test_two_processes_hold_the_same_bits(two: Path, name: str) -> None:
         ("bucket views", "wrapped once"),
         ("clipped", "clipped, wrapped once"),
         ("synchronised", "synchronised, wrapped once"),
+        ("lora", "lora, wrapped once"),
     ],
 )
 @pytest.mark.parametrize("rank", [0, 1])
@@ -134,6 +139,7 @@ def test_recomputed_activations_give_what_kept_ones_give(two: Path, rank: int) -
         ("resumed", "plain"),
         ("bf16 resumed", "bf16"),
         ("synchronised, resumed", "synchronised"),
+        ("lora resumed", "lora"),
     ],
 )
 @pytest.mark.parametrize("rank", [0, 1])

@@ -31,6 +31,9 @@ STEPWISE = {"trainer": {"val_check_interval": 1}}
 CLIPPED = {"trainer": {"gradient_clip_val": 0.1}}
 ACCUMULATED = {"trainer": {"accumulate_grad_batches": 2}}
 BF16 = {"trainer": {"precision": "bf16-mixed"}}
+LORA = {"model": {"lora": {"r": 2}}}
+COMPILED = {"model": {"compile": True}, "drop": 0.0}  # a compiled dropout draws its own numbers
+RECOMPUTED = {"model": {"gradient_checkpointing": True}}
 FUSED: dict[str, Any] = {"optimizer": "default"}
 DDP: dict[str, Any] = {"strategy": "ddp"}
 CASES: dict[str, dict[str, Any]] = {
@@ -64,6 +67,13 @@ CASES: dict[str, dict[str, Any]] = {
     "bf16 ddp": {**BF16, **DDP},
     "fused": FUSED,
     "fused ddp": {**FUSED, **DDP},
+    "lora": {**LORA, "saves": 5},
+    "lora ddp": {**LORA, **DDP},
+    "lora resumed": {**LORA, "ckpt_path": "lora-mid.ckpt"},
+    "recomputed": RECOMPUTED,
+    "recomputed ddp": {**RECOMPUTED, **DDP},
+    "compiled": COMPILED,
+    "compiled ddp": {**COMPILED, **DDP},
     "clipped": CLIPPED,
     "clipped ddp": {**CLIPPED, **DDP},
     "accumulated": ACCUMULATED,
@@ -74,6 +84,8 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "sync_batchnorm": {"trainer": {"sync_batchnorm": True}, "fails": True},
     "not sharded": {"module": "forgetful", "fails": True},
+    "probe": {"probe": True, "fails": True},
+    "cache": {"cache": True, "fails": True},
 }
 
 
@@ -116,7 +128,7 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["plain", "phases", "own", "norms", "bf16"])
+@pytest.mark.parametrize("name", ["plain", "phases", "own", "norms", "bf16", "lora", "recomputed"])
 def test_shards_train_what_ddp_trains_to_the_last_bit(runs: Path, name: str) -> None:
     sharded, ddp = epochs(runs, name), epochs(runs, f"{name} ddp")
 
@@ -126,7 +138,7 @@ def test_shards_train_what_ddp_trains_to_the_last_bit(runs: Path, name: str) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["clipped", "accumulated", "fused"])
+@pytest.mark.parametrize("name", ["clipped", "accumulated", "fused", "compiled"])
 def test_shards_train_what_ddp_trains_up_to_rounding(runs: Path, name: str) -> None:
     # The norm is summed shard by shard; each batch's gradients are averaged, not their sum; a
     # fused step rounds the last numbers of a tensor otherwise, and a shard has other last ones.
@@ -151,7 +163,7 @@ def test_both_processes_put_the_same_together_from_their_halves(runs: Path, name
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["plain", "folder", "phases", "own", "norms"])
+@pytest.mark.parametrize("name", ["plain", "folder", "phases", "own", "norms", "lora"])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_run_resumed_amid_an_epoch_ends_the_same(runs: Path, name: str, rank: int) -> None:
     unbroken, resumed = epochs(runs, name, rank), epochs(runs, f"{name} resumed", rank)
@@ -236,6 +248,8 @@ def test_the_classifier_is_loaded_from_a_folder_of_shards_or_a_file(runs: Path, 
         ("tensor parallel", "data_parallel_size=2, tensor_parallel_size=1"),
         ("sync_batchnorm", "convert_sync_batchnorm"),
         ("not sharded", "net.fc.weight, net.fc.bias"),
+        ("probe", "not supported under ModelParallelStrategy: use Trainer(strategy='ddp')"),
+        ("cache", "needs whole parameters: use one device, or 'ddp'"),
         ("ddp in shards", "Resume it under the strategy that wrote it"),
     ],
 )
