@@ -329,14 +329,22 @@ VIT_FILE = {
 @pytest.mark.parametrize(
     ("processor", "config"),
     [
-        (VIT_FILE, DataConfig(mean=(0.5,) * 3, std=(0.5,) * 3, resize_size=224)),
+        (
+            VIT_FILE,
+            DataConfig(mean=(0.5,) * 3, std=(0.5,) * 3, resize_size=224, crop_mode="squash"),
+        ),
         (
             {"size": {"shortest_edge": 224}, "crop_pct": 0.875, "resample": 3},
             DataConfig(interpolation="bicubic"),
         ),
         (
             {"size": 384, "crop_pct": 1.0, "resample": 3},
-            DataConfig(image_size=(384, 384), resize_size=384, interpolation="bicubic"),
+            DataConfig(
+                image_size=(384, 384),
+                resize_size=384,
+                interpolation="bicubic",
+                crop_mode="squash",
+            ),
         ),
         (
             {"size": {"shortest_edge": 256}, "do_center_crop": True, "crop_size": 224},
@@ -349,7 +357,16 @@ VIT_FILE = {
                 std=(1 / 255,) * 3,
                 image_size=(256, 256),
                 interpolation="bicubic",
+                crop_mode="squash",
             ),
+        ),
+        (
+            {
+                "size": 256,
+                "do_center_crop": True,
+                "image_processor_type": "MobileViTImageProcessor",
+            },
+            DataConfig(image_size=(256, 256)),
         ),
     ],
 )
@@ -359,17 +376,25 @@ def test_what_an_image_processor_does_is_what_the_data_config_says(
     assert processor_data_config(processor) == config
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["ViT", "DeiT", "ConvNext", "CLIP", "EfficientNet", "Levit", "PoolFormer", "Bit", "Siglip"],
-)
-def test_a_square_picture_becomes_the_same_pixels_as_with_transformers(name: str) -> None:
+PROCESSORS: dict[str, dict[str, Any]] = {
+    **{name: {} for name in ("ViT", "DeiT", "CLIP", "EfficientNet", "Levit", "PoolFormer", "Bit")},
+    **{name: {} for name in ("Siglip", "Beit", "MobileNetV1", "MobileNetV2")},
+    "ConvNext": {"size": {"shortest_edge": 224}},
+    "ConvNext at 384": {"size": {"shortest_edge": 384}},
+}
+
+
+@pytest.mark.parametrize("shape", [(300, 300), (280, 420), (400, 250)])
+@pytest.mark.parametrize("kind", PROCESSORS)
+def test_pictures_become_the_same_pixels_as_with_transformers(
+    kind: str, shape: tuple[int, int]
+) -> None:
     from PIL import Image
 
-    options = {"size": {"shortest_edge": 224}} if name == "ConvNext" else {}
+    name, options = kind.split()[0], PROCESSORS[kind]
     plain = getattr(transformers, f"{name}ImageProcessorPil", None)
     processor = (plain or getattr(transformers, f"{name}ImageProcessor"))(**options)
-    noise = torch.randint(0, 255, (300, 300, 3), dtype=torch.uint8)
+    noise = torch.randint(0, 255, (*shape, 3), dtype=torch.uint8)
     picture = Image.fromarray(noise.numpy())
 
     theirs = processor(picture, return_tensors="pt")["pixel_values"][0]

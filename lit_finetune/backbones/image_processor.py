@@ -7,12 +7,15 @@ from lit_finetune.data_config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, In
 
 _BY_NUMBER: Mapping[int, Interpolation] = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 """The filters of Pillow by their numbers; its others come nearest to bicubic."""
+_BY_SHORT_SIDE = (
+    *("Bit", "CLIP", "ChineseCLIP", "Levit", "LeViT"),
+    *("MobileNetV1", "MobileNetV2", "MobileViT", "TextNet"),
+)
+"""Whose single number for a size is that of the short side; with others it is a square."""
 
 
 def processor_data_config(processor: Mapping[str, Any]) -> DataConfig:
     """The data config of what a `preprocessor_config.json` holds.
-
-    Where the processor squeezes a picture into a square, ours cuts off what is outside of it.
 
     >>> config = processor_data_config({"size": {"shortest_edge": 256}, "do_center_crop": True,
     ...                                 "crop_size": 224, "resample": 3})
@@ -36,6 +39,7 @@ def processor_data_config(processor: Mapping[str, Any]) -> DataConfig:
         image_size=image_size,
         resize_size=max(resize_size, min(image_size)),
         interpolation=_BY_NUMBER.get(int(processor.get("resample", 2)), "bicubic"),
+        crop_mode="squash" if _squashes(processor) else "center",
     )
 
 
@@ -69,6 +73,22 @@ def _sizes(processor: Mapping[str, Any]) -> tuple[tuple[int, int], int]:
     if processor.get("do_center_crop") and processor.get("crop_size") is not None:
         crop = _height_and_width(processor["crop_size"])
     return crop, short if processor.get("do_resize", True) else min(crop)
+
+
+def _squashes(processor: Mapping[str, Any]) -> bool:
+    """Whether a picture comes to a height and a width whatever its proportions are.
+
+    >>> [_squashes({"size": size}) for size in ({"shortest_edge": 224}, {"height": 9, "width": 9})]
+    [False, True]
+    """
+    size = processor.get("size", 224)
+    if not processor.get("do_resize", True):
+        return False
+    if processor.get("crop_pct"):  # ConvNeXt's, which cuts below 384, and PoolFormer's
+        return not processor.get("do_center_crop") and min(_height_and_width(size)) >= 384
+    if isinstance(size, int):
+        return not _kind(processor).startswith(_BY_SHORT_SIDE)
+    return not isinstance(size, Mapping) or "height" in size
 
 
 def _kind(processor: Mapping[str, Any]) -> str:
