@@ -4,16 +4,19 @@ Photographs of ants and bees, SqueezeNet 1.1 with its published weights and ResN
 augmentation, the same batches, optimizer and rate for all. Ours keeps what the frozen blocks give
 (FrozenPrefixCache), or fits the head in one pass (LinearProbe). The peers are Lightning's
 `BackboneFinetuning`, finetuning-scheduler (where it is installed) and the loop of PyTorch's
-tutorial. Seconds are of `fit` as a whole, validation after each epoch included.
+tutorial. Seconds are of `fit` as a whole, validation after each epoch included; accuracies are
+means over the rounds, each of which has a seed of its own.
 
     LIT_FINETUNE_DATA=… python -m benchmarks.frozen
 """
 
 import logging
 import os
+import statistics
 import tempfile
 import time
 import warnings
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -50,9 +53,9 @@ def pictures(root: Path) -> ImageFolderDataModule:
     )
 
 
-def network(root: Path, backbone: str, **options: Any) -> FinetuneClassifier:
+def network(root: Path, backbone: str, seed: int, **options: Any) -> FinetuneClassifier:
     """The network of all the ways; a ResNet-18 has no published weights here, and needs none."""
-    seed_everything(0, verbose=False)
+    seed_everything(seed, verbose=False)
     file = WEIGHTS[backbone]
     weights = file and str(root / "weights" / file)
     return FinetuneClassifier(
@@ -71,7 +74,7 @@ class Benchmark:
 
     def __init__(self, root: Path, backbone: str, epochs: int) -> None:
         self.root, self.backbone, self.epochs = root, backbone, epochs
-        self.accuracy: dict[str, float] = {}
+        self.accuracy: defaultdict[str, list[float]] = defaultdict(list)
 
     def fit(
         self,
@@ -81,12 +84,15 @@ class Benchmark:
         **options: Any,
     ) -> float:
         """Seconds of a run of ours with these callbacks."""
-        return self._fit(name, network(self.root, self.backbone, **options), make(), epochs)
+        return self._fit(name, self._network(name, **options), make(), epochs)
 
     def fit_peer(self, name: str, make: Callable[[], list[Callback]]) -> float:
         """Seconds of a peer's run."""
-        net = network(self.root, self.backbone).backbone
-        return self._fit(name, PeerModule(net), make(), None)
+        return self._fit(name, PeerModule(self._network(name).backbone), make(), None)
+
+    def _network(self, name: str, **options: Any) -> FinetuneClassifier:
+        """The network of this way's next round."""
+        return network(self.root, self.backbone, seed=len(self.accuracy[name]), **options)
 
     def _fit(
         self, name: str, model: LightningModule, callbacks: list[Callback], epochs: int | None
@@ -108,12 +114,12 @@ class Benchmark:
             seconds = time.perf_counter() - began
         logged = trainer.callback_metrics
         if "val/acc" in logged:  # a probe alone validates nothing
-            self.accuracy[name] = float(logged["val/acc"])
+            self.accuracy[name].append(float(logged["val/acc"]))
         return seconds
 
     def raw_loop(self, name: str) -> float:
         """Seconds of the loop in PyTorch's transfer-learning tutorial, head only."""
-        model, data = network(self.root, self.backbone), pictures(self.root)
+        model, data = self._network(name), pictures(self.root)
         data.setup("fit")
         loaders = {"train": data.train_dataloader(), "val": data.val_dataloader()}
         net, head = model.backbone, model.get_classifier()
@@ -123,7 +129,6 @@ class Benchmark:
             parameter.requires_grad = True
         optimizer = torch.optim.AdamW(head.parameters(), lr=LR)
         began = time.perf_counter()
-        right = 0
         for _ in range(self.epochs):
             for part, loader in loaders.items():
                 net.train(part == "train")
@@ -138,17 +143,17 @@ class Benchmark:
                         optimizer.step()
                     right += int((logits.argmax(1) == labels).sum())
                     total += len(labels)
-                self.accuracy[name] = right / total
+        self.accuracy[name].append(right / total)
         return time.perf_counter() - began
 
     def with_accuracy(self, row: Comparison, ours: str, theirs: str) -> Comparison:
-        """A row that also says how good both were on the validation pictures."""
-        accuracy = f"val/acc {self.accuracy[ours]:.4f}, theirs {self.accuracy[theirs]:.4f}"
-        return replace(row, remark=accuracy)
+        """A row that also says how good both were on the validation pictures, on average."""
+        own, other = (statistics.mean(self.accuracy[name]) for name in (ours, theirs))
+        return replace(row, remark=f"val/acc {own:.4f}, theirs {other:.4f}")
 
     def one_pass(self) -> float:
         """Seconds of one pass over all pictures, training and validation, and nothing else."""
-        model, data = network(self.root, self.backbone).eval(), pictures(self.root)
+        model, data = self._network("one pass").eval(), pictures(self.root)
         data.setup("fit")
         began = time.perf_counter()
         with torch.inference_mode():
@@ -248,14 +253,14 @@ def gradual(benchmark: Benchmark, times: int) -> list[Comparison]:
     rows = []
     for name, schedule in GRADUAL.items():
         ways: dict[str, Run] = {
-            "ours": partial(benchmark.fit, "ours", partial(ours, schedule)),
-            "uncached": partial(benchmark.fit, "uncached", partial(uncached, schedule)),
+            "ours": partial(benchmark.fit, f"{name}, ours", partial(ours, schedule)),
+            "uncached": partial(benchmark.fit, f"{name}, uncached", partial(uncached, schedule)),
         }
         print(f"{benchmark.backbone}, {benchmark.epochs} epochs, {name}:", flush=True)
         figures = in_turn(ways, times=times, warm_up=False)
         what = f"{benchmark.epochs} epochs, {name}, {benchmark.backbone}, s"
         row = quicker(what, figures, "ours", "uncached", ">= 2")
-        rows.append(benchmark.with_accuracy(row, "ours", "uncached"))
+        rows.append(benchmark.with_accuracy(row, f"{name}, ours", f"{name}, uncached"))
     return rows
 
 
