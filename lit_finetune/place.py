@@ -27,7 +27,9 @@ def place_in_run(loop: Any) -> Place:
 
 
 def monitored(trainer: Any) -> dict[str, float]:
-    """The metrics that plateau schedulers wait for, as they are now."""
+    """The metrics that plateau schedulers wait for, as they are now; none without a Trainer."""
+    if trainer is None:  # `trainer.strategy.connect(model); trainer.save_checkpoint(file)`
+        return {}
     names = [config.monitor for config in _plateaus(trainer)]
     metrics = trainer.callback_metrics
     return {name: float(metrics[name]) for name in names if name in metrics}

@@ -47,8 +47,14 @@ class TrainingScores:
             self._shown_at = time.monotonic()
 
     def mean_of_processes(self, strategy: Any) -> Tensor | None:
-        """What each process goes on with when an interrupted epoch is resumed."""
-        return None if self.sums is None else strategy.reduce(self.sums.clone(), reduce_op="mean")
+        """What each process goes on with when an interrupted epoch is resumed.
+
+        Args:
+            strategy: The Trainer's; None where a checkpoint is saved without a run.
+        """
+        if self.sums is None or strategy is None:
+            return None
+        return strategy.reduce(self.sums.clone(), reduce_op="mean")
 
     def finish(self, module: Any) -> None:
         """Log the epoch's loss and accuracy over the pictures of all processes, and start anew."""

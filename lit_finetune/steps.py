@@ -17,6 +17,7 @@ from lit_finetune.data_config import DataConfig, eval_transform
 from lit_finetune.distributed import refuse_flat, refuse_wrapped
 from lit_finetune.freezing import eval_mode
 from lit_finetune.images import as_rgb
+from lit_finetune.inference_mode import clone_inference_tensors
 from lit_finetune.metrics import MeanLoss, classification_metrics, probabilities
 from lit_finetune.mixing import make_mixing
 from lit_finetune.place import MONITORED, catch_up, monitored, place_in_run
@@ -69,6 +70,7 @@ class ClassifierSteps(LightningModule):
 
     @override
     def setup(self, stage: str) -> None:
+        clone_inference_tensors(self)  # of an evaluation before
         refuse_wrapped(self.trainer.strategy, self)
         if stage == "fit":
             refuse_flat(self.trainer.strategy)
@@ -153,12 +155,12 @@ class ClassifierSteps(LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[MONITORED] = monitored(self.trainer)
+        checkpoint[MONITORED] = monitored(self._trainer)
         checkpoint[KEY] = {
             "classes": self.classes if self._is_named else None,
             "data_config": self.data_config.to_dict(),
             "run_seed": self._run_seed,
-            "scores": self._scores.mean_of_processes(self.trainer.strategy),
+            "scores": self._scores.mean_of_processes(self._trainer and self._trainer.strategy),
         }
 
     @override
