@@ -18,16 +18,17 @@ class Passage:
     def __init__(self) -> None:
         self.steps: list[str] = []
         """What was done with ghosts so far, in order."""
-        self.arrived: Ghost | None = None
         self.value: Tensor | None = None
+        """What has taken the place of a ghost. The ghost is not held: it holds this run, and where
+        it is a view, torch holds it too, in a circle that Python's collector cannot see."""
 
     def arrive(self, ghost: "Ghost", value: Tensor) -> None:
         """From here on a ghost stands for this value, and no other ghost may be used."""
-        self.arrived, self.value = ghost, value
+        ghost.has_arrived, self.value = True, value
 
     def resolve(self, ghost: "Ghost") -> Tensor:
         """The real value of a ghost, where there is one."""
-        return self.value if ghost is self.arrived and self.value is not None else ghost
+        return self.value if ghost.has_arrived and self.value is not None else ghost
 
 
 class Ghost(Tensor):
@@ -47,6 +48,7 @@ class Ghost(Tensor):
     shell: Tensor
     passage: Passage
     origin: str
+    has_arrived: bool = False
 
     @staticmethod
     def __new__(
@@ -102,7 +104,7 @@ def resolved(tree: Any) -> Any:
 def _refuse(func: Any, args: Any, kwargs: Any, ghosts: list[Ghost]) -> None:
     """Raise if an operation needs values, or leaves something behind that ghosts cannot."""
     name = func.overloadpacket.__name__
-    if ghosts[0].passage.arrived is not None:
+    if ghosts[0].passage.value is not None:
         raise GhostError(f"{ghosts[0]!r} is used behind it as well (in `{name}`)")
     if _is_random(func, args, kwargs):
         raise GhostError(f"`{name}` draws at random before it, outside of the blocks' modules")

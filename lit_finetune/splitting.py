@@ -181,7 +181,7 @@ def _stopped(network: nn.Module, note: Record, run: Callable[[], Any]) -> Tensor
         with eagerly(), stopping_at(network, [note.entry]):
             run()
     except Reached as reached:
-        entering = reached.leaves[note.slot]
+        entering = resolved(reached.leaves[note.slot])
         assert isinstance(entering, Tensor), "it was one when the record was made"
         return entering
     raise AssertionError(f"`{note.entry}` was called when the record was made")
@@ -192,7 +192,7 @@ def _resumed(network: nn.Module, cut: Cut, note: Record, h: Tensor) -> Any:
     passage = Passage()
 
     def enter(_: nn.Module, args: Any, kwargs: Any) -> Any:
-        if passage.arrived is None:
+        if passage.value is None:
             ghost = the_ghost(cut, tree_leaves((args, kwargs)))
             if ghost.shape != h.shape:
                 expected = tuple(ghost.shape)
@@ -230,7 +230,7 @@ def _replaying(
     forward = module.forward
 
     def replay(*args: Any, **kwargs: Any) -> Any:
-        shells = next(calls, None) if passage.arrived is None else None
+        shells = next(calls, None) if passage.value is None else None
         if shells is None:
             return forward(*args, **kwargs)
 
