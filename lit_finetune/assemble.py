@@ -66,7 +66,7 @@ class Assembled:
 
 
 def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
-    backbone: str | nn.Module,
+    backbone: str | nn.Module | Callable[..., nn.Module],
     *,
     num_classes: int,
     weights: str | None = None,

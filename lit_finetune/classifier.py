@@ -1,10 +1,12 @@
 """A pretrained network with a new head, as a LightningModule."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.saving import load_hparams_from_tags_csv, load_hparams_from_yaml
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
@@ -13,6 +15,9 @@ from typing_extensions import Self, override
 from lit_finetune import splitting
 from lit_finetune.assemble import assemble
 from lit_finetune.blocks import Block, list_blocks
+from lit_finetune.checkpoint_loading import trusted_overrides
+from lit_finetune.checkpoint_reader import read_checkpoint
+from lit_finetune.checkpoint_source import local_or_fetched
 from lit_finetune.compiled import unwrapped
 from lit_finetune.data_config import DataConfig
 from lit_finetune.distributed import begin_flat, refuse_under_flat, wrap_by_blocks
@@ -32,10 +37,10 @@ from lit_finetune.optim import (
 from lit_finetune.outputs import check_logits, logits_of, weighted_auxiliary_of
 from lit_finetune.param_groups import ParamGroup, make_param_groups
 from lit_finetune.recompute import recompute_units
-from lit_finetune.sharded_checkpoint import as_file
 from lit_finetune.sharding import shard
 from lit_finetune.splitting import PrefixOutput
 from lit_finetune.steps import KEY, ClassifierSteps
+from lit_finetune.trusted_hparams import trust_name
 from lit_finetune.weight_translation import in_names_of
 
 
@@ -122,6 +127,7 @@ class FinetuneClassifier(ClassifierSteps):
     ) -> None:
         arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()
+        trust_name(backbone)
         hparams = plain_hparams(arguments)
         check_hparams(arguments)
         self.save_hyperparameters(hparams)
@@ -323,11 +329,48 @@ class FinetuneClassifier(ClassifierSteps):
 
     @classmethod
     @override
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
-        """The classifier that a checkpoint holds, as in Lightning, but never by unpickling code.
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """The classifier that a checkpoint holds, as in Lightning, but the file is only data.
 
-        A backbone or a head that was given as a module has to be given again, by keyword. The
-        folder that a sharded run writes is read as well.
+        Nothing that the file names is imported, fetched or read, but the networks of torchvision,
+        timm and transformers by their names. Your own network takes one argument more, the class,
+        its import path or a module: `load_from_checkpoint(file, backbone=MyNet)`; an import path
+        that this program gave to a classifier before is known. A head that was given as a module or
+        a callable has to be given again as well.
+
+        Args:
+            checkpoint_path: A file, an address, or the folder that a sharded run writes.
+            map_location: As in Lightning.
+            hparams_file: As in Lightning; its names are trusted no more than the checkpoint's.
+            strict: As in Lightning.
+            weights_only: As in Lightning, but True where it is not given.
+            **kwargs: Arguments that count in the place of the checkpoint's.
+
+        Raises:
+            ValueError: The file holds more than plain data, or names what only you may name.
         """
-        file, options = as_file(checkpoint_path), {"weights_only": True, **kwargs}
-        return super().load_from_checkpoint(file, *args, **options)
+        file = local_or_fetched(checkpoint_path)
+        only = weights_only is not False
+        name = checkpoint_path if isinstance(checkpoint_path, str | Path) else None
+        content = read_checkpoint(file, name=name, mmap=True, weights_only=only)
+        if hparams_file is not None:
+            is_table = str(hparams_file).lower().endswith("csv")
+            load = load_hparams_from_tags_csv if is_table else load_hparams_from_yaml
+            content[cls.CHECKPOINT_HYPER_PARAMS_KEY] = load(hparams_file)
+        return super().load_from_checkpoint(
+            file,
+            map_location,
+            hparams_file,
+            strict,
+            only,
+            **trusted_overrides(cls, content, said=kwargs),
+            **kwargs,
+        )

@@ -1,6 +1,6 @@
 """A classifier's arguments: checked at the door, and as plain data for a checkpoint."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,21 @@ def check_hparams(arguments: Mapping[str, Any]) -> None:
     problems = [
         f"`{key}` {rule}, but got {arguments[key]!r}"
         for key, rule, holds in _RULES
-        if key in arguments and not holds(arguments[key])
+        if key in arguments and not _holds(holds, arguments[key])
     ]
     weights, classes = arguments.get("class_weights"), arguments.get("num_classes")
     if isinstance(weights, Sequence) and not isinstance(weights, str) and len(weights) != classes:
         problems.append(f"`class_weights` has {len(weights)} entries for num_classes={classes}")
     if problems:
         raise ValueError("These arguments cannot be:\n  " + "\n  ".join(problems))
+
+
+def _holds(rule: Callable[[Any], bool], value: Any) -> bool:
+    """Whether a value keeps to a rule, which one of another type does not."""
+    try:
+        return bool(rule(value))
+    except (TypeError, ValueError, ArithmeticError):
+        return False
 
 
 def _holds_objects(value: Any) -> bool:

@@ -17,6 +17,8 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 from torch.distributed.checkpoint.state_dict_loader import load
 from typing_extensions import override
 
+from lit_finetune.checkpoint_reader import load_plain
+
 _PLAIN_PART = "meta.pt"
 _INDEX = ".metadata"
 _WEIGHTS = "state_dict."
@@ -47,7 +49,7 @@ def plain_part(checkpoint: str | Path) -> dict[str, Any]:
     """
     path = Path(checkpoint)
     file = path / _PLAIN_PART if path.is_dir() else path
-    content: dict[str, Any] = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    content: dict[str, Any] = load_plain(file, mmap=True)
     return content
 
 

@@ -1,5 +1,6 @@
 """Any backbone by its name, for pictures of other channels or another size than it is made for."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from lit_finetune.inputs import adapt_input
 
 
 def create_adapted(
-    backbone: str | nn.Module,
+    backbone: str | nn.Module | Callable[..., nn.Module],
     *,
     weights: str | None = None,
     backbone_kwargs: dict[str, Any] | None = None,
@@ -37,10 +38,12 @@ def create_adapted(
 
 
 def _input_kwargs(
-    backbone: str | nn.Module, in_chans: int | None, image_size: int | None
+    backbone: str | nn.Module | Callable[..., nn.Module],
+    in_chans: int | None,
+    image_size: int | None,
 ) -> dict[str, Any]:
     """What the network's library is told, where it can build for such pictures itself."""
-    if isinstance(backbone, nn.Module):
+    if not isinstance(backbone, str):
         return {}
     if backbone.startswith("timm/"):
         from lit_finetune.backbones import timm

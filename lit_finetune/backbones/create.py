@@ -1,6 +1,6 @@
 """Any backbone by its name."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ WEIGHTS_SUFFIXES = (".pth", ".pt", ".th", ".bin", ".safetensors", ".ckpt", ".tar
 
 
 def create_backbone(
-    backbone: str | nn.Module,
+    backbone: str | nn.Module | Callable[..., nn.Module],
     *,
     weights: str | None = None,
     backbone_kwargs: dict[str, Any] | None = None,
@@ -26,8 +26,9 @@ def create_backbone(
     Args:
         backbone: A torchvision name (`resnet18`), `timm/<name>`, `hf/<name>` (a model type of
             Hugging Face transformers, a folder, a `config.json`, or a name on the hub), an import
-            path (`my_package.nets.ResNet`) that is looked up in the working directory too, or a
-            network. A network of yours may hold what pictures it expects as `data_config`.
+            path (`my_package.nets.ResNet`) that is looked up in the working directory too, a class
+            or function, or a network. A network of yours may hold what pictures it expects as
+            `data_config`.
         weights: Published weights: `DEFAULT` or a member of the enum (`IMAGENET1K_V1`) for
             torchvision, `pretrained` for timm and the hub. A weights *file* is for `load_weights`.
         backbone_kwargs: What the network's constructor is called with.
@@ -46,6 +47,12 @@ def create_backbone(
     if isinstance(backbone, nn.Module):
         _refuse(type(backbone).__name__, weights=weights, backbone_kwargs=backbone_kwargs)
         return Backbone(backbone, _own_data_config(backbone), type(backbone).__name__)
+    if not isinstance(backbone, str):
+        from lit_finetune.backbones import imported
+
+        _refuse(getattr(backbone, "__name__", "the backbone"), weights=weights)
+        network = imported.call(backbone, getattr(backbone, "__name__", repr(backbone)), kwargs)
+        return Backbone(network, _own_data_config(network), type(network).__name__)
     if backbone.startswith("hf/"):
         from lit_finetune.backbones import huggingface
 

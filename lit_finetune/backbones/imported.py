@@ -13,7 +13,11 @@ from lit_finetune._names import nearest
 
 def create(path: str, kwargs: dict[str, Any]) -> nn.Module:
     """Call what an import path names: a class, or a function that returns a network."""
-    factory = _find(path)
+    return call(_find(path), path, kwargs)
+
+
+def call(factory: Any, path: str, kwargs: dict[str, Any]) -> nn.Module:
+    """The network that a class or a function gives, which messages call by a path."""
     if not callable(factory):
         raise ValueError(f"`{path}` is {factory!r}: not a class, and not a function.")
     _check_arguments(path, factory, kwargs)

@@ -1,0 +1,49 @@
+"""What `load_from_checkpoint` may take from a file, held against the class that is loaded."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from lit_finetune.trusted_hparams import read_hparams, trusted_hparams
+
+
+def trusted_overrides(
+    cls: type[Any],
+    checkpoint: Mapping[str, Any],
+    *,
+    said: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The arguments that Lightning is to build a class with in the place of a checkpoint's.
+
+    Args:
+        cls: The class that is loaded.
+        checkpoint: Its hyper-parameters are judged.
+        said: What the user gives by keyword: it counts, and is trusted.
+
+    Raises:
+        ValueError: The checkpoint is of another class, or names what only the user may name.
+    """
+    hparams = read_hparams(checkpoint)
+    _refuse_other_class(cls, hparams.get("_class_path"))
+    parameters = inspect.signature(cls.__init__).parameters
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+    is_packed = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_NAME) in parameters
+    taken = None if takes_any or is_packed else parameters
+    trusted = trusted_hparams(hparams, said=said, taken=taken)
+    changed = {key: value for key, value in trusted.items() if value is not hparams.get(key)}
+    # Lightning would call it, with all classes that the hyper-parameters name in it.
+    return {**changed, "_instantiator": None} if "_instantiator" in hparams else changed
+
+
+def _refuse_other_class(cls: type[Any], class_path: Any) -> None:
+    """Refuse a checkpoint that names another class than the one that is loaded."""
+    if class_path is None:
+        return
+    known = {each.__name__ for each in cls.__mro__}
+    name = str(class_path).rpartition(".")[2]
+    if not isinstance(class_path, str) or name not in known:
+        raise ValueError(
+            f"The checkpoint says that its class is {str(class_path)[:80]!r}, not"
+            f" {cls.__name__}, and a file's word is not enough to import it: import it yourself,"
+            " and call its own `load_from_checkpoint`."
+        )

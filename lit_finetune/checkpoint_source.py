@@ -1,0 +1,42 @@
+"""Where a checkpoint comes from: a file, an address, a folder of shards, an open file."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import fsspec  # type: ignore[import-untyped]  # has no types; torch brings it
+
+from lit_finetune._names import nearest
+from lit_finetune.sharded_checkpoint import as_file
+
+
+def local_or_fetched(checkpoint: Any) -> Any:
+    """A checkpoint as a path of a file, or as an open file with what was fetched or gathered.
+
+    Args:
+        checkpoint: A path, an address (`https://…`, `s3://…`), a folder of shards, an open file.
+
+    Raises:
+        FileNotFoundError: There is no such file; the message names the nearest ones.
+        ConnectionError: The address cannot be read.
+    """
+    if not isinstance(checkpoint, str | Path):
+        return checkpoint
+    if "://" in str(checkpoint):
+        return _fetched(str(checkpoint))
+    path = Path(checkpoint).expanduser()
+    if path.is_dir():
+        return as_file(path)
+    if not path.exists():
+        names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise FileNotFoundError(f"There is no checkpoint {path}.{nearest(path.name, names)}")
+    return path
+
+
+def _fetched(address: str) -> io.BytesIO:
+    """A file from elsewhere; torch's own way would keep it among published weights, by its name."""
+    try:
+        with fsspec.open(address, "rb") as file:
+            return io.BytesIO(file.read())
+    except Exception as error:  # each file system and each protocol has its own
+        raise ConnectionError(f"The checkpoint {address} cannot be read: {error!r}") from error

@@ -1,0 +1,332 @@
+"""A checkpoint from somebody else is data: what it names is not imported, called, read or fetched.
+
+The judge is Python's own audit of what a process does (`sys.addaudithook`).
+"""
+
+import io
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from lightning import __version__
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+
+from lit_finetune import FinetuneClassifier
+
+EVENTS: list[tuple[str, str]] | None = None
+
+
+def _note(event: str, arguments: tuple[Any, ...]) -> None:
+    if EVENTS is not None and event in ("open", "import", "os.system", "socket.getaddrinfo"):
+        EVENTS.append((event, str(arguments[0])))
+
+
+sys.addaudithook(_note)  # for good: it cannot be taken away
+
+
+@contextmanager
+def watched() -> Iterator[list[tuple[str, str]]]:
+    """What the process opens, imports, runs and asks the network for."""
+    global EVENTS
+    EVENTS = events = []
+    try:
+        yield events
+    finally:
+        EVENTS = None
+
+
+class Net(nn.Module):
+    """A user's own network."""
+
+    def __init__(self, width: int = 4, num_classes: int = 2) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, width, 3)
+        self.fc = nn.Linear(width, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.conv(images).mean((2, 3)))
+
+
+class Subclass(FinetuneClassifier):
+    def __init__(self, backbone: Any, num_classes: int, temperature: float = 1.0) -> None:
+        super().__init__(backbone, num_classes=num_classes)
+        self.save_hyperparameters({"temperature": temperature})
+
+
+class TakesAnything(FinetuneClassifier):
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+
+
+class TakesOneConfig(FinetuneClassifier):
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(**config)
+
+
+class Runs:
+    """What runs a command where it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("touch ran",)
+
+
+EVIL = "evil_module.nothing"
+SECRET = "secret.pth"
+CLI = "lightning.pytorch.cli.instantiate_module"
+
+
+def with_kwargs(backbone: str, **kwargs: Any) -> dict[str, Any]:
+    return {"hyper_parameters": {"backbone": backbone, "backbone_kwargs": kwargs}}
+
+
+HOSTILE: Mapping[str, dict[str, Any]] = {
+    "import path": {"hyper_parameters": {"backbone": EVIL}},
+    "call": with_kwargs("shutil.copy", src=SECRET, dst="copied"),
+    "call in torch": with_kwargs("torch.hub.load", repo_or_dir="evil/repo", model="x"),
+    "old key": {"hparams": {"backbone": EVIL}, "hyper_parameters": {}},
+    "older key": {"module_arguments": {"backbone": EVIL}, "hyper_parameters": {}},
+    "instantiator": {"hyper_parameters": {"_instantiator": EVIL, "backbone": EVIL}},
+    "lightning's instantiator": {
+        "hyper_parameters": {
+            "_instantiator": CLI,
+            "backbone": {"class_path": EVIL, "init_args": {"a": 1}},
+        }
+    },
+    "class path of the model": {
+        "hyper_parameters": {"_instantiator": CLI, "_class_path": EVIL, "backbone": "resnet18"}
+    },
+    "class path as head": {
+        "hyper_parameters": {"backbone": "resnet18", "head": {"class_path": EVIL}}
+    },
+    "import path as head": {"hyper_parameters": {"backbone": "resnet18", "head": EVIL}},
+    "class path as lora": {
+        "hyper_parameters": {"backbone": "resnet18", "lora": {"target": [{"class_path": EVIL}]}}
+    },
+    "class path deep in kwargs": with_kwargs("resnet18", a=[{"b": {"class_path": EVIL}}]),
+    "hub": {"hyper_parameters": {"backbone": "hf/evil/model"}},
+    "folder": {"hyper_parameters": {"backbone": "hf/./folder"}},
+    "folder by a plain name": {"hyper_parameters": {"backbone": "hf/folder"}},
+    "config file": {"hyper_parameters": {"backbone": "hf/folder/config.json"}},
+    "timm's hub": {"hyper_parameters": {"backbone": "timm/hf-hub:evil/model"}},
+    "timm's old hub": {"hyper_parameters": {"backbone": "timm/hf_hub:evil/model"}},
+    "timm's folder": {"hyper_parameters": {"backbone": "timm/local-dir:folder"}},
+    "timm's folder after a slash": {"hyper_parameters": {"backbone": "timm/timm/resnet18"}},
+    "kernel on the hub": with_kwargs("hf/vit", attn_implementation="evil/kernel"),
+    "timm on the hub in transformers": with_kwargs(
+        "hf/table-transformer", backbone_config={"backbone": "hf-hub:evil/model"}
+    ),
+    "timm wrapper in transformers": with_kwargs(
+        "hf/detr",
+        backbone_config={"model_type": "timm_wrapper", "architecture": "local-dir:folder"},
+    ),
+    "tensors as arguments": with_kwargs("resnet18", width_per_group=torch.ones(2)),
+    "no mapping": {"hyper_parameters": ["backbone", EVIL]},
+    "numbers as names": {"hyper_parameters": {1: EVIL}},
+}
+"""What a file says, and loading must refuse."""
+
+
+def save(path: Path, said: Mapping[str, Any]) -> Path:
+    """A checkpoint of plain data that says this."""
+    content = {"pytorch-lightning_version": __version__, "epoch": 0, "global_step": 0}
+    said = dict(said)
+    if isinstance(said["hyper_parameters"], dict):
+        said["hyper_parameters"] = {"num_classes": 2, "weights": None, **said["hyper_parameters"]}
+    torch.save({**content, "state_dict": {}, **said}, path)
+    torch.load(path, weights_only=True)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _bait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "evil_module.py").write_text("open('imported', 'w').close()\nnothing = dict\n")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "config.json").write_text('{"model_type": "vit"}')
+    torch.save({"w": torch.zeros(2)}, tmp_path / SECRET)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def assert_nothing_happened(events: list[tuple[str, str]], folder: Path) -> None:
+    assert "evil_module" not in sys.modules
+    assert not {"imported", "copied", "ran"} & {path.name for path in folder.iterdir()}
+    touched = [f"{event} {what}" for event, what in events]
+    bait = ("evil", "secret", "config.json", "os.system", "socket")
+    assert not [line for line in touched if any(word in line for word in bait)]
+
+
+@pytest.mark.parametrize("place", ["a file", "an open file", "a folder of shards"])
+@pytest.mark.parametrize("said", HOSTILE.values(), ids=HOSTILE.keys())
+def test_what_a_checkpoint_names_is_refused_before_it_is_touched(
+    said: dict[str, Any], place: str, tmp_path: Path
+) -> None:
+    file: Any = save(tmp_path / "hostile.ckpt", said)
+    if place == "an open file":
+        file = io.BytesIO(file.read_bytes())
+    elif place == "a folder of shards":
+        folder = tmp_path / "shards"
+        dcp.save({"state_dict": {"w": torch.zeros(2)}}, checkpoint_id=str(folder), no_dist=True)
+        file = shutil.move(file, folder / "meta.pt") and folder
+    with watched() as events, pytest.raises(ValueError, match="checkpoint"):
+        FinetuneClassifier.load_from_checkpoint(file)
+    assert_nothing_happened(events, tmp_path)
+
+
+@pytest.mark.parametrize("cls", [Subclass, TakesAnything])
+@pytest.mark.parametrize("name", ["import path", "hub", "lightning's instantiator", "folder"])
+def test_a_subclass_refuses_it_as_well(
+    cls: type[FinetuneClassifier], name: str, tmp_path: Path
+) -> None:
+    file = save(tmp_path / "hostile.ckpt", HOSTILE[name])
+    with watched() as events, pytest.raises(ValueError, match="say it yourself"):
+        cls.load_from_checkpoint(file)
+    assert_nothing_happened(events, tmp_path)
+
+
+@pytest.mark.parametrize("packed_by", ["name", "value"])
+def test_a_subclass_that_takes_all_in_one_refuses_it_as_well(
+    packed_by: str, tmp_path: Path
+) -> None:
+    said = {"backbone": EVIL, "num_classes": 2}
+    named = {"hyper_parameters": said, "hparams_name": "config"}
+    file = save(
+        tmp_path / "hostile.ckpt",
+        named if packed_by == "name" else {"hyper_parameters": {"config": said}},
+    )
+    with watched() as events, pytest.raises(ValueError, match="say it yourself"):
+        TakesOneConfig.load_from_checkpoint(file)
+    assert_nothing_happened(events, tmp_path)
+
+
+def test_a_file_of_hyper_parameters_is_trusted_no_more(tmp_path: Path) -> None:
+    file = save(tmp_path / "plain.ckpt", {"hyper_parameters": {"backbone": "resnet18"}})
+    (tmp_path / "hparams.yaml").write_text(f"backbone: {EVIL}\nnum_classes: 2\n")
+    with watched() as events, pytest.raises(ValueError, match="say it yourself"):
+        FinetuneClassifier.load_from_checkpoint(file, hparams_file=tmp_path / "hparams.yaml")
+    assert_nothing_happened(events, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "kwargs"),
+    [
+        ("timm/test_resnet", {"checkpoint_path": SECRET, "cache_dir": "cache"}),
+        ("timm/test_resnet", {"pretrained": True, "pretrained_cfg_overlay": {"file": SECRET}}),
+        ("squeezenet1_1", {"pretrained": True, "weights": "DEFAULT", "progress": True}),
+        ("hf/resnet", {"depths": [1, 1], "hidden_sizes": [8, 8], "use_pretrained_backbone": True}),
+    ],
+)
+def test_weights_that_a_checkpoint_names_are_not_read(
+    backbone: str, kwargs: dict[str, Any], tmp_path: Path
+) -> None:
+    built = {key: value for key, value in kwargs.items() if key in ("depths", "hidden_sizes")}
+    model = FinetuneClassifier(backbone, num_classes=2, backbone_kwargs=built)
+    said = {**with_kwargs(backbone, **kwargs), "state_dict": model.state_dict()}
+    said["hyper_parameters"]["weights"] = SECRET
+    said["lit_finetune"] = {"classes": None, "data_config": {}, "run_seed": None}
+    with watched() as events:
+        loaded = FinetuneClassifier.load_from_checkpoint(save(tmp_path / "hostile.ckpt", said))
+    assert_nothing_happened(events, tmp_path)
+    assert all(map(torch.equal, loaded.state_dict().values(), model.state_dict().values()))
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A checkpoint of a network that another program named by its import path."""
+    model = FinetuneClassifier(Net(8), num_classes=2)
+    trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(tmp_path / "own.ckpt")
+    content = torch.load(tmp_path / "own.ckpt", weights_only=True)
+    content["hyper_parameters"] |= {"backbone": f"{__name__}.Net", "backbone_kwargs": {"width": 8}}
+    torch.save(content, tmp_path / "own.ckpt")
+    return tmp_path / "own.ckpt"
+
+
+@pytest.mark.parametrize(
+    "again",
+    [f"{__name__}.Net", Net, lambda width: Net(width)],
+    ids=["path", "class", "function"],
+)
+def test_a_network_of_ones_own_is_one_argument_away(own: Path, again: Any) -> None:
+    with pytest.raises(ValueError, match=r"backbone='\S*Net'"):
+        FinetuneClassifier.load_from_checkpoint(own)
+    try:
+        loaded = FinetuneClassifier.load_from_checkpoint(own, backbone=again)
+    finally:
+        forget(f"{__name__}.Net")
+    expected = torch.load(own, weights_only=True)["state_dict"]
+    assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
+
+
+def test_a_module_takes_the_place_of_name_and_arguments(own: Path) -> None:
+    options = {"backbone": Net(8), "backbone_kwargs": None}
+    loaded = FinetuneClassifier.load_from_checkpoint(own, **options)
+    expected = torch.load(own, weights_only=True)["state_dict"]
+    assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
+
+
+def test_a_name_that_the_program_has_given_itself_is_known(own: Path) -> None:
+    try:
+        FinetuneClassifier(f"{__name__}.Net", num_classes=2)
+        FinetuneClassifier.load_from_checkpoint(own)
+    finally:
+        forget(f"{__name__}.Net")
+
+
+def forget(name: str) -> None:
+    """As in a new program."""
+    from lit_finetune import trusted_hparams
+
+    trusted_hparams._SAID.discard(name)
+
+
+def pickled(path: Path) -> None:
+    torch.save({"state_dict": {}, "evil": Runs()}, path)
+
+
+def pickled_in_the_old_format(path: Path) -> None:
+    torch.save({"evil": Runs()}, path, _use_new_zipfile_serialization=False)
+
+
+def whole_model(path: Path) -> None:
+    torch.save(Net(), path)
+
+
+FOREIGN: Mapping[str, Callable[[Path], object]] = {
+    "pickled": pickled,
+    "old format": pickled_in_the_old_format,
+    "whole model": whole_model,
+    "noise": lambda path: path.write_bytes(bytes(range(256)) * 4),
+    "empty": lambda path: path.write_bytes(b""),
+    "a web page": lambda path: path.write_bytes(b"<html></html>"),
+    "half a file": lambda path: path.write_bytes(_half()),
+    "weights": lambda path: torch.save(Net().state_dict(), path),
+    "a list": lambda path: torch.save([1, 2], path),
+}
+
+
+def _half() -> bytes:
+    whole = io.BytesIO()
+    torch.save({"state_dict": Net().state_dict()}, whole)
+    return whole.getvalue()[:-100]
+
+
+@pytest.mark.parametrize("write", FOREIGN.values(), ids=FOREIGN.keys())
+def test_a_foreign_file_ends_in_a_sentence_of_ours(
+    write: Callable[[Path], object], tmp_path: Path
+) -> None:
+    write(tmp_path / "foreign.ckpt")
+    with pytest.raises(ValueError, match=r"foreign\.ckpt") as caught:
+        FinetuneClassifier.load_from_checkpoint(tmp_path / "foreign.ckpt")
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "weights_only=False" not in shown.partition("checkpoint_reader.py")[2]
+    assert "load_from_checkpoint" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
