@@ -1,5 +1,6 @@
 """The checkpoints of a run: the best, and the last."""
 
+import secrets
 import shutil
 from datetime import timedelta
 from pathlib import Path
@@ -7,22 +8,86 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 from typing_extensions import override
 
+from lit_finetune.atomic_write import temporary_folder
+from lit_finetune.checkpoint_files import RUN_ID, checked_state, is_in, is_local, was_written_by
+from lit_finetune.checkpoint_io import AtomicCheckpointIO, use_atomic_checkpoints
 from lit_finetune.distributed import shards
+from lit_finetune.terminal_text import printable
 
 
 class BestCheckpoint(ModelCheckpoint):
     """Keep the best checkpoint of a run.
 
     As Lightning's `ModelCheckpoint`, but a resumed run, which has a folder of its own, remembers
-    the best of before.
+    the best of before. Of the files that the checkpoint names from which it goes on, it removes
+    only those that stand in its own folder and that it wrote itself before.
     """
+
+    _run_id = ""
+    _written: frozenset[str] = frozenset()
+    """The files that this run has written, in all processes the same."""
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self._run_id = self._run_id or secrets.token_hex(16)
+        use_atomic_checkpoints(trainer.strategy)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), RUN_ID: self._run_id}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # Lightning forgets all scores when the folder is another. It deletes nothing there.
-        super().load_state_dict({**state_dict, "dirpath": self.dirpath})
+        state = checked_state(state_dict)
+        best, run_id = state["best_model_path"], state.get(RUN_ID)
+        if not is_local(best) and not is_in(best, str(self.dirpath)):
+            rank_zero_warn(f"The best checkpoint of before is elsewhere: '{printable(best)}'.")
+            state["best_model_path"] = ""
+        # Lightning forgets all scores when the folder is another.
+        super().load_state_dict({**state, "dirpath": self.dirpath})
+        self._run_id = run_id if isinstance(run_id, str) else self._run_id
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        named = {*self.best_k_models, self.best_model_path, self.last_model_path} - self._written
+        earlier = [path for path in named if trainer.is_global_zero and self._wrote_before(path)]
+        self._written |= {*trainer.strategy.broadcast(earlier)}
+        if isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO):
+            for path in earlier:
+                trainer.strategy.checkpoint_io.note(path)
+        if self.last_model_path not in self._written:
+            self.last_model_path = ""
+
+    def _wrote_before(self, path: str) -> bool:
+        key, folder = self.state_key, str(self.dirpath)
+        return was_written_by(path, folder, state_key=key, run_id=self._run_id)
+
+    @override
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        super()._save_checkpoint(trainer, filepath)
+        self._written |= {filepath}
+
+    @override
+    def _should_remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> bool:
+        is_ours = previous in self._written
+        return is_ours and super()._should_remove_checkpoint(trainer, previous, current)
+
+    @override
+    def _get_metric_interpolated_filepath_name(
+        self,
+        monitor_candidates: dict[str, Tensor],
+        trainer: Trainer,
+        del_filepath: str | None = None,
+    ) -> str:
+        # A name that is taken is free only where the file is ours to remove.
+        freed = del_filepath if del_filepath in self._written else None
+        return super()._get_metric_interpolated_filepath_name(monitor_candidates, trainer, freed)
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -53,6 +118,11 @@ class LastCheckpoint(ModelCheckpoint):
         )
 
     @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        use_atomic_checkpoints(trainer.strategy)
+
+    @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # A run of no epochs, such as that of a LinearProbe alone, has no epoch's end.
         if trainer.max_epochs == 0:
@@ -68,20 +138,30 @@ class LastCheckpoint(ModelCheckpoint):
             super()._save_checkpoint(trainer, filepath)
             return
         # All processes write into a folder: beside the last one, which stays whole until then.
-        super()._save_checkpoint(trainer, f"{filepath}.part")
-        self._last_checkpoint_saved = filepath
+        place = Path(filepath)
+        if not trainer.is_global_zero:
+            self._save_beside(trainer, "", place)
+            return
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(place.parent) as folder:
+            self._save_beside(trainer, str(folder / place.name), place)
+
+    def _save_beside(self, trainer: Trainer, new: str, place: Path) -> None:
+        """Write to where the first process says, which then puts it in its place."""
+        new = trainer.strategy.broadcast(new)
+        super()._save_checkpoint(trainer, new)
+        self._last_checkpoint_saved = str(place)
         if trainer.is_global_zero:
-            put_in_place(Path(f"{filepath}.part"), Path(filepath))
+            put_in_place(Path(new), place)
         trainer.strategy.barrier()
 
 
 def put_in_place(new: Path, place: Path) -> None:
     """Put a file or a folder where another one may be, which is gone only then."""
-    if not place.is_dir():
+    if not place.is_dir() or place.is_symlink():
         new.replace(place)
         return
-    old = place.with_name(f"{place.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    old = place.with_name(f"{place.name}.old-{secrets.token_hex(8)}")
     place.rename(old)
     new.rename(place)
     shutil.rmtree(old)

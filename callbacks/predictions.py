@@ -1,7 +1,5 @@
 """Write what was predicted for each picture."""
 
-import csv
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +11,17 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
+from lit_finetune.atomic_write import atomic_write
+from lit_finetune.terminal_text import as_cell, printable
+
 
 class PredictionWriter(BasePredictionWriter):
-    """Write a table of all predictions: file, predicted class, probability of each class.
+    r"""Write a table of all predictions: file, predicted class, probability of each class.
 
     The rows come in the order of the dataset, each once, from however many processes. The file
-    appears when it is complete.
+    appears when it is complete. It can be opened with a spreadsheet and shown in a terminal: in
+    names of files and classes a control character is written as `\x1b`, a backslash as two, and an
+    apostrophe stands before what would begin a formula.
 
     Args:
         path: The CSV file; by default `predictions.csv` in the folder of the logs.
@@ -76,7 +79,7 @@ class PredictionWriter(BasePredictionWriter):
             names=[names[number] if names else str(number) for number in order],
             classes=getattr(pl_module, "classes", None) or range(probabilities.shape[1]),
         )
-        rank_zero_info(f"Predictions for {len(order)} pictures are in {path}")
+        rank_zero_info(f"Predictions for {len(order)} pictures are in {printable(path)}")
 
 
 def write_predictions(
@@ -91,14 +94,29 @@ def write_predictions(
         classes: The classes' names.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.part")
+    named = [_quoted(as_cell(name)) for name in classes]
     best = probabilities.argmax(dim=1).tolist()
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["file", "predicted", *classes])
+    with atomic_write(path) as file:
+        file.write(_line(["file", "predicted", *named]))
         for name, predicted, row in zip(names, best, probabilities, strict=True):
-            writer.writerow([name, classes[predicted], *(f"{p:.6g}" for p in row.tolist())])
-    os.replace(partial, path)
+            file.write(
+                _line(
+                    [_quoted(as_cell(name)), named[predicted], *(f"{p:.6g}" for p in row.tolist())]
+                )
+            )
+
+
+def _line(cells: Sequence[str]) -> bytes:
+    return f"{','.join(cells)}\r\n".encode()
+
+
+def _quoted(cell: str) -> str:
+    """A cell in quotes where a spreadsheet of any country would split it.
+
+    >>> _quoted("ants"), _quoted("ants; bees")
+    ('ants', '"ants; bees"')
+    """
+    return f'"{cell.replace(chr(34), chr(34) * 2)}"' if set(cell) & set(',;|"') else cell
 
 
 def _gather(

@@ -1,12 +1,12 @@
 """A split on disk: the same on every rank and after every resume."""
 
 import json
-import os
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from lit_finetune.atomic_write import atomic_write_text
 
 from .splits import split_fractions, stratified_split
 
@@ -90,9 +90,4 @@ def options(values: Mapping[str, Any]) -> str:
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write a file so that who reads it sees all of it or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        half.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
-        os.replace(half, path)
-    finally:
-        half.unlink(missing_ok=True)
+    atomic_write_text(path, json.dumps(data, indent=1, ensure_ascii=False))

@@ -7,12 +7,10 @@ import sys
 import traceback
 from argparse import SUPPRESS, Action
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from jsonargparse import DefaultHelpFormatter
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
@@ -30,8 +28,8 @@ from lit_finetune.callbacks import (
     RunReport,
     SparingProgressBar,
 )
+from lit_finetune.checkpoint_files import is_local
 from lit_finetune.classifier import FinetuneClassifier
-from lit_finetune.sharded_checkpoint import gather_checkpoint
 
 MOST_CLASSES = 40
 """How many known classes the help lists for an argument."""
@@ -178,15 +176,13 @@ class FinetuneCLI(LightningCLI):
             RunReport(),
         ]
         callbacks = with_defaults(given["callbacks"], defaults)
-        trainer = super().instantiate_trainer(logger=logger, callbacks=callbacks, **kwargs)
-        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = WholeFileIO()
-        return trainer
+        return super().instantiate_trainer(logger=logger, callbacks=callbacks, **kwargs)
 
     def after_fit(self) -> None:
         """Predict with the best checkpoint, so that a run ends with something to look at."""
         kept = [getattr(each, "best_model_path", "") for each in self.trainer.checkpoint_callbacks]
-        checkpoint = next(filter(None, kept), None)  # the best, or else the last
+        # The best, or else the last; from a checkpoint that was resumed no address to fetch.
+        checkpoint = next((path for path in kept if path and is_local(path)), None)
         if checkpoint is None or not self.trainer.loggers:
             return
         try:
@@ -209,33 +205,6 @@ class FinetuneCLI(LightningCLI):
         Lightning would let the arguments in a checkpoint override those that the user gives now,
         among them the number of classes, which is linked to the data.
         """
-
-
-class WholeFileIO(TorchCheckpointIO):
-    """Write a checkpoint beside its place first, so that a run that is killed leaves a whole one.
-
-    Lightning moves it there from the folder of temporary files; from another file system that is
-    a copy, which a kill can interrupt, and `last.ckpt` is lost.
-    """
-
-    @override
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
-    ) -> None:
-        if "://" in str(path):
-            super().save_checkpoint(checkpoint, path, storage_options)
-            return
-        partial = f"{path}.part"
-        super().save_checkpoint(checkpoint, partial, storage_options)
-        os.replace(partial, path)
-
-    @override
-    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """What a file holds, or the weights in a folder that a sharded run has written."""
-        is_folder = "://" not in str(path) and Path(path).is_dir()
-        return (
-            gather_checkpoint(path) if is_folder else super().load_checkpoint(path, *args, **kwargs)
-        )
 
 
 def default_loggers(root: str) -> list[Logger]:

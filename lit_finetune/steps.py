@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchmetrics import MetricCollection
 from typing_extensions import override
 
+from lit_finetune.checkpoint_io import use_atomic_checkpoints
 from lit_finetune.classes import balanced_weights, check_classes
 from lit_finetune.data_config import DataConfig, eval_transform
 from lit_finetune.distributed import refuse_flat, refuse_wrapped
@@ -71,6 +72,7 @@ class ClassifierSteps(LightningModule):
     @override
     def setup(self, stage: str) -> None:
         clone_inference_tensors(self)  # of an evaluation before
+        use_atomic_checkpoints(self.trainer.strategy)
         refuse_wrapped(self.trainer.strategy, self)
         if stage == "fit":
             refuse_flat(self.trainer.strategy)

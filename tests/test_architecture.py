@@ -138,7 +138,7 @@ def test_nothing_imports_the_command_line(module: str) -> None:
 
 @every_module
 def test_the_core_knows_no_lightning(module: str) -> None:
-    knows_strategies = module == "lit_finetune.distributed"
+    knows_strategies = module in ("lit_finetune.distributed", "lit_finetune.checkpoint_io")
     if height_of(module, CORE) <= CORE and not knows_strategies:
         assert not roots(imports(module)) & {"lightning", "pytorch_lightning"}
 

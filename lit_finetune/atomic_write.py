@@ -1,0 +1,194 @@
+"""Write a file or a folder so that others see the old one or the new one, and never a part.
+
+It is written under a temporary name in the same folder and renamed when it is whole. That name
+cannot be guessed, is created by this process alone and follows no link; a link in the place of the
+target is replaced, and what it leads to stays as it is. A process holds a lock on what it writes:
+what a killed one has left is removed by the next that writes into the folder, and nothing else is.
+"""
+
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+_TEMPORARY = re.compile(r"\.lit-finetune-[0-9a-f]{32}\.tmp")
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has none, and asks for a right to make links
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of `path` when all is written; after an error it does not.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with atomic_write(Path(folder, "a.txt")) as file:
+    ...         _ = file.write(b"whole")
+    ...     Path(folder, "a.txt").read_text()
+    'whole'
+
+    Raises:
+        OSError: It cannot be written. The error names `path`, which is as it was before.
+    """
+    path = Path(path)
+    with _naming(path):
+        _refuse_special(path)
+        remove_stale(path.parent)
+        temporary, file = _create(path.parent)
+        try:
+            with file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())  # or a power cut could leave the name without the content
+                os.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+
+
+def atomic_write_text(path: str | Path, text: str) -> None:
+    """Write a text file in UTF-8, at once or not at all.
+
+    Raises:
+        OSError: It cannot be written. The error names `path`, which is as it was before.
+    """
+    with atomic_write(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Give an empty folder that is renamed to `path` in the end; after an error it is removed.
+
+    Raises:
+        OSError: It cannot be made, or there is something at `path`. The error names `path`.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _naming(path), temporary_folder(path.parent) as temporary:
+        new = temporary / "new"
+        new.mkdir()
+        yield new
+        if os.path.lexists(path):
+            raise FileExistsError(f"'{path}' is there already.")
+        new.rename(path)
+
+
+@contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """Make a folder in another one, and remove it in the end, with what is left in it."""
+    remove_stale(parent)
+    folder = temporary_path(parent)
+    folder.mkdir()
+    lock = _lock_folder(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def temporary_path(folder: Path) -> Path:
+    """A name in a folder that nobody can guess, and that shows whose it is."""
+    return folder / f".lit-finetune-{secrets.token_hex(16)}.tmp"
+
+
+def open_lock(path: Path) -> BinaryIO:
+    """Open a file to be locked, made where there is none. It is left as it is, and never a link.
+
+    Raises:
+        OSError: It is a link, or cannot be opened.
+    """
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | _NO_FOLLOW, 0o666), "r+b")
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove what killed processes of this user have left half written in a folder."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if _TEMPORARY.fullmatch(entry.name):
+                _remove_unlocked(Path(entry.path))
+
+
+def _create(folder: Path) -> tuple[Path, BinaryIO]:
+    """A new temporary file, locked. Its permissions are those that the umask leaves."""
+    while True:
+        temporary = temporary_path(folder)
+        file = open(temporary, "xb")  # noqa: SIM115  # exclusive: it follows no link
+        if _lock(file.fileno()) is not False and temporary.exists():
+            return temporary, file
+        file.close()  # another process has taken it for a stale one, before it was locked
+
+
+def _remove_unlocked(path: Path) -> None:
+    """Remove a file or folder of ours, unless a process still holds the lock on it."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | _NO_FOLLOW)
+    except (OSError, AttributeError):  # a link, not ours, gone by now; Windows
+        return
+    try:
+        status = os.fstat(descriptor)
+        if status.st_uid == os.geteuid() and _lock(descriptor):
+            if stat.S_ISDIR(status.st_mode):
+                shutil.rmtree(path, ignore_errors=True)
+            elif stat.S_ISREG(status.st_mode):
+                with suppress(OSError):
+                    path.unlink()
+    finally:
+        os.close(descriptor)
+
+
+def _lock_folder(folder: Path) -> int | None:
+    """Lock a folder; None where the system knows no such lock."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | _NO_FOLLOW)
+    except OSError:  # Windows
+        return None
+    _lock(descriptor)
+    return descriptor
+
+
+def _lock(descriptor: int) -> bool | None:
+    """Whether it is locked now, by nobody else; None where the system knows no such lock."""
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ModuleNotFoundError, OSError):  # Windows; file systems without locks
+        return None
+    return True
+
+
+def _refuse_special(path: Path) -> None:
+    """Refuse to put a file in the place of a folder, a device or a pipe."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(f"'{path}' is a folder: give the name of a file.")
+        if not stat.S_ISREG(mode):
+            raise FileExistsError(f"'{path}' is no ordinary file: give another name.")
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let an error of the system name what was to be written, and not the temporary file."""
+    try:
+        yield
+    except OSError as error:
+        name = error.filename
+        is_ours = name is None or (isinstance(name, str | os.PathLike) and _is_temporary(name))
+        if error.errno is None or not is_ours:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _is_temporary(name: str | os.PathLike[str]) -> bool:
+    return bool(_TEMPORARY.search(os.fspath(name)))
