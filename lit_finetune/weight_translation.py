@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_finetune.compiled import plain_name
+from lit_finetune.hub_offline import hub_offline
 
 _MOST_PREFIXES = 4
 
@@ -87,7 +88,7 @@ def _understood(inner: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors by the names here, where transformers finds a place for them."""
     config = deepcopy(inner.config)
     config.dtype = None  # that of the tensors
-    with _quiet():
+    with _quiet(), hub_offline():
         loaded, info = type(inner).from_pretrained(
             None,
             config=config,

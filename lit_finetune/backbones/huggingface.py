@@ -16,6 +16,7 @@ from lit_finetune._names import nearest, one_of
 from lit_finetune.backbones.backbone import Backbone
 from lit_finetune.backbones.image_processor import processor_data_config
 from lit_finetune.data_config import DataConfig
+from lit_finetune.hub_offline import hub_offline
 
 WEIGHTS_FILES = (
     "model.safetensors",
@@ -85,7 +86,18 @@ def _build(
     weights_file: Path | None = None,
 ) -> Backbone:
     """The network of a config's fields, with `kwargs` in the place of some of them."""
-    config = _config(name, fields, kwargs)
+    _refuse_kernels(name, fields)
+    with hub_offline():
+        return _built(name, _config(name, fields, kwargs), processor, kwargs, weights_file)
+
+
+def _built(
+    name: str,
+    config: Any,
+    processor: Mapping[str, Any],
+    kwargs: Mapping[str, Any],
+    weights_file: Path | None,
+) -> Backbone:
     factory, has_head = _class_of(name, config)
     rebuilt_by = f"hf/{config.model_type}", _plain(config)
     data_config = _data_config(config, processor, kwargs)
@@ -105,6 +117,18 @@ def _build(
         has_head=has_head,
         rebuilt_by=rebuilt_by,
     )
+
+
+def _refuse_kernels(name: str, fields: Any) -> None:
+    """Refuse a config that asks for attention computed by a program from the hub."""
+    for key, value in fields.items() if isinstance(fields, Mapping) else ():
+        asked = value.values() if isinstance(value, Mapping) else [value]
+        if key.strip("_").startswith("attn_implementation") and any("/" in str(a) for a in asked):
+            raise ValueError(
+                f"The config of {name} asks for a program from the hub, `{key}` {value!r}, which is"
+                " never run: remove that field from it."
+            )
+        _refuse_kernels(name, value)
 
 
 def _drop_what_is_not_used(network: nn.Module, model_type: str) -> None:
