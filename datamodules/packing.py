@@ -7,7 +7,6 @@ them, and `index.json`. Beside them stand `labels.npy` and `names.txt`, and abov
 
 import io
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
+from lit_finetune.atomic_write import atomic_folder
 from lit_finetune.images import load_part
+from lit_finetune.plain_names import is_plain_name
 
 from .base import Part
 from .datasets import FileSamples
@@ -48,8 +49,7 @@ def write_shards(data: ImageFolderDataModule, folder: str | Path, *, chunk_mb: i
     """Pack pictures into a folder that `StreamingImageDataModule` reads.
 
     The files are taken as they are, byte for byte, divided as `data` divides them. The folder
-    appears when all is written; what an interrupted attempt leaves beside it, `<folder>.partial`,
-    the next one removes.
+    appears when all is written; what a killed attempt leaves beside it the next one removes.
 
     Args:
         data: The pictures; those that cannot be read it refuses or skips.
@@ -68,14 +68,12 @@ def write_shards(data: ImageFolderDataModule, folder: str | Path, *, chunk_mb: i
     for pictures in samples.values():
         if data.on_corrupt == "raise":
             refuse_unopenable(pictures)
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    for part, pictures in samples.items():
-        if pictures.names:
-            _write_part(pictures, partial / part, f"{chunk_mb}MB", part)
     text = json.dumps({"classes": data.classes}, ensure_ascii=False, indent=1)
-    (partial / CLASSES).write_text(text, encoding="utf-8")
-    partial.rename(folder)
+    with atomic_folder(folder) as new:
+        for part, pictures in samples.items():
+            if pictures.names:
+                _write_part(pictures, new / part, f"{chunk_mb}MB", part)
+        (new / CLASSES).write_text(text, encoding="utf-8")
 
 
 def _write_part(samples: FileSamples, folder: Path, chunk_bytes: str, part: str) -> None:
@@ -127,7 +125,7 @@ class PackedSamples:
 
     @cached_property
     def _chunks(self) -> Any:
-        return import_litdata().StreamingDataset(self.source, **self.options)
+        return open_stream(self.source, **self.options)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the open files, which each loading process opens for itself."""
@@ -143,16 +141,40 @@ def picture_of(sample: Mapping[str, Any], name: str) -> Image.Image:
     return load_part(io.BytesIO(sample["image"]), name=name)[0]
 
 
+def open_stream(source: str, **options: Any) -> Any:
+    """The pictures in a folder or at an address, after a look at the index that litdata will use.
+
+    Raises:
+        ValueError: That is none of `write_shards`: a kept copy of it may be another one.
+    """
+    dataset = import_litdata().StreamingDataset(source, **options)
+    check_format(Path(dataset.input_dir.path))
+    return dataset
+
+
 def check_format(folder: Path) -> None:
     """Refuse chunks that were not written by `write_shards`: reading others can run code.
 
+    And an index that names a file outside of its folder, which would be read, or fetched to there.
+
     Raises:
-        ValueError: Says what the chunks hold.
+        ValueError: Says what is wrong with the index.
     """
-    config = json.loads((folder / INDEX).read_text(encoding="utf-8"))["config"]
-    found = config.get("data_format")
+    path = folder / INDEX
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        config, chunks = index["config"], [chunk["filename"] for chunk in index["chunks"]]
+        found = config.get("data_format")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"'{path}' is no index of packed pictures: it is damaged.") from error
     if found != FORMAT or config.get("encryption") or config.get("item_loader") != "PyTreeLoader":
         raise ValueError(
-            f"'{folder / INDEX}' describes samples of {found}, but pictures packed by"
+            f"'{path}' describes samples of {found}, but pictures packed by"
             f" `write_shards` are {FORMAT}. Others are not read: they could hold pickled code."
         )
+    for name in (*chunks, index.get("updated_at", "0")):  # of the second litdata makes a folder
+        if not is_plain_name(name):
+            raise ValueError(
+                f"'{path}' names {name!r}, which is not a file beside it: an index and its files"
+                " stand in one folder. Pack the pictures again with `write_shards`."
+            )

@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from lit_finetune._names import nearest
 from lit_finetune.seeding import derive_seed
+from lit_finetune.terminal_text import printable
 
 from .base import ImageDataModule, Part
 from .datasets import PictureDataset, Samples
@@ -26,6 +27,7 @@ from .packing import (
     PackedSamples,
     check_format,
     import_litdata,
+    open_stream,
     picture_of,
 )
 
@@ -90,7 +92,7 @@ class StreamingImageDataModule(ImageDataModule):
                 f" {ranks} processes: use a smaller `batch_size`."
             )
         seed = torch.initial_seed() if self._run_seed is None else self._run_seed
-        dataset = litdata.StreamingDataset(
+        dataset = open_stream(
             self._address("train"),
             shuffle=True,
             drop_last=True,
@@ -199,8 +201,34 @@ class ReadToTheEnd:
         return self._state or self.loader.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there."""
-        self.loader.load_state_dict(state_dict)
+        """Go on from there.
+
+        Raises:
+            ValueError: That was a stream of other files.
+        """
+        self.loader.load_state_dict(with_own_places(state_dict, self.loader.dataset))
+
+
+def with_own_places(state: dict[str, Any], dataset: Any) -> dict[str, Any]:
+    """A stream's state with the places of this one, not of those that a checkpoint names.
+
+    `litdata` would follow these: make folders, and fetch an index.
+
+    Raises:
+        ValueError: The state is of a stream from elsewhere.
+    """
+    if "dataset" not in state:
+        return state
+    theirs, ours = state["dataset"], dataset.state_dict(0, 1, 1)
+    then, now = (each.get("input_dir_url") or each.get("input_dir_path") for each in (theirs, ours))
+    if then != now:
+        raise ValueError(
+            f"The checkpoint's run read '{printable(then)}', and this one reads '{now}': amid an"
+            " epoch only the same files can be gone on with."
+        )
+    own = ("input_dir_path", "input_dir_url", "cache_dir_path", "item_loader", "subsampled_files")
+    same = {key: ours[key] for key in (*own, "region_of_interest")}
+    return {**state, "dataset": {**theirs, **same}}
 
 
 class AtHand:

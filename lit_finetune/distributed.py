@@ -19,7 +19,7 @@ from torch.distributed.fsdp.wrap import CustomPolicy
 
 from lit_finetune.flat import is_flat
 from lit_finetune.plan import Plan
-from lit_finetune.sharded_checkpoint import plain_part
+from lit_finetune.sharded_checkpoint import plain_data_only, plain_part
 from lit_finetune.sharding import (
     keep_statistics_alike,
     refuse_tensor_parallel,
@@ -222,7 +222,8 @@ def look_ahead(strategy: Strategy, prepare: Callable[[dict[str, Any]], None] | N
         else:
             prepare(plain)
             refuse_other_order(strategy, plain.get("optimizer_states", []))
-        return _read(strategy, checkpoint_path, weights_only, plain.get("optimizer_states", []))
+        with plain_data_only(checkpoint_path):
+            return _read(strategy, checkpoint_path, weights_only, plain.get("optimizer_states", []))
 
     strategy.load_checkpoint = read_prepared  # type: ignore[method-assign]
 

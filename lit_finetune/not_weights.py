@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lit_finetune.plain_names import is_plain_name
+
 _UNPACK = "unpack it first"
 _SAVE_AGAIN = (
     "On a machine where you trust it, save the tensors alone, "
@@ -101,12 +103,7 @@ def shard_names(index: Path) -> list[str]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise NoWeightsError("is no index of weights files: no `weight_map`.") from error
     for name in names:
-        if (
-            not isinstance(name, str)
-            or Path(name).name != name
-            or name in ("", "..")
-            or "\0" in name
-        ):
+        if not is_plain_name(name):
             raise NoWeightsError(
                 f"names {name!r}, which is not a file beside it: an index and its files stand in "
                 "one folder."

@@ -6,8 +6,11 @@ anything; here nothing but what an index consists of is let through.
 """
 
 import io
+import os
 import pickle
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +21,12 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from typing_extensions import override
 
 from lit_finetune.checkpoint_reader import load_plain
+from lit_finetune.plain_names import is_plain_name
 
 _PLAIN_PART = "meta.pt"
 _INDEX = ".metadata"
 _WEIGHTS = "state_dict."
+_FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _IN_AN_INDEX = {
     "pathlib": {"Path", "PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath"},
     "torch": {"Size"},
@@ -89,11 +94,56 @@ def as_file(checkpoint: Any) -> Any:
     return file
 
 
+def read_index(folder: str | Path) -> Metadata:
+    """The index of a folder of shards, from data alone, of files in that folder alone.
+
+    Raises:
+        ValueError: It would have to run code, is damaged, or names another place.
+    """
+    path = Path(folder) / _INDEX
+    try:
+        with path.open("rb") as file:
+            index = _IndexUnpickler(file).load()
+        names = {place.relative_path for place in index.storage_data.values()}
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle makes its reader raise nearly anything
+        told = str(error) if isinstance(error, ValueError) else "It is damaged."
+        raise ValueError(f"{path} is no index of a sharded checkpoint. {told}") from error
+    for name in names:
+        if not is_plain_name(name):
+            raise ValueError(
+                f"{path} names {name!r}, which is not a file beside it: the files of a sharded"
+                " checkpoint stand in one folder."
+            )
+    if not isinstance(index, Metadata):
+        raise ValueError(f"{path} is no index of a sharded checkpoint.")
+    return index
+
+
+@contextmanager
+def plain_data_only(checkpoint: str | Path) -> Iterator[None]:
+    """Let torch read a folder of shards, whose index it unpickles, without running anything.
+
+    Raises:
+        ValueError: The index would have to run code, is damaged, or names another place.
+    """
+    if Path(checkpoint).is_dir() and (Path(checkpoint) / _INDEX).exists():
+        read_index(checkpoint)
+    before = os.environ.get(_FORCE)
+    os.environ[_FORCE] = "1"  # what is no tensor torch would unpickle, whatever it is
+    try:
+        yield
+    finally:
+        os.environ.pop(_FORCE)
+        if before is not None:
+            os.environ[_FORCE] = before
+
+
 class _Reader(FileSystemReader):
     @override
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        with (Path(self.path) / _INDEX).open("rb") as file:
-            index: Metadata = _IndexUnpickler(file).load()
+        index = read_index(str(self.path))
         if index.storage_meta is None:
             index.storage_meta = StorageMeta()
         index.storage_meta.load_id = self.load_id

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule
@@ -13,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from lit_finetune import FinetuneClassifier, list_blocks
 from lit_finetune.best import copy_trained, put_back
-from lit_finetune.sharded_checkpoint import gather_checkpoint
+from lit_finetune.sharded_checkpoint import gather_checkpoint, plain_data_only
 from lit_finetune.sharding import is_sharded, refuse_unsharded, reshard, shard
 
 
@@ -147,5 +148,52 @@ def test_an_index_that_would_run_code_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="The checkpoint's index refers to"):
         gather_checkpoint(tmp_path)
+
+    assert not Path("boom").exists()
+
+
+def sharded(folder: Path) -> Path:
+    """A checkpoint in parts, as torch writes one, with a number beside the tensors."""
+    state = {"state_dict": {"weight": torch.arange(4.0)}, "optimizer": {"lr": 0.1}}
+    dcp.save(state, checkpoint_id=folder, no_dist=True)
+    torch.save({"epoch": 0}, folder / "meta.pt")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["../__0_0.distcp", "/tmp/x", "s3://a/b", "..", ""])
+def test_an_index_of_shards_does_not_leave_its_folder(tmp_path: Path, name: str) -> None:
+    folder = sharded(tmp_path / "last.ckpt")
+    assert torch.equal(gather_checkpoint(folder)["state_dict"]["weight"], torch.arange(4.0))
+    index = pickle.loads((folder / ".metadata").read_bytes())
+    for place in index.storage_data.values():
+        place.relative_path = name
+    (folder / ".metadata").write_bytes(pickle.dumps(index))
+
+    with pytest.raises(ValueError, match="not a file beside it"):
+        gather_checkpoint(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80", pickle.dumps({"a": 1}), pickle.dumps(3)])
+def test_a_damaged_index_of_shards_is_told(tmp_path: Path, content: bytes) -> None:
+    (sharded(tmp_path) / ".metadata").write_bytes(content)
+
+    with pytest.raises(ValueError, match="no index of a sharded checkpoint"):
+        gather_checkpoint(tmp_path)
+
+
+def test_torch_reads_plain_data_alone_from_a_folder_of_shards(tmp_path: Path) -> None:
+    folder = sharded(tmp_path)
+    wanted = {"state_dict": {"weight": torch.zeros(4)}, "optimizer": {"lr": 0.0}}
+    with plain_data_only(folder):
+        dcp.load(wanted, checkpoint_id=folder, no_dist=True)
+    assert wanted["optimizer"]["lr"] == 0.1
+
+    dcp.save({"optimizer": {"lr": Boom()}}, checkpoint_id=folder, no_dist=True)
+    torch.save({"epoch": 0}, folder / "meta.pt")
+    with pytest.raises(dcp.api.CheckpointException), plain_data_only(folder):
+        dcp.load({"optimizer": {"lr": 0.0}}, checkpoint_id=folder, no_dist=True)
+    (folder / ".metadata").write_bytes(pickle.dumps(Boom()))
+    with pytest.raises(ValueError, match="refers to"), plain_data_only(folder):
+        pass
 
     assert not Path("boom").exists()

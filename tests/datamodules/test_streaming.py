@@ -1,6 +1,8 @@
 """Pictures packed into files and streamed are the pictures that were packed."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +155,85 @@ def test_too_few_pictures_for_a_batch_are_refused(shards: Path) -> None:
 
     with pytest.raises(ValueError, match="do not fill a batch of 1000"):
         stream.train_dataloader()
+
+
+AWAY = [
+    "../../chunk.bin",
+    "/chunk.bin",
+    "s3://bucket/chunk.bin",
+    "..\\chunk.bin",
+    "C:chunk.bin",
+    "..",
+]
+
+
+@pytest.mark.parametrize("where", ["here", "fetched"])
+@pytest.mark.parametrize("field", ["chunk", "updated_at"])
+@pytest.mark.parametrize("name", [*AWAY, 3, None])
+def test_an_index_does_not_leave_its_folder(
+    shards: Path, tmp_path: Path, name: Any, where: str, field: str
+) -> None:
+    packed = tmp_path / "a" / "packed"
+    shutil.copytree(shards, packed)
+    path = packed / "train" / "index.json"
+    index = json.loads(path.read_text())
+    (packed / "train" / index["chunks"][0]["filename"]).rename(tmp_path / "chunk.bin")
+    if field == "chunk":
+        index["chunks"][0]["filename"] = name
+    else:
+        index["updated_at"] = name
+    path.write_text(json.dumps(index))
+    before = set(tmp_path.rglob("*"))
+    address = packed if where == "here" else f"local:{packed}"
+
+    with pytest.raises(ValueError, match=re.escape(repr(name))):
+        streamed(address, cache_dir=tmp_path / "cache").setup("fit")
+
+    assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"config": {}, "chunks": [3]}'])
+def test_a_damaged_index_is_told(shards: Path, tmp_path: Path, text: str) -> None:
+    shutil.copytree(shards, tmp_path / "packed")
+    (tmp_path / "packed" / "train" / "index.json").write_text(text)
+
+    with pytest.raises(ValueError, match="no index of packed pictures"):
+        streamed(tmp_path / "packed").setup("fit")
+
+
+def test_a_kept_index_is_looked_at_as_well(shards: Path, tmp_path: Path) -> None:
+    far = streamed(f"local:{shards}", cache_dir=tmp_path)
+    far.setup("fit")
+    next(iter(far.train_dataloader()))
+    for path in tmp_path.rglob("index.json"):
+        path.write_text(path.read_text().replace("chunk-", "../chunk-"))
+
+    again = streamed(f"local:{shards}", cache_dir=tmp_path)
+    again.setup("fit")
+    with pytest.raises(ValueError, match=r"'\.\./chunk-"):
+        again.train_dataloader()
+
+
+def test_a_checkpoint_does_not_say_where_a_stream_is(shards: Path, tmp_path: Path) -> None:
+    stream = streamed(shards)
+    stream.setup("fit")
+    loader = stream.train_dataloader()
+    next(iter(loader))
+    state = loader.state_dict()
+    away = {"input_dir_path": "", "input_dir_url": f"local:{shards}/train"}
+    state["dataset"] |= {**away, "cache_dir_path": str(tmp_path / "planted")}
+
+    with pytest.raises(ValueError, match="only the same files"):
+        stream.train_dataloader().load_state_dict(state)
+
+    assert not (tmp_path / "planted").exists()
+
+
+def test_what_stands_beside_a_packed_folder_stays(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "shards.partial").mkdir()
+    (tmp_path / "shards.partial" / "thesis.txt").write_text("precious")
+
+    write_shards(ImageFolderDataModule(photos), tmp_path / "shards")
+
+    assert (tmp_path / "shards.partial" / "thesis.txt").read_text() == "precious"
+    assert {path.name for path in tmp_path.iterdir()} == {"shards", "shards.partial"}
