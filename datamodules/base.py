@@ -33,7 +33,14 @@ from .keeping import (
     recipe_of,
     with_stamps,
 )
-from .order import EpochSampler, PictureLoader, ResumableLoader, UnpaddedSampler, even_batch_size
+from .order import (
+    EpochSampler,
+    PictureLoader,
+    ResumableLoader,
+    UnpaddedSampler,
+    even_batch_size,
+    refuse_few_pictures,
+)
 from .pipeline import Pipeline, Step, make_pipeline
 from .stock import Stock, TensorStock
 from .transforms import Augmentation, photo_geometry, train_steps
@@ -327,6 +334,7 @@ class ImageDataModule(LightningDataModule):
         if ranks["num_replicas"] == 1:
             return self._loader(PictureLoader, part, batch_size=self.batch_size)
         dataset = self._dataset(part)
+        refuse_few_pictures(len(dataset), ranks["num_replicas"], part)
         size = even_batch_size(len(dataset), self.batch_size, ranks["num_replicas"])
         sampler = UnpaddedSampler(dataset, **ranks)
         return self._loader(PictureLoader, part, batch_size=size, sampler=sampler)

@@ -71,11 +71,7 @@ class UnpaddedSampler(DistributedSampler[int]):
     def __init__(self, dataset: Dataset[object], *, num_replicas: int, rank: int) -> None:
         super().__init__(dataset, num_replicas, rank, shuffle=False)
         num_pictures = len(dataset)  # type: ignore[arg-type]  # torch's datasets need no length
-        if num_pictures < num_replicas:
-            raise ValueError(
-                f"{num_pictures} pictures cannot be shared out among {num_replicas} processes:"
-                " use fewer processes, or more pictures."
-            )
+        refuse_few_pictures(num_pictures, num_replicas)
         self._own = range(rank, num_pictures, num_replicas)
 
     @override
@@ -87,6 +83,21 @@ class UnpaddedSampler(DistributedSampler[int]):
         return len(self._own)
 
 
+def refuse_few_pictures(num_pictures: int, num_replicas: int, part: str | None = None) -> None:
+    """Refuse fewer pictures than processes: one would have none, and the others wait for it.
+
+    Raises:
+        ValueError: Says how many there are of either, and what can be done.
+    """
+    if num_pictures < num_replicas:
+        of = f" for {part}" if part else ""
+        raise ValueError(
+            f"There are fewer pictures{of} ({num_pictures}) than processes ({num_replicas}), and"
+            " each process needs one at least. Use fewer processes (`Trainer(devices=1)`), or more"
+            " pictures."
+        )
+
+
 def even_batch_size(num_pictures: int, batch_size: int, num_replicas: int) -> int:
     """The batch size nearest to the one asked for with which all processes have as many batches.
 
@@ -96,7 +107,11 @@ def even_batch_size(num_pictures: int, batch_size: int, num_replicas: int) -> in
 
     >>> even_batch_size(65, batch_size=32, num_replicas=2)
     31
+
+    Raises:
+        ValueError: There are fewer pictures than processes.
     """
+    refuse_few_pictures(num_pictures, num_replicas)
     share, rest = divmod(num_pictures, num_replicas)
     sizes = chain(range(batch_size, 1, -1), count(batch_size + 1))
     return next(size for size in sizes if share % size) if rest else batch_size

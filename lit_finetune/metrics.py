@@ -1,6 +1,6 @@
 """What is measured of a classifier."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,23 @@ def accuracy(
 
     It takes its arguments on trust: to check them would wait for the device at every step.
     """
-    return MulticlassAccuracy(num_classes, top_k=top_k, average=average, validate_args=False)
+    kind = BalancedAccuracy if average == "macro" else MulticlassAccuracy
+    return kind(num_classes, top_k=top_k, average=average, validate_args=False)
+
+
+class BalancedAccuracy(MulticlassAccuracy):
+    """The mean over classes of the share of each class's pictures that is right.
+
+    A class without pictures has no such share and is left out, as in scikit-learn's
+    `balanced_accuracy_score`; torchmetrics counts it as 0 once the network has predicted it.
+    """
+
+    @override
+    def compute(self) -> Tensor:
+        """The mean."""
+        right, _, _, missed = self._final_state()
+        pictures = right + missed
+        return (right / pictures)[pictures > 0].mean()
 
 
 class MeanLoss(Metric):
@@ -27,23 +43,56 @@ class MeanLoss(Metric):
     """
 
     total: Tensor
-    count: Tensor
+    weight: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros(()), dist_reduce_fx="sum")
+        # Batches of one picture are many: single precision would lose digits of their sum.
+        self._exact = torch.float32 if torch.backends.mps.is_available() else torch.float64
+        self.add_state("total", torch.zeros((), dtype=self._exact), dist_reduce_fx="sum")
+        self.add_state("weight", torch.zeros((), dtype=self._exact), dist_reduce_fx="sum")
 
     @override
-    def update(self, loss: Tensor, count: int) -> None:
-        """Count a batch whose mean loss this is."""
-        self.total += loss.detach() * count
-        self.count += count
+    def update(self, loss: Tensor, weight: Tensor | int) -> None:
+        """Count a batch whose mean loss this is.
+
+        Args:
+            loss: The mean loss of the batch.
+            weight: What the sum over its pictures was divided by.
+        """
+        self.total += loss.detach().to(self.total) * weight
+        self.weight += weight
+
+    @override
+    def reset(self) -> None:
+        """Forget all batches."""
+        super().reset()
+        # A module that is brought to half precision takes the states of its metrics along.
+        self.total, self.weight = self.total.to(self._exact), self.weight.to(self._exact)
 
     @override
     def compute(self) -> Tensor:
         """The mean."""
-        return self.total / self.count
+        return (self.total / self.weight).float()
+
+
+def loss_weight(target: Any, class_weights: Tensor | None, num_pictures: int) -> Tensor | int:
+    """What torch's cross-entropy divides the sum over a batch by: an epoch's mean adds it up.
+
+    That is the sum of its pictures' class weights, but their number where the target is not a class
+    (mixed pictures) or the classes have no weights.
+
+    >>> loss_weight(torch.tensor([0, 1, 1]), torch.tensor([0.5, 2.0]), 3)
+    tensor(4.5000)
+    """
+    if class_weights is None or not is_class_index(target):
+        return num_pictures
+    return class_weights[target].sum()
+
+
+def is_class_index(target: Any) -> bool:
+    """Whether a target is the number of a class for each picture (N)."""
+    return isinstance(target, Tensor) and target.dim() == 1 and not target.is_floating_point()
 
 
 def classification_metrics(num_classes: int, prefix: str) -> MetricCollection:

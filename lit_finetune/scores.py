@@ -1,11 +1,10 @@
-"""What a classifier tells the loggers and the progress bar, without making the device wait."""
+"""What a training tells the loggers and the progress bar, without making the device wait."""
 
 import time
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import MetricCollection
 
 SHOW_EVERY_S = 0.25
 """How often the progress bar is given a new loss: to read it, the program waits for the device."""
@@ -20,25 +19,40 @@ class TrainingScores:
 
     def __init__(self) -> None:
         self.sums: Tensor | None = None
-        """Of losses, of right answers and of pictures, since the epoch began; float64."""
+        """Since the epoch began, in float64: of losses, of right answers, of pictures that have one
+        right answer, and of what the losses count in their mean."""
         self._shown_at = 0.0
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # by torch
     @torch.no_grad()
-    def add(self, module: Any, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+    def add(
+        self,
+        module: Any,
+        loss: Tensor,
+        logits: Tensor,
+        labels: Tensor | None,
+        *,
+        weight: Tensor | int,
+    ) -> None:
         """Count a batch, log its loss where it is the loggers' turn, and show it now and then.
 
         Args:
             module: The `LightningModule`.
             loss: What is minimised; the mean of the batch.
             logits: (N, classes).
-            labels: (N).
+            labels: (N); None where a picture has not one right answer.
+            weight: What the sum of the losses was divided by to be the mean.
         """
-        count = len(labels)
-        right = (logits.argmax(dim=-1) == labels).sum()
-        new = torch.stack([loss.detach() * count, right, right.new_tensor(count)])
-        new = new.to(torch.float32 if new.device.type == "mps" else torch.float64)  # mps has none
-        self.sums = new if self.sums is None else self.sums.to(new) + new
+        count = len(logits)
+        # mps knows no float64
+        dtype = torch.float32 if logits.device.type == "mps" else torch.float64
+        right = torch.zeros((), dtype=dtype, device=logits.device)
+        if labels is not None:
+            right = (logits.argmax(dim=-1) == labels).sum().to(dtype)
+        answers = right.new_full((), 0 if labels is None else count)
+        weights = weight.to(right) if isinstance(weight, Tensor) else right.new_full((), weight)
+        new = torch.stack([loss.detach().to(right) * weights, right, answers, weights])
+        self.sums = new if self.sums is None else _of_four(self.sums.to(new)) + new
         trainer = module.trainer
         if trainer.log_every_n_steps and (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
             module.log("train/loss_step", loss, on_step=True, on_epoch=False, batch_size=count)
@@ -60,30 +74,16 @@ class TrainingScores:
         """Log the epoch's loss and accuracy over the pictures of all processes, and start anew."""
         if self.sums is None:  # nothing was trained, as in the last epoch of weight averaging
             return
-        loss, right, count = module.trainer.strategy.reduce(self.sums, reduce_op="sum")
-        module.log("train/loss", (loss / count).float())
-        module.log("train/acc", (right / count).float())
+        sums = module.trainer.strategy.reduce(_of_four(self.sums), reduce_op="sum")
+        loss, right, answers, weights = sums
+        # All processes have the same number: so it stays, to the bit.
+        options: dict[str, Any] = {"sync_dist": True, "reduce_fx": "max"}
+        module.log("train/loss", (loss / weights).float(), **options)
+        if answers > 0:
+            module.log("train/acc", (right / answers).float(), **options)
         self.sums = None
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # by torch
-def log_evaluation(
-    module: Any, stage: str, metrics: MetricCollection, logits: Tensor, labels: Tensor
-) -> None:
-    """Log a batch of validation or testing; each picture counts the same in the end.
-
-    Lightning's own mean, with `sync_dist`, is wrong where processes have unequal numbers of them.
-
-    Args:
-        module: The `LightningModule`; its `loss` is logged, by its `val_loss` or `test_loss`.
-        stage: `val` or `test`, what the names begin with.
-        metrics: What else is measured.
-        logits: (N, classes).
-        labels: (N).
-    """
-    metrics.update(logits, labels)
-    mean = getattr(module, f"{stage}_loss")
-    mean.update(module.loss(logits, labels), len(labels))
-    module.log(f"{stage}/loss", mean, prog_bar=True, batch_size=len(labels))
-    for name, metric in metrics.items():
-        module.log(name, metric, prog_bar=name == f"{stage}/acc", batch_size=len(labels))
+def _of_four(sums: Tensor) -> Tensor:
+    """Sums that a checkpoint holds: older ones have no fourth, for each picture counted as one."""
+    return torch.cat([sums, sums[2:]]) if len(sums) == 3 else sums

@@ -16,15 +16,23 @@ from lit_finetune.checkpoint_io import use_atomic_checkpoints
 from lit_finetune.classes import balanced_weights, check_classes
 from lit_finetune.data_config import DataConfig, eval_transform
 from lit_finetune.distributed import refuse_flat, refuse_wrapped
+from lit_finetune.evaluation import Loaders, Stage, count_evaluation, log_evaluations
 from lit_finetune.freezing import eval_mode
 from lit_finetune.images import as_rgb
 from lit_finetune.inference_mode import clone_inference_tensors
-from lit_finetune.metrics import MeanLoss, classification_metrics, probabilities
+from lit_finetune.metric_values import describe
+from lit_finetune.metrics import (
+    MeanLoss,
+    classification_metrics,
+    is_class_index,
+    loss_weight,
+    probabilities,
+)
 from lit_finetune.mixing import make_mixing
 from lit_finetune.place import MONITORED, catch_up, monitored, place_in_run
 from lit_finetune.precision import precision_hint
 from lit_finetune.resume import refuse_lost_schedule
-from lit_finetune.scores import TrainingScores, log_evaluation
+from lit_finetune.scores import TrainingScores
 from lit_finetune.seeding import derive_seed, seed_device
 
 KEY = "lit_finetune"
@@ -50,6 +58,10 @@ class ClassifierSteps(LightningModule):
         self._run_seed: int | None = None
         self._monitored: dict[str, float] = {}
         self._scores = TrainingScores()
+        self.metric_values: dict[str, Any] = {}
+        """All values of the last validation and test, also those that no logger takes."""
+        self.told_values: set[str] = set()
+        self.loader_measures: Loaders = {}
 
     @property
     def num_classes(self) -> int:
@@ -57,16 +69,32 @@ class ClassifierSteps(LightningModule):
         return len(self.classes)
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss of logits (N, classes) against labels (N), or probabilities like the logits."""
+        """The loss of logits (N, classes) against labels (N), or probabilities like the logits.
+
+        Override it for targets of any other kind: whatever a loader gives beside the pictures.
+        """
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return F.cross_entropy(
             logits,
-            target,
-            weight=self.class_weights,
+            target.to(logits.dtype) if target.is_floating_point() else target,
+            weight=None if self.class_weights is None else self.class_weights.to(logits.dtype),
             label_smoothing=self.hparams["label_smoothing"],
         )
 
+    def loss_weight(self, logits: Tensor, target: Any) -> Tensor | int:
+        """What a batch's mean loss counts in an epoch's: what its sum was divided by.
+
+        Override it beside a `loss` that divides by something else than the number of pictures, or
+        than the sum of their class weights where there are any.
+        """
+        return loss_weight(target, self.class_weights, len(logits))
+
     def metrics(self, num_classes: int, prefix: str) -> MetricCollection:
-        """What is measured on validation and test pictures, under names with this prefix."""
+        """What is measured on validation and test pictures, under names with this prefix.
+
+        Metrics may give several values: those of each class are logged under its name, and what is
+        no number is kept in `metric_values`.
+        """
         return classification_metrics(num_classes, prefix)
 
     @override
@@ -77,6 +105,7 @@ class ClassifierSteps(LightningModule):
         if stage == "fit":
             refuse_flat(self.trainer.strategy)
         self._scores = TrainingScores()
+        log_evaluations(self.trainer)
         datamodule = getattr(self.trainer, "datamodule", None)
         if (classes := getattr(datamodule, "classes", None)) is not None:
             check_classes(classes, self.classes, named=stage != "fit" and self._is_named)
@@ -116,26 +145,39 @@ class ClassifierSteps(LightningModule):
             catch_up(self.trainer, self.current_epoch + 1, {})
 
     @override
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, labels = batch
-        target = labels
+    def training_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> Tensor:
+        images, target = batch
+        labels = target if is_class_index(target) else None
         if self._mixing is not None:
-            images, target = self._mixing(images, labels)
+            images, target = self._mixing(images, target)
+            labels = target.argmax(dim=1)  # the class with the greater share of each picture
         logits = self(images)
         loss = self.loss(logits, target)
         for weight, auxiliary in self._auxiliary:
             loss = loss + weight * self.loss(auxiliary, target)
         self._auxiliary = ()
-        self._scores.add(self, loss, logits, labels)
+        counts = self.loss_weight(logits, target)
+        self._scores.add(self, loss, logits, labels, weight=counts)
         return loss
 
     @override
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        log_evaluation(self, "val", self.val_metrics, self(batch[0]), batch[1])
+    def validation_step(
+        self, batch: tuple[Tensor, Any], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._count("val", batch, batch_idx, dataloader_idx)
 
     @override
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        log_evaluation(self, "test", self.test_metrics, self(batch[0]), batch[1])
+    def test_step(self, batch: tuple[Tensor, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._count("test", batch, batch_idx, dataloader_idx)
+
+    def _count(self, stage: Stage, batch: Any, batch_idx: int, loader: int) -> None:
+        images, target = batch
+        if not is_class_index(target) and type(self).metrics is ClassifierSteps.metrics:
+            raise ValueError(
+                f"Accuracy and F1 need the number of a class for each picture, (N), but the target"
+                f" is {describe(target)}. Override `metrics`, beside `loss`, for such targets."
+            )
+        count_evaluation(self, stage, self(images), target, batch_idx=batch_idx, loader=loader)
 
     @override
     def predict_step(self, batch: tuple[Tensor, Tensor] | Tensor, batch_idx: int) -> Tensor:
@@ -184,6 +226,7 @@ class ClassifierSteps(LightningModule):
         """Measure, mix and weigh as many classes, and call them by their numbers for now."""
         self.classes = [str(index) for index in range(num_classes)]
         self._is_named = False
+        self.loader_measures = {}
         self.val_loss, self.test_loss = MeanLoss(), MeanLoss()
         self.val_metrics = self.metrics(num_classes, "val/")
         self.test_metrics = self.metrics(num_classes, "test/")

@@ -37,13 +37,14 @@ LAYERS = (
     ("lit_finetune.callbacks", "lit_finetune.datamodules"),
     ("lit_finetune.classifier",),
     ("lit_finetune.steps",),
+    ("lit_finetune.evaluation",),
     ("lit_finetune.backbones",),
     ("lit_finetune.heads", "lit_finetune.weights"),
     ("lit_finetune.param_groups", "lit_finetune.schedule"),
     ("lit_finetune.blocks",),
 )
 HEIGHTS = {name: height for height, row in enumerate(reversed(LAYERS), start=1) for name in row}
-CORE = HEIGHTS["lit_finetune.steps"] - 0.5
+CORE = HEIGHTS["lit_finetune.evaluation"] - 0.5
 
 
 def imported_names(module: str, nodes: Iterable[ast.AST]) -> Iterator[str]:
