@@ -28,9 +28,9 @@ from lit_finetune.freezing import (
 )
 from lit_finetune.length import fit_to_length, needs_length
 from lit_finetune.norms import norm_parameters
-from lit_finetune.place import MONITORED, catch_up, monitored, place_in_run
 from lit_finetune.plan import Plan
 from lit_finetune.resume import load_progress, save_progress
+from lit_finetune.run_state import RunState, end_epoch, load_run, save_run, start_run
 from lit_finetune.sharding import is_sharded, reshard
 from lit_finetune.strategies import split_strategy
 from lit_finetune.telling import still_line, unreached_line
@@ -94,7 +94,7 @@ class FreezeUnfreezeCallback(Callback):
         self._frozen: list[nn.Module] = []
         self._statistics: list[Statistics] = []
         self._before: dict[str, bool] = {}
-        self._monitored: dict[str, float] = {}
+        self._resumed: RunState | None = None
         self._max_epochs: int | None = None
 
     @override
@@ -124,6 +124,7 @@ class FreezeUnfreezeCallback(Callback):
     ) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
             return
+        self._resumed = load_run(trainer, checkpoint)
         self._take_up(pl_module, checkpoint)
         if has_finder(trainer):
             self._hold_anew(pl_module)
@@ -132,7 +133,7 @@ class FreezeUnfreezeCallback(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        checkpoint[MONITORED] = monitored(trainer)
+        save_run(trainer, checkpoint)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -150,7 +151,7 @@ class FreezeUnfreezeCallback(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        catch_up(trainer, place_in_run(trainer.fit_loop).epoch, self._monitored)
+        start_run(trainer, self._resumed)
         self._before = {}
         plan = self._planned()
         if needs_length(plan) and not is_trial(trainer):
@@ -186,8 +187,7 @@ class FreezeUnfreezeCallback(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.fit_loop.restarting:
-            catch_up(trainer, trainer.current_epoch + 1, {})
+        end_epoch(trainer, self._resumed)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -232,7 +232,6 @@ class FreezeUnfreezeCallback(Callback):
         state = checkpoint["callbacks"].get(self.state_key)
         self._progress = load_progress(self._planned(), state, train_bn=self.train_bn)
         self._best = state.get("best_weights", {}) if self._progress.stall.best is not None else {}
-        self._monitored = checkpoint.get(MONITORED, {})
         self._set_trainable(pl_module)
 
     def _planned(self) -> Plan:

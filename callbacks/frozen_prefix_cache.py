@@ -108,6 +108,10 @@ class FrozenPrefixCache(Callback):
         trainer.strategy.process_dataloader = processed  # type: ignore[method-assign]
 
     @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._is_in_epoch = self._run is not None  # a run that goes on amid an epoch begins none
+
+    @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._is_in_epoch = self._run is not None
 

@@ -29,9 +29,9 @@ from lit_finetune.metrics import (
     probabilities,
 )
 from lit_finetune.mixing import make_mixing
-from lit_finetune.place import MONITORED, catch_up, monitored, place_in_run
 from lit_finetune.precision import precision_hint
 from lit_finetune.resume import refuse_lost_schedule
+from lit_finetune.run_state import RunState, end_epoch, load_run, save_run, start_run
 from lit_finetune.scores import TrainingScores
 from lit_finetune.seeding import derive_seed, seed_device
 
@@ -56,7 +56,7 @@ class ClassifierSteps(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self._run_seed: int | None = None
-        self._monitored: dict[str, float] = {}
+        self._resumed: RunState | None = None
         self._scores = TrainingScores()
         self.metric_values: dict[str, Any] = {}
         """All values of the last validation and test, also those that no logger takes."""
@@ -132,7 +132,7 @@ class ClassifierSteps(LightningModule):
 
     @override
     def on_train_start(self) -> None:
-        catch_up(self.trainer, place_in_run(self.trainer.fit_loop).epoch, self._monitored)
+        start_run(self.trainer, self._resumed)
 
     @override
     def on_train_epoch_start(self) -> None:  # not where a run goes on amid an epoch
@@ -141,8 +141,7 @@ class ClassifierSteps(LightningModule):
     @override
     def on_train_epoch_end(self) -> None:
         self._scores.finish(self)
-        if self.trainer.fit_loop.restarting:
-            catch_up(self.trainer, self.current_epoch + 1, {})
+        end_epoch(self.trainer, self._resumed)
 
     @override
     def training_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> Tensor:
@@ -199,7 +198,7 @@ class ClassifierSteps(LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[MONITORED] = monitored(self._trainer)
+        save_run(self._trainer, checkpoint)
         checkpoint[KEY] = {
             "classes": self.classes if self._is_named else None,
             "data_config": self.data_config.to_dict(),
@@ -219,8 +218,10 @@ class ClassifierSteps(LightningModule):
             check_classes(self.classes, own["classes"], named=self._is_named)
             self.classes, self._is_named = own["classes"], True
         self.data_config = DataConfig.from_dict(own["data_config"])
-        self._run_seed, self._monitored = own["run_seed"], checkpoint.get(MONITORED, {})
+        self._run_seed, self._resumed = own["run_seed"], load_run(self._trainer, checkpoint)
         self._scores.sums = own.get("scores")
+        if self._resumed and self._scores.sums is not None:
+            self._resumed.forget_epoch("train/loss", "train/acc")
 
     def _set_num_classes(self, num_classes: int) -> None:
         """Measure, mix and weigh as many classes, and call them by their numbers for now."""

@@ -43,7 +43,7 @@ CASES: dict[str, Case] = {
     "epochs": {"schedule": GRADUAL, "keep": {}, "model": {}},
     "moves": {
         "schedule": MOVES,
-        "keep": {"every_n_train_steps": 5},  # never where a validation is due
+        "keep": {"every_n_train_steps": 7},  # where a validation is due
         "model": {
             "optimizer": partial(SGD, momentum=0.9, nesterov=True),
             "lr_scheduler": partial(ReduceLROnPlateau, patience=0, threshold=0.5),

@@ -30,11 +30,7 @@ SCHEDULE: list[dict[str, Any]] = [
 
 
 class SaveEverywhere(Callback):
-    """A checkpoint after each batch and validation, and at each epoch's end.
-
-    None between a batch and the validation that follows it: a run that resumes there goes on
-    without that validation, in Lightning.
-    """
+    """A checkpoint after every other batch, after each validation, and at each epoch's end."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

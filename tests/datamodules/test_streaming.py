@@ -80,7 +80,9 @@ def test_an_epoch_brings_each_picture_at_most_once_and_varied(
     assert not torch.equal(pictures, torch.cat(second))
 
 
-def train(shards: Path, folder: Path, num_workers: int, resume: Path | None = None) -> Any:
+def train(
+    shards: Path, folder: Path, num_workers: int, resume: Path | None = None, **options: Any
+) -> Any:
     seed_everything(0, verbose=False)
     trainer = Trainer(
         max_epochs=3,
@@ -89,24 +91,27 @@ def train(shards: Path, folder: Path, num_workers: int, resume: Path | None = No
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[
-            ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+            ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1),
+            ModelCheckpoint(folder, filename="end-{step}", save_top_k=-1),
         ],
     )
-    model = FinetuneClassifier("timm/test_resnet", num_classes=2, lr_scheduler="constant")
+    model = FinetuneClassifier("timm/test_resnet", num_classes=2, **options)
     trainer.fit(model, streamed(shards, num_workers=num_workers), ckpt_path=resume)
     return model.state_dict()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(
+    ("num_workers", "options"), [(0, {}), (2, {"lr_scheduler": "constant"})]
+)  # the default scheduler asks how many steps there are before a checkpoint is read
 def test_a_resumed_run_ends_with_the_same_weights(
-    shards: Path, tmp_path: Path, num_workers: int
+    shards: Path, tmp_path: Path, num_workers: int, options: dict[str, Any]
 ) -> None:
-    whole = train(shards, tmp_path / "whole", num_workers)
+    whole = train(shards, tmp_path / "whole", num_workers, **options)
 
-    for stop in (3, 5, 7):  # amid an epoch, at its end, amid the next
-        checkpoint = tmp_path / "whole" / f"step={stop}.ckpt"
-        resumed = train(shards, tmp_path / f"resumed-{stop}", num_workers, checkpoint)
+    for stop in ("step=3", "step=5", "end-step=5", "step=7"):  # the second: the last of an epoch
+        checkpoint = tmp_path / "whole" / f"{stop}.ckpt"
+        resumed = train(shards, tmp_path / stop, num_workers, checkpoint, **options)
         assert all(torch.equal(resumed[name], value) for name, value in whole.items()), stop
 
 

@@ -1,0 +1,99 @@
+"""What a checkpoint holds of a run, besides weights and optimizers, to go on as if never stopped.
+
+The classifier and the callbacks of this package call these from their hooks of the same names.
+Whoever comes first does the work.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, tensor
+
+from lit_finetune.resume_point import ResumePoint, finish_epoch, read_point, set_loops, tidy
+
+RUN = "lit_finetune_run"
+"""Where a checkpoint holds what is known of the run."""
+METRICS = "lit_finetune_monitored"
+"""Where a checkpoint holds the metrics that callbacks and plateau schedulers look at."""
+_TAKEN_UP = "lit_finetune_resumed"
+
+
+@dataclass(slots=True)
+class RunState:
+    """A run that is resumed."""
+
+    point: ResumePoint
+    metrics: dict[str, float] = field(default_factory=dict)
+    is_restored: bool = False
+
+    def forget_epoch(self, *names: str) -> None:
+        """Leave out metrics of an epoch whose end they had not been logged at."""
+        if not self.point.batches:
+            for name in names:
+                self.metrics.pop(name, None)
+
+
+def save_run(trainer: Any, checkpoint: dict[str, Any]) -> None:
+    """Add to a checkpoint what Lightning leaves out.
+
+    Args:
+        trainer: None where a checkpoint is saved without a run.
+        checkpoint: What will be saved.
+    """
+    checkpoint[METRICS] = scalars(trainer.callback_metrics) if trainer else {}
+    checkpoint.setdefault(RUN, {})
+
+
+def load_run(trainer: Any, checkpoint: dict[str, Any]) -> RunState | None:
+    """What a checkpoint says of the run that wrote it; the counters in it are put in order.
+
+    Args:
+        trainer: It resumes, evaluates or predicts; None where nothing but a module is loaded.
+        checkpoint: What has been read; before Lightning reads the state of its loops from it.
+    """
+    if trainer is None or trainer.state.fn != "fit" or "loops" not in checkpoint:
+        return None
+    if _TAKEN_UP not in checkpoint:
+        loops, known = checkpoint["loops"]["fit_loop"], checkpoint.get(RUN, {})
+        point = read_point(loops, is_settled=known.get("is_settled", False))
+        tidy(loops, point)
+        checkpoint[_TAKEN_UP] = RunState(point, dict(checkpoint.get(METRICS, {})))
+    state: RunState = checkpoint[_TAKEN_UP]
+    return state
+
+
+def start_run(trainer: Any, state: RunState | None) -> None:
+    """Set the Trainer to go on with a run; nothing for one that has just begun."""
+    if state is None or state.is_restored:
+        return
+    state.is_restored = True
+    set_loops(trainer, state.point)
+    _step_missed_schedulers(trainer, state)
+    known = {name: tensor(value) for name, value in state.metrics.items()}
+    trainer._logger_connector._callback_metrics.update(known)
+
+
+def end_epoch(trainer: Any, state: RunState | None) -> None:
+    """Let the epoch after the first one of a resumed run begin as any other."""
+    if state is not None:
+        finish_epoch(trainer)
+
+
+def scalars(metrics: Mapping[str, Tensor]) -> dict[str, float]:
+    """Metrics as plain numbers, without those that are more than one."""
+    return {name: float(value) for name, value in metrics.items() if value.numel() == 1}
+
+
+def _step_missed_schedulers(trainer: Any, state: RunState) -> None:
+    """Give each plateau scheduler the step that was due when the checkpoint was written."""
+    point, loop = state.point, trainer.fit_loop.epoch_loop
+    if point.is_settled or loop.val_loop.restarted_mid_evaluation:
+        return  # with the validation that comes first, Lightning makes it
+    interval, index = ("step", point.batches) if point.batches else ("epoch", point.epoch)
+    if interval == "step" and loop._should_accumulate():
+        return
+    for config in trainer.lr_scheduler_configs:
+        is_due = config.interval == interval and index % config.frequency == 0
+        if config.reduce_on_plateau and is_due and config.monitor in state.metrics:
+            config.scheduler.step(state.metrics[config.monitor])
