@@ -1,7 +1,7 @@
 """Fit the head before training begins, from one pass over the pictures."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -13,6 +13,8 @@ from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from rich.progress import track
+from torch import Tensor
+from torch.nn import functional
 from typing_extensions import override
 
 from lit_finetune.classifier import FinetuneClassifier
@@ -21,7 +23,13 @@ from lit_finetune.freezing import eval_mode
 from lit_finetune.head_use import linear_head
 from lit_finetune.probe import L2_PATH, ProbeFit
 from lit_finetune.probe_checks import has_two_classes
-from lit_finetune.probe_head import Features, fit_head, set_head
+from lit_finetune.probe_head import (
+    Features,
+    fit_head,
+    largest_score,
+    scored,
+    set_and_compare,
+)
 
 from .once import each_once
 
@@ -103,14 +111,17 @@ class LinearProbe(Callback):
             return
         begin = time.monotonic()
         forward = HeadFeatures(pl_module, _head_name(pl_module))
+        first = _FirstBatches(forward)
         train, val = _train_batches(trainer), _val_batches(trainer)
         with _looking_on(trainer, pl_module):
             passed = [
-                collect_features(forward, _on_device(trainer, batches, name)) if batches else None
+                collect_features(first.of_part(), _on_device(trainer, batches, name))
+                if batches
+                else None
                 for name, batches in (("training", train), ("validation", val))
             ]
         train_features, val_features = (_gather(each, trainer.world_size) for each in passed)
-        found: ProbeFit | str | None = None
+        found: tuple[ProbeFit, float] | str | None = None
         if train_features:  # on one process; the others take over its very bits
             found = self._solve(trainer, pl_module, forward, train_features, val_features)
         found = trainer.strategy.broadcast(found)
@@ -119,9 +130,16 @@ class LinearProbe(Callback):
         if found is None:
             rank_zero_info("No linear probe: the few pictures of this trial run are of one class.")
             return
-        self.result, self._is_done = found, True
-        set_head(linear_head(pl_module, _head_name(pl_module)), found.weight, found.bias)
-        _tell(trainer, found, seconds=time.monotonic() - begin)
+        fit, scale = found
+        name = _head_name(pl_module)
+        with _looking_on(trainer, pl_module):
+            head = linear_head(pl_module, name)
+            problem = set_and_compare(
+                pl_module, head, fit, first.batches, head_name=name, scale=scale
+            )
+        _refuse_together(trainer, problem, name)
+        self.result, self._is_done = fit, True
+        _tell(trainer, fit, seconds=time.monotonic() - begin)
 
     def _solve(
         self,
@@ -130,12 +148,16 @@ class LinearProbe(Callback):
         forward: HeadFeatures,
         train: Features,
         val: Features | None,
-    ) -> ProbeFit | str | None:
-        """The head; or what is the matter, so that all processes can say so."""
+    ) -> tuple[ProbeFit, float] | str | None:
+        """The head and its largest score; or what is wrong, so that all processes can say so."""
         if getattr(trainer, "fast_dev_run", False) and not has_two_classes(train[1]):
             return None
+        judged = {
+            "class_weights": pl_module.class_weights,
+            "label_smoothing": pl_module.hparams["label_smoothing"],
+        }
         try:
-            return fit_head(
+            fit = fit_head(
                 train,
                 val,
                 rectifies=bool(forward.use and forward.use.rectifies),
@@ -143,11 +165,51 @@ class LinearProbe(Callback):
                 l2=self.l2,
                 folds=self.folds,
                 num_classes=pl_module.num_classes,
-                class_weights=pl_module.class_weights,
-                label_smoothing=pl_module.hparams["label_smoothing"],
+                **judged,
             )
         except ValueError as error:
             return str(error)
+        head = linear_head(pl_module, _head_name(pl_module))
+        weight, bias = (each.to(head.weight) for each in (fit.weight, fit.bias))
+
+        def logits(features: Tensor) -> Tensor:
+            with trainer.precision_plugin.forward_context():
+                return functional.linear(features.to(weight), weight, bias)
+
+        return scored(fit, logits, train, val, **judged), largest_score(fit, [train, val])
+
+
+class _FirstBatches:
+    """Keeps the first batch of each part, with what goes into the head."""
+
+    def __init__(self, forward: HeadFeatures) -> None:
+        self._forward = forward
+        self.batches: list[Features] = []
+
+    def of_part(self) -> Callable[[Tensor], Tensor]:
+        """What takes the features of a part."""
+        is_first = True
+
+        def forward(images: Tensor) -> Tensor:
+            nonlocal is_first
+            kept = images.clone() if is_first else None  # a network may change its input
+            features = self._forward(images)
+            if kept is not None:
+                self.batches.append((kept, features[:, : self._forward.width].cpu()))
+            is_first = False
+            return features
+
+        return forward
+
+
+def _refuse_together(trainer: Trainer, problem: str | None, head_name: str) -> None:
+    """Refuse, in all processes, a head that does not give the network the logits of the fit."""
+    if trainer.strategy.reduce_boolean_decision(problem is not None, all=False):
+        raise ValueError(
+            f"LinearProbe left the head `{head_name}` as it was, for with the one that was fitted"
+            f" {problem or 'another process found other logits'}. Let the head train in epochs of"
+            " its own, or use head='linear' where the network adds something behind its head."
+        )
 
 
 def _head_name(pl_module: FinetuneClassifier) -> str:

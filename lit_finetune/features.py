@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from lit_finetune.head_search import layer_sizes
 from lit_finetune.head_use import HeadUse, find_head_use, linear_head, over_places
 from lit_finetune.heads import forward_features
+from lit_finetune.metric_values import describe
 
 
 @torch.no_grad()
@@ -25,6 +27,12 @@ def collect_features(
     """
     features, labels = [], []
     for images, targets in batches:
+        if not isinstance(targets, Tensor):
+            raise ValueError(
+                "A linear probe needs labels in a tensor, (N) or (N, C), but beside the pictures"
+                f" there is {describe(targets)}. Give the data module a `plain_train_dataloader`"
+                " and a validation loader of such labels, or leave the probe out."
+            )
         features.append(forward(images).cpu())
         labels.append(targets.cpu())
     if not features:
@@ -47,6 +55,11 @@ class HeadFeatures:
         self._network, self._head_name = network, head_name
         self.use: HeadUse | None = None
         """What the network makes of its head's output; known after the first pictures."""
+
+    @property
+    def width(self) -> int:
+        """How many features go into the head."""
+        return layer_sizes(linear_head(self._network, self._head_name))[0]
 
     def __call__(self, images: Tensor) -> Tensor:
         """The features of a batch of pictures."""

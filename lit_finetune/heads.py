@@ -168,7 +168,7 @@ def forward_features(network: nn.Module, head_name: str, x: Tensor) -> Tensor:
     inputs: list[Tensor] = []
 
     def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        inputs.append(args[0])
+        inputs.append(args[0].clone())  # what comes behind may work in place
 
     handle = network.get_submodule(head_name).register_forward_pre_hook(keep)
     try:

@@ -1,13 +1,18 @@
 """Fit a network's linear head to features, so that the network gives the logits of the fit."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lit_finetune.criterion import ClassWeights, make_criterion
 from lit_finetune.head_search import Layer
+from lit_finetune.head_use import find_head_use
+from lit_finetune.outputs import logits_of
 from lit_finetune.probe import ProbeFit, fit_linear_probe
+from lit_finetune.standardise import in_chunks
 
 Features = tuple[Tensor, Tensor]
 """Of pictures, with their labels."""
@@ -72,3 +77,93 @@ def set_head(head: Layer, weight: Tensor, bias: Tensor) -> None:
     head.weight.copy_(weight.reshape(head.weight.shape))
     assert head.bias is not None, "`linear_head` has made sure"
     head.bias.copy_(bias)
+
+
+@torch.no_grad()
+def set_and_compare(
+    network: nn.Module,
+    head: Layer,
+    fit: ProbeFit,
+    batches: list[tuple[Tensor, Tensor]],
+    *,
+    head_name: str,
+    scale: float,
+) -> str | None:
+    """Give a network the head of a fit, unless its logits then differ from those of the fit.
+
+    Args:
+        network: In eval mode, in the precision of the run.
+        head: Its head.
+        fit: What was found.
+        batches: Pictures, and what goes into the head for each (N, D).
+        head_name: Of the head.
+        scale: The largest score, of either sign, that the fit gives to any picture.
+
+    Returns:
+        Why the head is as it was before; None if it is that of the fit.
+    """
+    assert head.bias is not None, "`linear_head` has made sure"
+    before = head.weight.clone(), head.bias.clone()
+    set_head(head, fit.weight, fit.bias)
+    problem = None
+    for images, features in batches:
+        expected = fit.logits(features)
+        logits = logits_of(network(images.clone()))
+        found = logits.double().cpu()
+        exact = logits.dtype.itemsize >= 4 and logits.device.type == "cpu"
+        within = (1e-3 if exact else 5e-2) * float(expected.max() - expected.min()) + 1e-3
+        if found.shape != expected.shape or not bool(((found - expected).abs() <= within).all()):
+            problem = (
+                "on real pictures its logits are not those of the linear layer that was fitted"
+            )
+    if problem is None:
+        try:  # no picture here need have the largest score
+            find_head_use(network, head_name, batches[0][0][:2], scale=max(1.0, scale))
+        except ValueError as error:
+            problem = str(error)
+    if problem is not None:
+        set_head(head, *before)
+    return problem
+
+
+@torch.no_grad()
+def scored(
+    fit: ProbeFit,
+    logits: Callable[[Tensor], Tensor],
+    train: Features,
+    val: Features | None,
+    *,
+    class_weights: ClassWeights,
+    label_smoothing: float,
+) -> ProbeFit:
+    """A fit with the losses and accuracies of the logits that the network itself gives.
+
+    Args:
+        fit: What was found, in double precision.
+        logits: From features (N, D) to logits as the network computes them.
+        train: What was fitted.
+        val: What it was chosen by, if there is any.
+        class_weights: Those of the fit.
+        label_smoothing: That of the fit.
+    """
+    criterion = make_criterion(train[1], len(fit.bias), class_weights, label_smoothing)
+
+    def score(data: Features) -> tuple[float, float]:
+        total, right, answers = 0.0, 0, 0
+        for features, labels in in_chunks(data[0][:, : fit.weight.shape[1]], data[1]):
+            found = logits(features).double().cpu()
+            target = labels.long() if labels.dim() == 1 else labels
+            total += float(criterion(found, target)[0])
+            hits = found.argmax(dim=1) == labels if labels.dim() == 1 else (found > 0) == labels
+            right, answers = right + int(hits.sum()), answers + hits.numel()
+        return total / criterion.total(data[1].long()), right / answers
+
+    fitted = score(train)
+    held = (None, None) if val is None else score(val)
+    return replace(fit, loss=fitted[0], accuracy=fitted[1], val_loss=held[0], val_accuracy=held[1])
+
+
+def largest_score(fit: ProbeFit, parts: list[Features | None]) -> float:
+    """The largest score, of either sign, that a fit gives to any of these pictures."""
+    width = fit.weight.shape[1]
+    return max(float(fit.logits(part[0][:, :width]).abs().max()) for part in parts if part)

@@ -250,6 +250,10 @@ def _replaying(
 
 
 def _copy(h: Tensor) -> Tensor:
-    """A copy with the same strides where there can be one, for what works in place."""
+    """A copy with the same strides, for what works in place."""
     copy = h.clone()
-    return copy if copy.stride() == h.stride() else h
+    if copy.stride() == h.stride():
+        return copy
+    if 0 in h.stride():  # nothing can work in place on that
+        return h
+    return h.new_empty_strided(h.shape, h.stride()).copy_(h)

@@ -1,5 +1,7 @@
 """What networks make of their heads, and whether a linear layer can be fitted to that."""
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -31,6 +33,35 @@ class Tokens(nn.Module):
         return self.head(self.body(images).movedim(1, -1)).mean(dim=(1, 2))
 
 
+class Reuses(nn.Module):
+    """It works in place on pictures, and on what the head was given, when that is done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.body(images.mul_(2).add_(1)).mean(dim=(2, 3))
+        logits = self.head(features)
+        features.zero_()
+        return logits
+
+
+class Residual(nn.Module):
+    """It adds something of the picture to what the head gives, in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = images.mean(dim=(2, 3))
+        logits = self.head(features)
+        logits += 0.1 * features
+        return logits
+
+
 class Rest(nn.Module):
     """A last step."""
 
@@ -39,7 +70,23 @@ class Rest(nn.Module):
         self.step = step
 
     def forward(self, logits: Tensor) -> Tensor:
-        return {"softmax": logits.softmax(dim=1), "scaled": 10 * logits, "flat": logits}[self.step]
+        steps = {
+            "softmax": lambda: logits.softmax(dim=1),
+            "log_softmax": lambda: logits.log_softmax(dim=1),
+            "scaled": lambda: 10 * logits,
+            "scaled a little": lambda: 1.01 * logits,
+            "scaled in place": lambda: logits.mul_(10),
+            "clamped in place": lambda: logits.clamp_(max=1),
+            "soft cap": lambda: logits.div_(4).tanh_().mul_(4),
+        }
+        return steps[self.step]()
+
+
+def hook_weight_norm(layer: nn.Module) -> nn.Module:
+    """As older networks have it: a hook computes the weight before each forward."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return nn.utils.weight_norm(layer)
 
 
 PLAIN = HeadUse()
@@ -52,6 +99,8 @@ CASES = [
     (network(nn.Conv2d(8, 3, 1), *POOL), "1.0", MEAN),
     (network(DropoutConv2d(8, 3, 1, drop_rate=0.5), *POOL), "1.0", MEAN),
     (Tokens(), "head", MEAN),
+    (network(nn.Conv2d(8, 3, 1), nn.ReLU(inplace=True), *POOL), "1.0", RECTIFIED),
+    (Reuses(), "head", PLAIN),
     (network(nn.Conv2d(8, 3, 1), nn.ReLU(), *POOL), "1.0", RECTIFIED),
 ]
 
@@ -81,14 +130,14 @@ def test_the_network_gives_the_logits_of_the_fit(
     net.eval()
     images, labels = pictures()
     features = HeadFeatures(net, head_name)
-    batches = zip(images.split(5), labels.split(5), strict=True)
+    batches = zip(images.clone().split(5), labels.split(5), strict=True)
 
     train = collect_features(features, batches)
     fit = fit_head(train, None, rectifies=expected.rectifies, device=torch.device("cpu"), l2=0.01)
     set_head(linear_head(net, head_name), fit.weight, fit.bias)
 
     with torch.no_grad():
-        logits = net(images)
+        logits = net(images.clone())
     torch.testing.assert_close(logits.double(), fit.logits(train[0][:, :8]), rtol=1e-4, atol=1e-4)
     assert fit.accuracy == float((logits.argmax(dim=1) == labels).double().mean())
 
@@ -128,8 +177,20 @@ class Cosine(nn.Linear):
         ([nn.Conv2d(8, 3, 3), *POOL], "1.0", "sees more than one place"),
         ([*POOL, nn.utils.parametrizations.weight_norm(nn.Linear(8, 3))], "1.2", "are computed"),
         ([*POOL, Cosine(8, 3)], "1.2", "does more than its weights say"),
-        ([*POOL, nn.Linear(8, 3), Rest("softmax")], "1.2", "neither what the head"),
-        ([*POOL, nn.Linear(8, 3), Rest("scaled")], "1.2", "neither what the head"),
+        *(
+            ([*POOL, nn.Linear(8, 3), Rest(step)], "1.2", "neither what the head")
+            for step in (
+                "softmax",
+                "log_softmax",
+                "scaled",
+                "scaled a little",
+                "scaled in place",
+                "clamped in place",
+                "soft cap",
+            )
+        ),
+        ([*POOL, hook_weight_norm(nn.Linear(8, 3))], "1.2", "are computed"),
+        ([*POOL, nn.Linear(8, 3), nn.Hardtanh(inplace=True)], "1.2", "neither what the head"),
         ([nn.Conv2d(8, 3, 1), nn.AdaptiveMaxPool2d(1), nn.Flatten()], "1.0", "neither what the"),
     ],
 )
@@ -138,6 +199,11 @@ def test_what_no_linear_layer_can_be_fitted_to_is_refused_with_what_to_do(
 ) -> None:
     with pytest.raises(ValueError, match=rf"{message}(.|\n)*epochs of its own"):
         find_head_use(network(*end), head_name, pictures(2)[0])
+
+
+def test_what_is_added_to_the_logits_in_place_is_noticed() -> None:
+    with pytest.raises(ValueError, match="neither what the head"):
+        find_head_use(Residual().eval(), "head", pictures(2)[0])
 
 
 def test_a_head_that_is_used_twice_is_refused() -> None:

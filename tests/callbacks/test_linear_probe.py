@@ -46,6 +46,38 @@ class Squeezed(Net):
         return self.fc(self.layer2(self.layer1(x))).relu().mean((2, 3))
 
 
+class SqueezedInPlace(Net):
+    """As SqueezeNet: the ReLU behind the head works in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Conv2d(12, 3, 1)
+        self.end = nn.Sequential(nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.end(self.fc(self.layer2(self.layer1(x))))
+
+
+class Capped(Net):
+    """No small score tells that it holds the scores below some number."""
+
+    cap = 30.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).clamp_(-self.cap, self.cap)
+
+
+class CappedLow(Capped):
+    cap = 9.0
+
+
+class Sometimes(Net):
+    """It adds something to the scores, but not for every batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + torch.tensor([0.0, 0.0, 3.0]) * (len(x) > 2)
+
+
 def model(net: type[nn.Module] = Net, **options: Any) -> FinetuneClassifier:
     torch.manual_seed(3)
     return FinetuneClassifier(net(), num_classes=3, lr=0.01, head_name="fc", **options)
@@ -92,7 +124,7 @@ def result(probe: LinearProbe) -> Any:
     return probe.result
 
 
-@pytest.mark.parametrize("net", [Net, Squeezed])
+@pytest.mark.parametrize("net", [Net, Squeezed, SqueezedInPlace, Capped])
 def test_validation_counts_what_the_probe_has_said(net: type[nn.Module]) -> None:
     probe, classifier = LinearProbe(), model(net)
 
@@ -102,6 +134,35 @@ def test_validation_counts_what_the_probe_has_said(net: type[nn.Module]) -> None
     assert metrics["val/acc"] == pytest.approx(result(probe).val_accuracy)
     assert metrics["val/loss"] == pytest.approx(result(probe).val_loss, abs=1e-4)
     assert metrics["val/acc"] > 0.8
+
+
+@pytest.mark.parametrize("net", [CappedLow, Sometimes])
+def test_a_head_with_which_the_network_says_something_else_is_not_left(net: Any) -> None:
+    probe, classifier = LinearProbe(l2=1e-6), model(net)
+    before = state(classifier)
+
+    with pytest.raises(ValueError, match=r"left the head `backbone\.fc` as it was"):
+        fit(classifier, probe, max_epochs=0)
+
+    assert same(before, state(classifier))
+    assert probe.result is None
+
+
+@pytest.mark.parametrize("net", [Net, Squeezed])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_its_figures_are_those_of_the_network_in_the_precision_of_the_run(
+    net: Any, precision: Any
+) -> None:
+    if net is Squeezed and precision != "32-true":
+        pytest.skip("refused: a bias cannot keep all logits above 0 there")
+    probe = LinearProbe(l2=1e-4)
+    classifier = model(net, class_weights=[0.5, 1.0, 4.0], label_smoothing=0.1)
+
+    ran = fit(classifier, probe, max_epochs=0, precision=precision)
+
+    metrics = ran.validate(classifier, digits(), verbose=False)[0]
+    assert metrics["val/acc"] == pytest.approx(result(probe).val_accuracy)
+    assert metrics["val/loss"] == pytest.approx(result(probe).val_loss, abs=1e-5)
 
 
 def test_the_head_is_that_of_the_plain_function() -> None:
@@ -245,23 +306,25 @@ class Count(Callback):
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"),
+    ("options", "expected", "parts"),
     [
-        ({"fast_dev_run": True}, 32 + 32),
-        ({"limit_train_batches": 2, "limit_val_batches": 0.5}, 64 + 53),
-        ({"limit_train_batches": 0.1, "limit_val_batches": 0}, 43),
-        ({}, 430 + 107),
+        ({"fast_dev_run": True}, 32 + 32, 2),
+        ({"limit_train_batches": 2, "limit_val_batches": 0.5}, 64 + 53, 2),
+        ({"limit_train_batches": 0.1, "limit_val_batches": 0}, 43, 1),
+        ({}, 430 + 107, 2),
     ],
 )
 def test_it_looks_at_as_many_pictures_as_the_run_would(
-    options: dict[str, Any], expected: int
+    options: dict[str, Any], expected: int, parts: int
 ) -> None:
     classifier, probe = model(), LinearProbe()
     count = Count(classifier)
 
     fit(classifier, probe, count, max_epochs=0 if not options else 1, **options)
 
-    assert count.at_start == expected + 2  # two show what the network makes of its head
+    # Two show what the network makes of its head, before and after; the first batch of each part
+    # shows whether its logits are those of the fit.
+    assert count.at_start == expected + 2 + 2 + 32 * parts
     assert result(probe).accuracy > 0.5
 
 
