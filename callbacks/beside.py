@@ -1,18 +1,28 @@
 """What other callbacks of a run do that concerns what is frozen."""
 
+from collections.abc import Mapping
+
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     LearningRateFinder,
+    ModelPruning,
     StochasticWeightAveraging,
     WeightAveraging,
 )
+from lightning.pytorch.plugins.precision import (
+    BitsandbytesPrecision,
+    TransformerEnginePrecision,
+)
 from lightning.pytorch.strategies import FSDPStrategy
+from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_finetune.averaging import average_exactly
 from lit_finetune.distributed import refuse_unsupported, refuse_wrapped, shards
-from lit_finetune.flat import refuse_whole_tensor_optimizer
+from lit_finetune.flat import parameters_by_name, refuse_whole_tensor_optimizer
+from lit_finetune.plan import Plan
+from lit_finetune.trainable_state import refuse_exchanged
 
 from .linear_probe import LinearProbe
 
@@ -34,6 +44,31 @@ def refuse_surroundings(trainer: Trainer) -> None:
             f"{', '.join(copying)} copies the network, and one that is sharded cannot be copied."
             " Leave it out, or use strategy='ddp'."
         )
+
+
+def refuse_beside(trainer: Trainer, plan: Plan) -> None:
+    """Refuse a plan that cannot be followed beside another callback.
+
+    Raises:
+        ValueError: Names the callback.
+    """
+    prunes = any(isinstance(callback, ModelPruning) for callback in _callbacks(trainer))
+    if prunes and any(phase.entry.restore_best for phase in plan.phases):
+        raise ValueError(
+            "`restore_best` cannot be used beside ModelPruning, which puts masks on the weights"
+            " that would come back. Leave one of them out."
+        )
+
+
+def refuse_changed_layers(trainer: Trainer, planned: Mapping[str, nn.Parameter]) -> None:
+    """Refuse layers that hooks have exchanged after the training was planned with others.
+
+    Raises:
+        ValueError: Says where layers may be built.
+    """
+    converts = BitsandbytesPrecision | TransformerEnginePrecision  # they exchange layers themselves
+    by_name = shards(trainer.strategy) or isinstance(trainer.precision_plugin, converts)
+    refuse_exchanged(planned, parameters_by_name(trainer.lightning_module), by_name=by_name)
 
 
 def schedulers_of(trainer: Trainer) -> list[LRScheduler]:

@@ -13,37 +13,39 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lit_finetune.admission import GroupKeeper
-from lit_finetune.averaging import Statistics, give_back, take_statistics
 from lit_finetune.best import copy_trained, put_back
-from lit_finetune.distributed import expect_shards, look_ahead, wrap_again
+from lit_finetune.distributed import (
+    after_batch_start,
+    before_setup,
+    expect_shards,
+    leave_alone,
+    look_ahead,
+    shards,
+    wrap_again,
+)
 from lit_finetune.entries import read_schedule
 from lit_finetune.flat import parameters_by_name
-from lit_finetune.freezing import (
-    frozen_modules,
-    hold,
-    release,
-    restore_trainable,
-    set_trainable,
-)
+from lit_finetune.freezing import restore_trainable
 from lit_finetune.length import fit_to_length, needs_length
-from lit_finetune.norms import norm_parameters
+from lit_finetune.phase_groups import PhaseGroups
 from lit_finetune.plan import Plan
 from lit_finetune.resume import load_progress, save_progress
 from lit_finetune.run_state import RunState, end_epoch, load_run, save_run, start_run
 from lit_finetune.sharding import is_sharded, reshard
 from lit_finetune.strategies import split_strategy
-from lit_finetune.telling import still_line, unreached_line
+from lit_finetune.telling import beside_line, still_line, unreached_line
+from lit_finetune.trainable_state import TrainableState
 from lit_finetune.triggers import Position, Progress, observe
-from lit_finetune.warmup import Rise, Warmup
 
 from .beside import (
     has_finder,
+    refuse_beside,
+    refuse_changed_layers,
     refuse_surroundings,
     schedulers_of,
     see_to_others,
 )
-from .run import is_trial, plan_for, position, run_length, tell, validated
+from .run import is_trial, plan_for, position, run_length, tell, tell_overruled, validated
 
 
 class FreezeUnfreezeCallback(Callback):
@@ -89,10 +91,10 @@ class FreezeUnfreezeCallback(Callback):
         )
         self._progress = Progress()
         self._best: dict[str, Tensor] = {}
-        self._groups: GroupKeeper | None = None
-        self._warmup: Warmup | None = None
-        self._frozen: list[nn.Module] = []
-        self._statistics: list[Statistics] = []
+        self._groups: PhaseGroups | None = None
+        self._state: TrainableState | None = None
+        self._planned_with: dict[str, nn.Parameter] | None = None
+        self._told: set[str] = set()
         self._before: dict[str, bool] = {}
         self._resumed: RunState | None = None
         self._max_epochs: int | None = None
@@ -104,19 +106,33 @@ class FreezeUnfreezeCallback(Callback):
             return
         refuse_surroundings(trainer)
         self._max_epochs = trainer.max_epochs
-        if is_overridden("configure_model", pl_module):
-            pl_module.configure_model()  # there may be no layers yet; Lightning calls it once more
+        self.plan = None
+        leave_alone(trainer.strategy)
+        if shards(trainer.strategy):  # layers are sharded before the strategy's own setup
+            if is_overridden("configure_model", pl_module):
+                pl_module.configure_model()  # Lightning calls it once more
+            self._make_plan(trainer, pl_module)
+        else:
+            before_setup(trainer.strategy, partial(self._make_plan, trainer, pl_module))
+
+    def _make_plan(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Plan what trains, once the module's own hooks have built its layers."""
+        if self.plan is not None:
+            return
         self.plan = plan_for(trainer, pl_module, self._strategy, self._phases, self.train_bn)
+        refuse_beside(trainer, self.plan)
+        self._state = TrainableState(self.plan, train_bn=self.train_bn)
         here = position(trainer)
         if here == Position(0, 0):  # else a second `fit` goes on
             self._progress, self._best = Progress(), {}
         self._progress = self._progress.moved(self.plan.index_at(*here), here)
         expect_shards(trainer.strategy, pl_module, self.plan, partial(self._prepare, pl_module))
-        self._before = {n: p.requires_grad for n, p in parameters_by_name(pl_module).items()}
+        self._planned_with = parameters_by_name(pl_module)
+        self._before = {n: p.requires_grad for n, p in self._planned_with.items()}
         # Before the strategy wraps the module: DDP takes note of what requires a gradient.
-        self._set_trainable(pl_module)
+        self._state.begin(pl_module, self._progress.phase)
         if has_finder(trainer):  # else later: Lightning would warn of modules in eval mode
-            self._hold_anew(pl_module)
+            self._state.hold_anew(pl_module)
 
     @override
     def on_load_checkpoint(
@@ -124,10 +140,11 @@ class FreezeUnfreezeCallback(Callback):
     ) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
             return
+        self._make_plan(trainer, pl_module)
         self._resumed = load_run(trainer, checkpoint)
         self._take_up(pl_module, checkpoint)
         if has_finder(trainer):
-            self._hold_anew(pl_module)
+            self._trains().hold_anew(pl_module)
 
     @override
     def on_save_checkpoint(
@@ -137,14 +154,14 @@ class FreezeUnfreezeCallback(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        blocks = self._planned().blocks
-        self._groups = GroupKeeper(
+        refuse_changed_layers(trainer, self._planned_with or {})
+        self._groups = PhaseGroups(
             trainer.optimizers,
             schedulers_of(trainer),
             parameters_by_name(pl_module),
-            {name: block.name for block in blocks for name in block.parameters},
+            self._planned(),
+            lambda: trainer.global_step,
         )
-        self._warmup = Warmup(trainer.optimizers, lambda: trainer.global_step)
         for index in range(self._progress.phase + 1):
             self._regroup(index, pl_module)
         see_to_others(trainer)
@@ -157,16 +174,18 @@ class FreezeUnfreezeCallback(Callback):
         if needs_length(plan) and not is_trial(trainer):
             num_steps, epoch_steps = run_length(trainer, self._max_epochs)
             self.plan = fit_to_length(plan, num_steps=num_steps, epoch_steps=epoch_steps)
-        self._hold_anew(pl_module)
+        tell_overruled(self._trains().enforce(), self._told)
+        self._trains().hold_anew(pl_module)
         tell(trainer, self._planned(), self._progress)
-        if line := still_line(plan):
+        for line in filter(None, (still_line(plan), beside_line(plan))):
             rank_zero_info(line)
+        after_batch_start(trainer.strategy, partial(self._enforce, trainer))
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._follow(trainer)
         self._move_on(trainer, pl_module)
-        hold(self._frozen)
+        self._trains().enforce()
 
     @override
     def on_train_batch_start(
@@ -175,8 +194,26 @@ class FreezeUnfreezeCallback(Callback):
         self._follow(trainer)  # callbacks behind this one have had their epoch's start, too
         if batch_idx % trainer.accumulate_grad_batches == 0:  # no gradient is waiting for its step
             self._move_on(trainer, pl_module)
-        hold(self._frozen)
-        give_back(self._statistics)
+
+    def _enforce(self, trainer: Trainer) -> None:
+        """What other hooks have set otherwise is as the schedule says when the batch trains."""
+        if self._planned_with is not None:
+            refuse_changed_layers(trainer, self._planned_with)
+            self._planned_with = None
+        tell_overruled(self._trains().enforce(), self._told)
+
+    @override
+    def on_before_backward(
+        self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
+    ) -> None:
+        self._trains().refuse_unused(loss)
+
+    @override
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
+    ) -> None:
+        if pl_module.automatic_optimization:  # else the module may freeze networks in turn
+            self._trains().refuse_otherwise()
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -198,9 +235,9 @@ class FreezeUnfreezeCallback(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        if self._warmup:
-            self._warmup.put_back()
-        self._let_go()  # there will be no teardown, and maybe another run
+        if self._groups:
+            self._groups.put_back()
+        self._let_go(trainer)  # there will be no teardown, and maybe another run
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -214,7 +251,7 @@ class FreezeUnfreezeCallback(Callback):
         # A run of the Tuner ends before training begins, and leaves no trace.
         reshard(pl_module)
         restore_trainable(pl_module, self._before)
-        self._let_go()
+        self._let_go(trainer)
 
     def _prepare(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Bring the groups to the phase of a checkpoint whose shards will be read next."""
@@ -232,22 +269,15 @@ class FreezeUnfreezeCallback(Callback):
         state = checkpoint["callbacks"].get(self.state_key)
         self._progress = load_progress(self._planned(), state, train_bn=self.train_bn)
         self._best = state.get("best_weights", {}) if self._progress.stall.best is not None else {}
-        self._set_trainable(pl_module)
+        self._trains().begin(pl_module, self._progress.phase)
 
     def _planned(self) -> Plan:
         assert self.plan is not None, "Lightning calls setup() first"
         return self.plan
 
-    def _trainable(self, pl_module: LightningModule) -> frozenset[str]:
-        return self._planned().trainable(self._progress.phase) | self._norms(pl_module)
-
-    def _norms(self, pl_module: LightningModule) -> frozenset[str]:
-        """What trains of normalisation layers, frozen or not."""
-        norms = norm_parameters(pl_module) if self.train_bn else frozenset()
-        return norms - self._planned().still
-
-    def _set_trainable(self, pl_module: LightningModule) -> None:
-        set_trainable(pl_module, self._trainable(pl_module), still=self._planned().still)
+    def _trains(self) -> TrainableState:
+        assert self._state is not None, "Lightning calls setup() first"
+        return self._state
 
     def _move_on(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the phases that are due."""
@@ -267,20 +297,8 @@ class FreezeUnfreezeCallback(Callback):
     def _regroup(self, index: int, pl_module: LightningModule) -> None:
         """Bring the optimizers' groups from the phase before to the phase of this index."""
         assert self._groups is not None, "Lightning calls on_fit_start() first"
-        assert self._warmup is not None
-        plan = self._planned()
-        phase = plan.phases[index]
-        norms = self._norms(pl_module)
-        if index == 0:
-            self._groups.start(phase.admissions, sorted(norms - plan.trainable(0)))
-            names = list(phase.parameters)
-        else:
-            names = [name for part in phase.admissions for name in self._groups.admit(part)]
-        self._groups.withhold(set(phase.frozen) - norms)
-        if steps := phase.entry.warmup_steps:
-            rise = Rise(self._progress.began[index].step, steps)
-            parameters = parameters_by_name(pl_module)
-            self._warmup.add((parameters[name] for name in names), rise)
+        norms = self._trains().norms(pl_module)
+        self._groups.move_to(index, self._planned(), self._progress, norms=norms)
 
     def _follow(self, trainer: Trainer) -> None:
         assert self._groups is not None, "Lightning calls on_fit_start() first"
@@ -288,27 +306,20 @@ class FreezeUnfreezeCallback(Callback):
 
     def _apply(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let the parameters of the phase train; whoever took note of the old ones starts anew."""
-        self._set_trainable(pl_module)
+        self._trains().begin(pl_module, self._progress.phase)
         wrap_again(trainer.strategy, pl_module)
         if dynamo := sys.modules.get("torch._dynamo"):
             dynamo.reset()  # compiled graphs of the last phase lack the new gradients
-        self._hold_anew(pl_module)
+        self._trains().hold_anew(pl_module)
 
-    def _hold_anew(self, pl_module: LightningModule) -> None:
-        """Hold what is frozen now, and free what is no longer."""
-        before = self._frozen
-        blocks = self._planned().blocks
-        self._frozen = frozen_modules(pl_module, blocks, norms_train=self.train_bn)
-        release(before)
-        hold(self._frozen)
-        self._statistics = take_statistics(self._frozen)
-
-    def _let_go(self) -> None:
-        release(self._frozen)
-        if self._warmup:
-            self._warmup.remove()
-        self._groups, self._warmup = None, None
-        self._frozen, self._statistics, self._before = [], [], {}
+    def _let_go(self, trainer: Trainer) -> None:
+        leave_alone(trainer.strategy)
+        if self._state:
+            self._state.end()
+        if self._groups:
+            self._groups.remove()
+        self._groups, self._planned_with = None, None
+        self._before = {}
 
     def _observe(
         self, trainer: Trainer, pl_module: LightningModule, values: Mapping[str, float]
@@ -322,7 +333,7 @@ class FreezeUnfreezeCallback(Callback):
             is_asked = plan.phases[progress.phase + 1].entry.restore_best
             if is_best and is_asked and (trainer.is_global_zero or is_sharded(pl_module)):
                 reshard(pl_module)
-                best = copy_trained(pl_module, self._frozen)
+                best = copy_trained(pl_module, self._trains().frozen)
                 self._best = best if trainer.is_global_zero else {}
 
     def _restore_best(self, trainer: Trainer, pl_module: LightningModule) -> None:

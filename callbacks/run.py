@@ -1,18 +1,27 @@
 """What a run is to be: its plan, where it stands, and how long it is."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_finetune.blocks import list_blocks
+from lit_finetune._names import some_of
+from lit_finetune.blocks import Block, list_blocks
+from lit_finetune.classifier import FinetuneClassifier
 from lit_finetune.flat import whole_sizes
 from lit_finetune.freezing import with_still
 from lit_finetune.plan import Plan, make_plan
 from lit_finetune.schedule import Schedule
+from lit_finetune.side_networks import (
+    named_alone,
+    parameters_within,
+    side_networks,
+    without_modules,
+)
 from lit_finetune.strategies import make_schedule
 from lit_finetune.telling import phase_line
 from lit_finetune.triggers import Position, Progress, refuse_unlogged
@@ -28,6 +37,16 @@ def tell(trainer: Trainer, plan: Plan, progress: Progress) -> None:
     rank_zero_info(phase_line(plan, progress, position(trainer), sizes=sizes, groups=groups))
 
 
+def tell_overruled(names: Sequence[str], told: set[str]) -> None:
+    """Say once of each parameter that its `requires_grad` was set against the schedule."""
+    if new := [name for name in names if name not in told]:
+        told.update(new)
+        rank_zero_info(
+            "A hook of the module, or another callback, set `requires_grad` against the schedule;"
+            f" the schedule decides: {some_of(new, 3)}."
+        )
+
+
 def plan_for(
     trainer: Trainer,
     pl_module: LightningModule,
@@ -36,7 +55,7 @@ def plan_for(
     train_bn: bool,
 ) -> Plan:
     """What trains when: the schedule on the blocks of this module, checked against the run."""
-    blocks = with_still(pl_module, getattr(pl_module, "blocks", None) or list_blocks(pl_module))
+    blocks, sides = _blocks_of(pl_module, phases)
     if train_bn and any(block.fixed for block in blocks):
         raise ValueError(
             "`train_bn` would train normalisation layers, but beside adapters (`lora`) the"
@@ -51,12 +70,41 @@ def plan_for(
         )
     # A trial run of one epoch may use the schedule of the long one.
     plan = make_plan(phases, blocks, None if is_trial(trainer) else limit)
+    plan = replace(plan, beside=parameters_within(pl_module, sides))
     if plan.monitors(0) and not trainer.enable_validation:
         raise ValueError(
             "`on_plateau` waits for a metric of validation, but there is none: give validation"
             " data and a `validation_step`, and leave `limit_val_batches` above 0."
         )
     return plan
+
+
+def _blocks_of(pl_module: LightningModule, phases: Schedule) -> tuple[list[Block], list[str]]:
+    """The blocks of the network that trains, and the names of the networks beside it.
+
+    What the schedule names, and no other network has, is not beside.
+    """
+    if next(pl_module.parameters(), None) is None:
+        raise ValueError(
+            f"{type(pl_module).__name__} has no parameters when its training is planned. Build"
+            " layers in `__init__`, `setup` or `configure_model`."
+        )
+    own = getattr(pl_module, "blocks", None)
+    network = "backbone" if isinstance(pl_module, FinetuneClassifier) else None
+    sides = list(
+        side_networks(
+            pl_module, network=network, is_container=lambda each: isinstance(each, LightningModule)
+        )
+    )
+    if not own and sides:
+        with without_modules(pl_module, sides):
+            own = list_blocks(pl_module)
+        named = named_alone(phases, own, list_blocks(pl_module))
+        if kept := [s for s in sides if any(n.startswith(f"{s}.") for n in named)]:
+            sides = [name for name in sides if name not in kept]
+            with without_modules(pl_module, sides):
+                own = list_blocks(pl_module)
+    return with_still(pl_module, own or list_blocks(pl_module)), sides
 
 
 def position(trainer: Trainer) -> Position:

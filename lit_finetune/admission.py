@@ -43,7 +43,7 @@ class GroupKeeper:
         block_of: The name of the block of each parameter.
 
     Raises:
-        ValueError: An optimizer knows one group only, or a scheduler could not follow a new one.
+        ValueError: A scheduler could not follow a new group.
     """
 
     def __init__(
@@ -62,11 +62,6 @@ class GroupKeeper:
         for scheduler in schedulers:
             refuse_unknown(scheduler, len(scheduler.optimizer.param_groups))
         for optimizer in optimizers:
-            if isinstance(optimizer, LBFGS):
-                raise ValueError(
-                    "LBFGS has one group of parameters for good: what starts to train later would"
-                    " never move. Use another optimizer, such as AdamW."
-                )
             leader = base_lr(optimizer.param_groups[0])
             for group in optimizer.param_groups:
                 # Most schedulers note it themselves; later `lr` alone no longer tells.
@@ -133,6 +128,8 @@ class GroupKeeper:
         for key in ("params", "param_names"):
             if key in group:
                 group[key] = [item for item, keep in zip(group[key], keeps, strict=True) if keep]
+        if isinstance(optimizer, LBFGS):  # it holds the list itself, and its length
+            optimizer._params, optimizer._numel_cache = group["params"], None
 
     def _set_rate(self, admission: Admission) -> None:
         """Give parameters that train from the start a rate of their own."""
@@ -179,6 +176,12 @@ class GroupKeeper:
     def _add(
         self, optimizer: Optimizer, options: dict[str, Any], names: list[str], admission: Admission
     ) -> None:
+        if isinstance(optimizer, LBFGS):
+            raise ValueError(
+                f"LBFGS has one group of parameters for good, which {names[0]!r} cannot join at a"
+                " rate of its own. Give the optimizer all that trains from the start, or use"
+                " another one, such as AdamW."
+            )
         leader = optimizer.param_groups[0]
         scale = _asked_scale(admission, leader)
         if scale is None:

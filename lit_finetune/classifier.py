@@ -38,6 +38,7 @@ from lit_finetune.outputs import check_logits, logits_of, weighted_auxiliary_of
 from lit_finetune.param_groups import ParamGroup, make_param_groups
 from lit_finetune.recompute import recompute_units
 from lit_finetune.sharding import shard
+from lit_finetune.side_networks import side_networks, without_modules
 from lit_finetune.splitting import PrefixOutput
 from lit_finetune.steps import KEY, ClassifierSteps
 from lit_finetune.trusted_hparams import trust_name
@@ -176,7 +177,10 @@ class FinetuneClassifier(ClassifierSteps):
     @property
     def blocks(self) -> list[Block]:
         """The network's blocks from the input to the head, by names within this module."""
-        return self._noted[0] if self._noted else list_blocks(self, f"backbone.{self.head_name}")
+        if self._noted:
+            return self._noted[0]
+        with without_modules(self, side_networks(self, network="backbone")):
+            return list_blocks(self, f"backbone.{self.head_name}")
 
     @override
     def configure_model(self) -> None:

@@ -30,6 +30,7 @@ from lit_finetune.callbacks import (
 )
 from lit_finetune.checkpoint_files import is_local
 from lit_finetune.classifier import FinetuneClassifier
+from lit_finetune.config_keys import refuse_repeated_keys
 
 MOST_CLASSES = 40
 """How many known classes the help lists for an argument."""
@@ -276,6 +277,7 @@ def main(
             `JSONARGPARSE_DEBUG=true` in the environment the error itself is raised.
     """
     log_above_progress_bar()
+    refuse_repeated_keys()
     usages = {name: {"usage": "%(prog)s [options]"} for name in FinetuneCLI.subcommands()}
     try:
         FinetuneCLI(

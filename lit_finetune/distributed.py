@@ -169,6 +169,38 @@ def wrap_again(strategy: Strategy, module: LightningModule) -> None:
         strategy.configure_ddp()
 
 
+def before_setup(strategy: Strategy, act: Callable[[], None]) -> None:
+    """Act right before a strategy sets up the module: all its hooks that build layers are done.
+
+    Nobody has taken note yet of what requires a gradient.
+    """
+    setup = strategy.setup
+
+    def with_act(trainer: Any) -> None:
+        vars(strategy).pop("setup", None)
+        act()
+        setup(trainer)
+
+    strategy.setup = with_act  # type: ignore[method-assign]  # of this object alone
+
+
+def after_batch_start(strategy: Strategy, act: Callable[[], None]) -> None:
+    """Act at the start of each training batch, after the hooks of all callbacks and the module."""
+    start = strategy.on_train_batch_start
+
+    def with_act(batch: Any, batch_idx: int) -> None:
+        start(batch, batch_idx)
+        act()
+
+    strategy.on_train_batch_start = with_act  # type: ignore[method-assign]
+
+
+def leave_alone(strategy: Strategy) -> None:
+    """Take back what `before_setup` and `after_batch_start` have done."""
+    for name in ("setup", "on_train_batch_start"):
+        vars(strategy).pop(name, None)
+
+
 def expect_shards(
     strategy: Strategy,
     module: LightningModule,

@@ -54,6 +54,15 @@ def unwrapped_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != _WRAPPED)
 
 
+def unpruned_name(name: str) -> str:
+    """The name of a parameter before `torch.nn.utils.prune` put a mask on it.
+
+    >>> unpruned_name("net.fc.weight_orig"), unpruned_name("net.fc.bias")
+    ('net.fc.weight', 'net.fc.bias')
+    """
+    return name.removesuffix("_orig")
+
+
 def parameters_by_name(
     model: nn.Module, *, remove_duplicate: bool = True
 ) -> dict[str, nn.Parameter]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import nn
 
 from lit_finetune.blocks import Block
-from lit_finetune.flat import modules_by_name, parameters_by_name
+from lit_finetune.flat import modules_by_name, parameters_by_name, unpruned_name
 from lit_finetune.norms import is_norm, norm_parameters
 
 _NOTES = "_lit_finetune_notes"
@@ -15,7 +15,11 @@ _NOTES = "_lit_finetune_notes"
 
 
 def set_trainable(
-    model: nn.Module, names: Collection[str], *, still: Collection[str] = frozenset()
+    model: nn.Module,
+    names: Collection[str],
+    *,
+    still: Collection[str] = frozenset(),
+    untouched: Collection[str] = frozenset(),
 ) -> bool:
     """Let the named parameters of a model train, and freeze all others.
 
@@ -25,6 +29,7 @@ def set_trainable(
         model: Its modules take note of what was done, for `with_still` in another run.
         names: The parameters that train.
         still: Those that were fixed before any schedule came.
+        untouched: Those that are left as they are.
 
     Returns:
         Whether anything changed. A wrapper such as DistributedDataParallel must follow if so.
@@ -34,7 +39,9 @@ def set_trainable(
     for name, module in modules_by_name(model, remove_duplicate=False):
         modules.setdefault(name, module)
     for name, parameter in parameters_by_name(model).items():
-        trains = name in names
+        if name in untouched:
+            continue
+        trains = name in names or unpruned_name(name) in names
         if parameter.requires_grad != trains:
             parameter.requires_grad_(trains)
             changed = True
@@ -63,7 +70,7 @@ def with_still(model: nn.Module, blocks: Iterable[Block]) -> list[Block]:
     head requires a gradient, someone has frozen the backbone whole: that leaves the rest to the
     schedule, and nothing counts as fixed.
     """
-    still = {name for name, p in model.named_parameters() if _is_still(model, name, p)}
+    still = {name for name, p in model.named_parameters() if is_fixed(model, name, p)}
     *backbone, head = blocks
     if still.issuperset(name for block in backbone for name in block.free):
         still.clear()
@@ -73,7 +80,8 @@ def with_still(model: nn.Module, blocks: Iterable[Block]) -> list[Block]:
     ]
 
 
-def _is_still(model: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+def is_fixed(model: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter required no gradient before any schedule came, as in `with_still`."""
     notes, own = _notes_on(model, name)
     was_still, trained = notes.get(own, (False, not parameter.requires_grad))
     is_as_left = parameter.requires_grad == trained
@@ -95,7 +103,11 @@ def _notes_of(module: nn.Module) -> dict[str, tuple[bool, bool]]:
 
 
 def frozen_modules(
-    model: nn.Module, blocks: Sequence[Block], *, norms_train: bool = False
+    model: nn.Module,
+    blocks: Sequence[Block],
+    *,
+    norms_train: bool = False,
+    untouched: Collection[str] = frozenset(),
 ) -> list[nn.Module]:
     """The modules to keep in eval mode, so that batch statistics and dropout stand still.
 
@@ -109,10 +121,12 @@ def frozen_modules(
         blocks: The model's blocks.
         norms_train: Whether normalisation layers train in frozen blocks too; they are then left
             out of the result, and do not make the rest of their block count as trained.
+        untouched: Parameters whose modules keep the mode that they are in.
     """
     norms = norm_parameters(model) if norms_train else frozenset()
     named = parameters_by_name(model, remove_duplicate=False)
     live = {name for name, parameter in named.items() if parameter.requires_grad} - norms
+    live |= {*map(unpruned_name, live), *untouched}
     alive, known = _ancestors(live), _ancestors(named)
     modules = list(modules_by_name(model, remove_duplicate=False))
     roots = {name for name, _ in modules if name and name in known and name not in alive}

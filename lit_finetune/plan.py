@@ -50,6 +50,8 @@ class Plan:
 
     phases: tuple[PlannedPhase, ...]
     blocks: tuple[Block, ...]
+    beside: tuple[str, ...] = ()
+    """The names of parameters of other networks in the module, which are left as they are."""
 
     def index_at(self, epoch: int, step: int = 0) -> int:
         """The index of the last phase whose epoch or step has come."""

@@ -79,6 +79,16 @@ def of_a_kind(selector: Selector) -> bool:
     return str(selector).strip().rpartition("/")[2] in KINDS
 
 
+def counts_blocks(selector: Selector) -> bool:
+    """Whether a selector counts blocks or children instead of naming them.
+
+    >>> [counts_blocks(selector) for selector in (0, "-2:", "children[:3]", "layer4")]
+    [True, True, True, False]
+    """
+    text = str(selector).strip()
+    return _is_slice(text) or bool(_CHILDREN.fullmatch(text))
+
+
 def _find(selector: Selector, text: str, blocks: Sequence[Block]) -> tuple[str, ...]:
     """What a selector means that asks for no kind behind a slash; nothing where it fits nothing."""
     if text == "all":

@@ -134,6 +134,11 @@ def split_strategy(
         ValueError: There is no such strategy, or it takes no such argument or value.
     """
     if isinstance(schedule, str):
+        if schedule.lstrip().startswith(("{", "[")):
+            raise ValueError(
+                f"The schedule {schedule!r} is text that YAML cannot read: each epoch is given once,"
+                " as in {0: head, 2: layer4}."
+            )
         schedule = {schedule: {}}
     if not isinstance(schedule, Mapping) or len(schedule) != 1:
         return None

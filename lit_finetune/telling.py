@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from lit_finetune._names import some_of
 from lit_finetune.plan import Plan
 from lit_finetune.triggers import Position, Progress
 
@@ -58,4 +59,14 @@ def still_line(plan: Plan) -> str | None:
     return (
         f"Fixed before by requires_grad=False, and left so: {len(rest)} parameters, {names}."
         " What the schedule names alone trains."
+    )
+
+
+def beside_line(plan: Plan) -> str | None:
+    """Which networks of the module are beside the one that trains; None if there are none."""
+    if not plan.beside:
+        return None
+    return (
+        f"Left as they are, as networks beside the one that trains: {len(plan.beside)} parameters,"
+        f" {some_of(plan.beside, 2)}."
     )

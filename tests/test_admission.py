@@ -21,6 +21,7 @@ from lit_finetune.blocks import list_blocks
 from lit_finetune.freezing import norm_parameters
 from lit_finetune.optim import build_optimizer, join_groups
 from lit_finetune.param_groups import make_param_groups
+from lit_finetune.phase_groups import refuse_optimizers
 from lit_finetune.plan import make_plan
 from lit_finetune.schedule import parse_schedule
 
@@ -453,9 +454,17 @@ def test_a_group_of_parameters_that_the_network_does_not_hold_is_left_alone() ->
     assert (left["params"], left["lr"]) == ([extra], 0.5)
 
 
-def test_an_optimizer_of_one_group_only_is_refused_before_training() -> None:
+def test_an_optimizer_of_one_group_only_is_refused_where_something_would_join_it() -> None:
+    Run(lambda net: LBFGS(net.parameters()), {0: "head"})
     with pytest.raises(ValueError, match="LBFGS has one group"):
-        Run(lambda net: LBFGS(net.parameters()), {0: "head"})
+        Run(lambda net: LBFGS(net.fc.parameters()), {0: ["head", "layer3"]})
+    with pytest.raises(ValueError, match="LBFGS has one group"):
+        refuse_optimizers([LBFGS([nn.Parameter(torch.ones(1))])], num_phases=2)
+
+
+def test_a_run_without_an_optimizer_is_refused() -> None:
+    with pytest.raises(ValueError, match="`configure_optimizers` gives no optimizer"):
+        refuse_optimizers([], num_phases=1)
 
 
 def test_nothing_can_be_in_proportion_to_a_rate_of_zero() -> None:

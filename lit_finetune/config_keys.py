@@ -1,0 +1,58 @@
+"""Refuse a key that a configuration gives twice, of which YAML would keep the last in silence."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+from jsonargparse import get_loader, set_loader
+
+
+def refuse_repeated_keys() -> None:
+    """Let jsonargparse refuse repeated keys, in files as in values on the command line."""
+    load = get_loader("yaml")
+    if getattr(load, "refuses_repeated_keys", False):
+        return
+
+    def load_checked(text: str) -> Any:
+        check_keys(text)
+        return load(text)
+
+    load_checked.refuses_repeated_keys = True  # type: ignore[attr-defined]
+    set_loader("yaml", load_checked, exceptions=(yaml.YAMLError,))
+
+
+def check_keys(text: str) -> None:
+    """Refuse YAML in which a mapping has a key twice.
+
+    >>> check_keys("{0: head, 1: layer4, 2: all}")
+    >>> check_keys("{0: head, 1: layer4, 1: all}")
+    Traceback (most recent call last):
+    yaml.constructor.ConstructorError: the key '1' is given twice, here and in line 1: ...
+
+    Raises:
+        yaml.YAMLError: Names the key and its lines.
+    """
+    if ":" not in text:
+        return
+    for key, first in _repeated(yaml.compose(text, Loader=yaml.SafeLoader)):
+        line = first.start_mark.line + 1
+        raise yaml.constructor.ConstructorError(
+            problem=f"the key {key.value!r} is given twice, here and in line {line}: of the two,"
+            " YAML would keep the last alone. Leave one out, or write both values under one key",
+            problem_mark=key.start_mark,
+        )
+
+
+def _repeated(node: yaml.Node | None) -> Iterator[tuple[yaml.Node, yaml.Node]]:
+    """Each key that is there before in its mapping, and the one that is."""
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[tuple[str, str], yaml.Node] = {}
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if (key.tag, key.value) in seen:
+                    yield key, seen[key.tag, key.value]
+                seen[key.tag, key.value] = key
+            yield from _repeated(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            yield from _repeated(item)

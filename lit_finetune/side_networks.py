@@ -1,0 +1,170 @@
+"""Networks in a module that are not the one that trains: teachers, averaged copies, metrics.
+
+They are told apart before anything trains. A child of the module is one of them
+
+* if it is a metric (torchmetrics) or an `AveragedModel`, or
+* if none of its parameters required a gradient, it has several layers, and what is left without it
+  is a network by itself. A frozen backbone, to which what is left is the head, is none.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+from torchmetrics import Metric
+
+from lit_finetune.blocks import Block, list_blocks
+from lit_finetune.flat import parameters_by_name
+from lit_finetune.freezing import is_fixed
+from lit_finetune.schedule import Schedule, Selector
+from lit_finetune.selectors import counts_blocks, select
+
+
+def side_networks(
+    model: nn.Module,
+    *,
+    network: str | None = None,
+    is_container: Callable[[nn.Module], bool] = lambda module: False,
+) -> tuple[str, ...]:
+    """The names of the children of a module that are beside the network that trains.
+
+    >>> module = nn.ModuleDict({
+    ...     "teacher": nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 2)),
+    ...     "student": nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)),
+    ... })
+    >>> _ = module["teacher"].requires_grad_(False)
+    >>> side_networks(module)
+    ('teacher',)
+
+    Args:
+        model: A module before its training.
+        network: The child that trains, where that is known.
+        is_container: Whether a child is a module that may itself hold several networks.
+    """
+    children = {name: child for name, child in model.named_children() if _is_filled(child)}
+    kinds = [name for name, child in children.items() if isinstance(child, Metric | AveragedModel)]
+    rest = {name: child for name, child in children.items() if name not in kinds}
+    fixed = [
+        name for name, child in rest.items() if name != network and _is_fixed(model, name, child)
+    ]
+    if network is None:
+        fixed = [name for name in fixed if _num_layers(rest[name]) > 1]
+        trained = [child for name, child in rest.items() if name not in fixed]
+        if not _is_network(model, [*kinds, *fixed]):
+            fixed = []
+        fixed = [name for name in fixed if not _feeds(rest[name], trained)]
+    sides = [name for name in children if name in kinds or name in fixed]
+    for name, child in rest.items():
+        if name not in fixed and is_container(child):
+            inner = side_networks(child, is_container=is_container)
+            sides += [f"{name}.{each}" for each in inner]
+    return tuple(sides)
+
+
+@contextmanager
+def without_modules(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Show a module as it would be without some of the modules in it."""
+    kept: list[tuple[nn.Module, dict[str, nn.Module | None]]] = []
+    for name in names:
+        path, _, own = name.rpartition(".")
+        owner = model.get_submodule(path)
+        kept.append((owner, dict(owner._modules)))
+        del owner._modules[own]
+    try:
+        yield
+    finally:
+        for owner, modules in reversed(kept):
+            owner._modules.clear()
+            owner._modules.update(modules)
+
+
+def parameters_within(model: nn.Module, names: Sequence[str]) -> tuple[str, ...]:
+    """The parameters of some modules, without those that the rest of the model shares."""
+    if not names:
+        return ()
+    with without_modules(model, names):
+        shared = {id(parameter) for parameter in model.parameters()}
+    named = parameters_by_name(model, remove_duplicate=False)
+    return tuple(name for name, parameter in named.items() if id(parameter) not in shared)
+
+
+def named_alone(
+    schedule: Schedule, blocks: Sequence[Block], whole: Sequence[Block]
+) -> frozenset[str]:
+    """The parameters that a schedule names although they are in none of the blocks.
+
+    Args:
+        schedule: Its selectors that count blocks are passed over.
+        blocks: Those of the network that trains.
+        whole: Those of the module with all its networks.
+    """
+    found: set[str] = set()
+    for phase in schedule:
+        added = [selector for selection in phase.adds for selector in selection.modules]
+        for selector in (*added, *phase.freezes):
+            if not counts_blocks(selector) and not _finds(selector, blocks):
+                found.update(_finds(selector, whole))
+    return frozenset(found)
+
+
+def _finds(selector: Selector, blocks: Sequence[Block]) -> tuple[str, ...]:
+    try:
+        return select(selector, blocks)
+    except ValueError:
+        return ()
+
+
+def _is_filled(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
+def _is_fixed(model: nn.Module, name: str, child: nn.Module) -> bool:
+    named = child.named_parameters()
+    return all(is_fixed(model, f"{name}.{own}", parameter) for own, parameter in named)
+
+
+def _is_network(model: nn.Module, without: Sequence[str]) -> bool:
+    """Whether what is left of a module is more than a head."""
+    with without_modules(model, without):
+        if next(model.parameters(), None) is None:
+            return False
+        return sum(bool(block.parameters) for block in list_blocks(model)) > 1
+
+
+def _feeds(fixed: nn.Module, trained: Sequence[nn.Module]) -> bool:
+    """Whether something that trains may take what a frozen network gives, by the sizes of layers.
+
+    A network that begins like one that trains, such as a copy of it, runs beside it.
+    """
+    layers, begins = _layers(fixed), [_layers(each)[0] for each in trained if _layers(each)]
+    if not layers or any(_inlet(layers[0]) == _inlet(begin) for begin in begins):
+        return False
+    is_map, width = isinstance(layers[-1], nn.modules.conv._ConvNd), layers[-1].weight.shape[0]
+    for begin in begins:
+        is_linear, size = _inlet(begin)
+        if size == width and (is_linear or is_map):
+            return True
+        if is_linear and is_map and size % width == 0:  # a map that was flattened
+            return True
+    return False
+
+
+def _layers(module: nn.Module) -> list[Any]:
+    kinds = nn.Linear | nn.modules.conv._ConvNd
+    return [each for each in module.modules() if isinstance(each, kinds)]
+
+
+def _inlet(layer: Any) -> tuple[bool, int]:
+    """Whether a layer is linear, and how many features or channels it takes."""
+    is_linear = isinstance(layer, nn.Linear)
+    return is_linear, layer.in_features if is_linear else layer.in_channels
+
+
+def _num_layers(module: nn.Module) -> int:
+    """How many modules hold weights: parameters that are more than a vector."""
+    return sum(
+        any(parameter.ndim > 1 for parameter in each.parameters(recurse=False))
+        for each in module.modules()
+    )

@@ -1,0 +1,212 @@
+"""Networks beside the one that trains stay as they are: weights, statistics, modes, gradients."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import Metric
+
+from lit_finetune import FinetuneClassifier
+from lit_finetune.callbacks import FreezeUnfreezeCallback
+
+
+class Net(nn.Module):
+    """A network with statistics, for pictures."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU())
+        self.layer1 = nn.Sequential(nn.Conv2d(width, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.layer1(self.stem(x)).mean((2, 3)))
+
+
+class Perceptual(Metric):
+    """A metric with a network inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Net().eval()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, x: Tensor) -> None:
+        with torch.no_grad():
+            self.total += self.net(x).sum()
+
+    def compute(self) -> Tensor:
+        return self.total
+
+
+def frozen_net() -> nn.Module:
+    return Net(6).requires_grad_(False).eval()
+
+
+class Beside(LightningModule):
+    """A student that something stands beside, registered before it or after it."""
+
+    def __init__(self, other: nn.Module, order: str) -> None:
+        super().__init__()
+        for name in order.split():
+            setattr(self, name, Net() if name == "student" else other)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        with torch.no_grad():
+            target = self.other(batch[0])
+        logits = self.student(batch[0])
+        target = logits.detach() * 0 if target is None or target.ndim < 2 else target
+        return F.mse_loss(logits, target)
+
+    def configure_optimizers(self) -> Optimizer:
+        return AdamW(self.student.parameters(), lr=0.1)
+
+
+OTHERS = {
+    "a teacher": frozen_net,
+    "a teacher in training mode": lambda: Net(6).requires_grad_(False),
+    "a copy": lambda: Net().requires_grad_(False).eval(),
+    "an averaged copy": lambda: AveragedModel(Net()).eval(),
+    "a metric": Perceptual,
+}
+
+
+class Watch(Callback):
+    """What moved in each epoch, by the module's child and its child."""
+
+    def __init__(self) -> None:
+        self.moved: list[set[str]] = []
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.before = {name: p.detach().clone() for name, p in pl_module.named_parameters()}
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        now = dict(pl_module.named_parameters())
+        names = [name for name in now if not torch.equal(now[name], self.before[name])]
+        self.moved.append({".".join(name.split(".")[:2]) for name in names})
+
+
+def fit(module: LightningModule, schedule: Any, **options: Any) -> tuple[Trainer, Watch]:
+    data = TensorDataset(torch.randn(8, 3, 8, 8), torch.arange(8) % 3)
+    watch = Watch()
+    trainer = Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[FreezeUnfreezeCallback(schedule, **options), watch],
+    )
+    trainer.fit(module, DataLoader(data, batch_size=4))
+    return trainer, watch
+
+
+STEM, LAYER1, HEAD = "student.stem", "student.layer1", "student.fc"
+ALL = {STEM, LAYER1, HEAD}
+SCHEDULES: dict[str, tuple[Any, dict[str, Any], list[set[str]]]] = {
+    "full": ("full", {}, [ALL] * 3),
+    "gradual": ("gradual", {}, [{HEAD}, {HEAD, LAYER1}, ALL]),
+    "head_only": ("head_only", {}, [{HEAD}] * 3),
+    "by name": ({0: "student.fc", 1: "all"}, {}, [{HEAD}, ALL, ALL]),
+    "by index": ({0: -1, 1: 0, 2: 1}, {}, [{HEAD}, {HEAD, STEM}, ALL]),
+    "train_bn": ("head_only", {"train_bn": True}, [ALL] * 3),
+}
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(
+    ("other", "order"),
+    [
+        ("a teacher", "other student"),
+        ("a teacher", "student other"),
+        ("a teacher in training mode", "other student"),
+        ("a copy", "student other"),
+        ("an averaged copy", "student other"),
+        ("a metric", "other student"),
+    ],
+)
+def test_a_network_beside_the_student_stays_as_it_is(other: str, order: str, schedule: str) -> None:
+    beside = OTHERS[other]()
+    module = Beside(beside, order)
+    state = {name: value.clone() for name, value in beside.state_dict().items()}
+    gradients = [parameter.requires_grad for parameter in beside.parameters()]
+    modes = [each.training for each in beside.modules()]
+    words, options, moves = SCHEDULES[schedule]
+
+    trainer, watch = fit(module, words, **options)
+
+    assert watch.moved == moves
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    moving = statistics if other == "a teacher in training mode" else ()  # as without a schedule
+    now = beside.state_dict()
+    assert [n for n in state if not torch.equal(state[n], now[n]) and not n.endswith(moving)] == []
+    assert [parameter.requires_grad for parameter in beside.parameters()] == gradients
+    assert [each.training for each in beside.modules()] == modes
+    held = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
+    assert held.isdisjoint(map(id, beside.parameters()))
+
+
+class TeacherOfClassifier(FinetuneClassifier):
+    """A classifier beside a teacher of its own."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(Net(), num_classes=3, lr=0.1, **options)
+        self.teacher = frozen_net()
+
+
+def test_a_classifiers_teacher_is_in_no_block_no_group_and_no_depth_of_layer_decay() -> None:
+    module, alone = TeacherOfClassifier(layer_decay=0.5), FinetuneClassifier(Net(), num_classes=3)
+    assert [block.name for block in module.blocks] == [block.name for block in alone.blocks]
+    assert module.param_groups()[-1].lr_ratio == 0.05
+    before = copy.deepcopy(module.teacher.state_dict())
+
+    trainer, watch = fit(module, "gradual")
+
+    expected = [{"backbone.fc"}, {"backbone.fc", "backbone.layer1"}]
+    assert watch.moved[:2] == expected
+    assert all(torch.equal(before[n], v) for n, v in module.teacher.state_dict().items())
+    names = [group["name"] for group in trainer.optimizers[0].param_groups]
+    assert not [name for name in names if "teacher" in name]
+
+
+class Transfer(LightningModule):
+    """A backbone that is frozen by hand, and a head of one or two layers beside it."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        )
+        self.features.requires_grad_(False)
+        self.classifier = head
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.classifier(self.features(batch[0])), batch[1])
+
+    def configure_optimizers(self) -> Optimizer:
+        return SGD(self.parameters(), lr=0.1)
+
+
+def test_a_frozen_backbone_is_no_network_beside_its_head() -> None:
+    _, watch = fit(Transfer(nn.Linear(8, 3)), {0: "head", 1: "all"})
+    features = {"features.0", "features.2"}
+    assert watch.moved[1] == {"classifier.weight", "classifier.bias", *features}
+
+    head = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+    _, watch = fit(Transfer(head), {0: "classifier", 1: "features"})
+    assert watch.moved[1] == {"classifier.0", "classifier.2", *features}
+
+
+def test_a_network_that_the_schedule_names_trains() -> None:
+    module = Beside(frozen_net(), "other student")
+    trainer, _ = fit(module, {0: "student.fc", 1: "other"})
+    held = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
+    assert held.issuperset(map(id, module.other.parameters()))
