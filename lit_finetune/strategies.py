@@ -136,7 +136,7 @@ def split_strategy(
     if isinstance(schedule, str):
         if schedule.lstrip().startswith(("{", "[")):
             raise ValueError(
-                f"The schedule {schedule!r} is text that YAML cannot read: each epoch is given once,"
+                f"The schedule {schedule!r} is text that YAML cannot read: give each epoch once,"
                 " as in {0: head, 2: layer4}."
             )
         schedule = {schedule: {}}

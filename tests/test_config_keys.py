@@ -31,5 +31,5 @@ def test_equal_keys_of_different_mappings_are_none_of_its_business(text: str) ->
 
 
 def test_text_that_no_yaml_can_be_read_from_is_no_unknown_strategy() -> None:
-    with pytest.raises(ValueError, match="text that YAML cannot read: each epoch is given once"):
+    with pytest.raises(ValueError, match="text that YAML cannot read: give each epoch once"):
         split_strategy("{0: head, 1: layer4, 1: all}")
