@@ -291,7 +291,11 @@ class FreezeUnfreezeCallback(Callback):
         self._progress = self._progress.moved(target, here)
         for index in range(first, target + 1):
             self._regroup(index, pl_module)
-        self._apply(trainer, pl_module)
+        self._trains().begin(pl_module, self._progress.phase)
+        wrap_again(trainer.strategy, pl_module)
+        if dynamo := sys.modules.get("torch._dynamo"):
+            dynamo.reset()  # compiled graphs of the last phase lack the new gradients
+        self._trains().hold_anew(pl_module)
         tell(trainer, self._planned(), self._progress)
 
     def _regroup(self, index: int, pl_module: LightningModule) -> None:
@@ -303,14 +307,6 @@ class FreezeUnfreezeCallback(Callback):
     def _follow(self, trainer: Trainer) -> None:
         assert self._groups is not None, "Lightning calls on_fit_start() first"
         self._groups.follow(schedulers_of(trainer))
-
-    def _apply(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let the parameters of the phase train; whoever took note of the old ones starts anew."""
-        self._trains().begin(pl_module, self._progress.phase)
-        wrap_again(trainer.strategy, pl_module)
-        if dynamo := sys.modules.get("torch._dynamo"):
-            dynamo.reset()  # compiled graphs of the last phase lack the new gradients
-        self._trains().hold_anew(pl_module)
 
     def _let_go(self, trainer: Trainer) -> None:
         leave_alone(trainer.strategy)
