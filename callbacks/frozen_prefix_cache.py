@@ -23,7 +23,8 @@ from lit_finetune.splitting import PrefixOutput
 from .freeze_unfreeze import FreezeUnfreezeCallback
 from .prefix_loader import with_prefixes
 from .prefix_pictures import Loader, Pictures, in_batches, number_of
-from .prefix_tables import Keeping, PrefixTables, Run
+from .prefix_run import Run
+from .prefix_tables import Keeping, PrefixTables
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _TRANSFER_HOOKS = (

@@ -91,6 +91,17 @@ class Pictures:
         with _left_as_they_are(self.loader):
             return [list(map(number_of, batch)) for batch in _sampler(self.loader)]
 
+    def filled_batches(self, view: int) -> list[tuple[Batch, int]]:
+        """Batches of one size of all pictures in turn; how many of each are no repetition."""
+        size = self.batch_size
+        return [
+            (
+                [(view, n % self.count) for n in range(first, first + size)],
+                min(size, self.count - first),
+            )
+            for first in range(0, self.count, size)
+        ]
+
     def load(self, batches: Sequence[Batch], *, in_workers: bool = True) -> Loader:
         """A loader of these views."""
         changes: dict[str, Any] = {} if self._is_own else {"dataset": self._seeded}

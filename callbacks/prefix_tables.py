@@ -1,29 +1,30 @@
 """What enters blocks, of the pictures of one loader: made once, kept, and found again."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from lit_finetune.blocks import Block
-from lit_finetune.classifier import FinetuneClassifier
 from lit_finetune.describing import digest
-from lit_finetune.prefix_key import data_digest, network_digest, prefix_tensors, stamp
+from lit_finetune.prefix_key import data_digest, network_digest, stamp
 from lit_finetune.prefix_store import Column, Columns, Table, num_bytes
-from lit_finetune.splitting import PrefixOutput, forward_between
+from lit_finetune.splitting import PrefixOutput
 
+from .node_ranks import NodeRanks, node_ranks
 from .prefix_homes import Home, InFiles, InMemory, found, remove, temporary_folder
-from .prefix_pictures import Pictures
+from .prefix_pictures import Batch, Pictures
+from .prefix_run import Run
 
-_FORMAT = 1
+logger = logging.getLogger(__name__)  # not of the first process alone
+
+_FORMAT = 2
 """Changes when tables are made in another way."""
 H, LABELS = "h", "labels"
 
@@ -35,45 +36,6 @@ class Keeping:
     dtype: torch.dtype
     cache_dir: Path | None
     memory_limit: int
-
-
-@dataclass(slots=True)
-class Run:
-    """A run, and the network that it trains."""
-
-    trainer: Trainer
-    module: FinetuneClassifier
-    blocks: list[Block] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.blocks = self.module.blocks
-
-    def names(self) -> list[str]:
-        """Of the blocks, from the input to the head."""
-        return [block.name for block in self.blocks]
-
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        """What the blocks before the one of this name hold."""
-        return prefix_tensors(self.module, self.blocks[: self.names().index(name)])
-
-    def on_device(self, batch: Any) -> list[Any]:
-        """A batch as a step is given it."""
-        batch = self.trainer.precision_plugin.convert_input(batch)
-        moved: list[Any] = self.trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-        return moved
-
-    def between(self, h: Tensor, start: str, upto: str, image_shape: tuple[int, ...]) -> Tensor:
-        """What enters a block, from what enters an earlier one."""
-        network, head_name = self.module.backbone, self.module.head_name
-        options: dict[str, Any] = {"head_name": head_name, "image_shape": image_shape}
-        return forward_between(network, h, start, upto, **options)
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Run the network as a step does, without a trace on what is drawn later."""
-        precision = self.trainer.precision_plugin.forward_context()
-        with isolate_rng(), torch.inference_mode(False), torch.no_grad(), precision:
-            yield
 
 
 class PrefixTables:
@@ -94,6 +56,8 @@ class PrefixTables:
         self._tables: dict[str, tuple[tuple[int, ...], Table]] = {}
         self._given_up: set[str] = set()
         self._temporary: Path | None = None
+        self._ranks: NodeRanks | None = None
+        self._told: set[str] = set()
         self._data: str | None = None
         self._probe: tuple[Tensor, Tensor] | None = None
 
@@ -108,7 +72,7 @@ class PrefixTables:
     def batch(self, run: Run, name: str, indices: Sequence[int]) -> list[Any]:
         """What enters a block, of the pictures of these numbers, with their labels."""
         view = run.trainer.current_epoch % max(1, self.views)
-        rows = self._tables[name][1].read([view * self.pictures.count + i for i in indices])
+        rows = self._read(run, name, [(view, index) for index in indices])
         return [PrefixOutput(rows[H], name, tuple(self.probe(run).shape[1:])), rows[LABELS]]
 
     def prepare(self, run: Run, name: str, ahead: Sequence[str]) -> bool:
@@ -136,6 +100,28 @@ class PrefixTables:
             remove(self._temporary)
         self._temporary = None
 
+    def _read(self, run: Run, name: str, batch: Sequence[tuple[int, int]]) -> dict[str, Tensor]:
+        """The rows of views of pictures; those that a table does not have are made anew."""
+        table, numbers = self._tables[name][1], self._numbers(batch)
+        rows = table.read(numbers)
+        if not rows.lacking:
+            return rows.batch
+        if rows.changed and name not in self._told:
+            self._told.add(name)
+            _warn_of_changes(self._what(name), table)
+        size = len(batch) if self._has_own_batches else max(self.pictures.batch_size, len(batch))
+        made = _made_rows(run, self.pictures, name, [batch[i % len(batch)] for i in range(size)])
+        lacking = {column: made[column][rows.lacking] for column in rows.batch}
+        with suppress(OSError):  # a folder that cannot be written to: they are made each time
+            table.write([numbers[place] for place in rows.lacking], lacking)
+        for name, column in table.columns.items():
+            rows.batch[name][rows.lacking] = column.unpack(column.pack(lacking[name]))
+        return rows.batch
+
+    def _numbers(self, batch: Sequence[tuple[int, int]]) -> list[int]:
+        """The rows of views of pictures."""
+        return [view * self.pictures.count + number for view, number in batch]
+
     def _forget_all_but(self, run: Run, names: set[str]) -> None:
         for name, (seen, _) in list(self._tables.items()):
             if stamp(run.tensors(name)) != seen:
@@ -149,10 +135,14 @@ class PrefixTables:
     def _has(self, run: Run, name: str) -> bool:
         """Whether there is a table, in memory or in files of this or an earlier run."""
         if name not in self._tables and (folder := self._shared_folder(run, name)):
-            table = found(run.trainer, folder)
+            with run.running():
+                columns = self._columns(run, [name])[name]
+            table, problem = found(run.trainer, folder, columns)
             if table is not None:
                 self._tables[name] = stamp(run.tensors(name)), table
                 rank_zero_info(f"FrozenPrefixCache: {self._what(name)} is in {folder}.")
+            else:
+                self._tell(_why_anew(name, folder, problem))
         return name in self._tables
 
     def _base(self, run: Run, name: str) -> str | None:
@@ -170,7 +160,7 @@ class PrefixTables:
         with run.running():
             columns = self._columns(run, names)
         homes: dict[str, Home] = {}
-        for name in self._affordable(names, columns):
+        for name in _affordable(names, columns, self.keeping.memory_limit):
             if home := self._settle(run, name, columns[name]):
                 homes[name] = home
         try:
@@ -184,11 +174,13 @@ class PrefixTables:
             table = home.finish(run.trainer)
             if table is not None:
                 self._tables[name] = stamp(run.tensors(name)), table
+            else:
+                rank_zero_info(f"FrozenPrefixCache: not in {home.where}: {home.trouble}.")
         if names[-1] not in self._tables:
             self._given_up.add(names[-1])
             rank_zero_info(
-                f"FrozenPrefixCache: there is no room for {self._what(names[-1])}: the pictures"
-                " are used."
+                f"FrozenPrefixCache: {self._what(names[-1])} is not kept, for the reason above:"
+                " the pictures are used."
             )
 
     def _settle(self, run: Run, name: str, columns: Columns) -> Home | None:
@@ -197,7 +189,7 @@ class PrefixTables:
         in_memory = run.trainer.world_size == 1 and size <= self.keeping.memory_limit
         homes: list[Home] = [InMemory()] if in_memory else []
         if self.keeping.cache_dir is not None or not in_memory:
-            homes.insert(0, InFiles(self._folder(run, name)))
+            homes.insert(0, InFiles(self._folder(run, name), self._of_node(run)))
         for home in homes:
             rank_zero_info(
                 f"FrozenPrefixCache: {self._what(name)} takes {size / 2**20:,.1f} MiB in"
@@ -209,29 +201,18 @@ class PrefixTables:
             home.abandon()
         return None
 
-    def _affordable(self, names: list[str], columns: dict[str, Columns]) -> list[str]:
-        """The block that is needed now, and as many of those that will be as there is room for."""
-        *ahead, now = names
-        room = self.keeping.memory_limit - num_bytes(columns[now])
-        kept = [now]
-        for name in reversed(ahead):  # the nearest are needed first
-            room -= num_bytes(columns[name])
-            if room < 0:
-                break
-            kept.insert(0, name)
-        return kept
-
     def _columns(self, run: Run, names: list[str]) -> dict[str, Columns]:
         """What the tables of these blocks hold, told from a few pictures."""
         images, labels = self._probed(run)
-        found: dict[str, Columns] = {}
+        columns: dict[str, Columns] = {}
         num_rows = self.pictures.count * max(1, self.views)
-        for name, h in self._chain(run, images, names, None):
-            found[name] = {
+        for name in names:
+            h = run.module.forward_prefix(images, name)
+            columns[name] = {
                 H: Column.of(h, num_rows, self.keeping.dtype),
                 LABELS: Column.of(labels, num_rows),
             }
-        return found
+        return columns
 
     def _chain(
         self, run: Run, images: Tensor, names: Sequence[str], base: tuple[str, Tensor] | None
@@ -250,59 +231,57 @@ class PrefixTables:
         """One pass over the pictures, or over what is known of them; each process its share."""
         if not homes:
             return
-        batches = self._batches(run)
-        rows = [[view * self.pictures.count + number for view, number in b] for b, _ in batches]
+        batches = self._pass()
+        if not self._has_own_batches:  # each process its share of the node's table
+            ranks = self._of_node(run)
+            batches = batches[ranks.rank :: ranks.size]
         loader: Any = None if base else self.pictures.load([batch for batch, _ in batches])
         loaded = iter(loader) if loader is not None else iter([])
         is_shown = run.trainer.is_global_zero and run.trainer.progress_bar_callback is not None
         bar = tqdm(batches, f"Keeping {self.part} pictures", disable=not is_shown, leave=False)
-        for place, (_, size) in enumerate(bar):
+        for batch, size in bar:
             if base is None:
                 images, labels = run.on_device(next(loaded))
-                known = None
             else:
-                known = self._tables[base][1].read(rows[place])
+                known = self._read(run, base, batch)
                 images, labels = run.on_device([known[H], known[LABELS]])
             start = (base, images) if base else None
             for name, h in self._chain(run, images, list(homes), start):
-                batch = {H: h[:size], LABELS: labels[:size]}
-                homes[name].write(rows[place][:size], batch)
+                made = {H: h[:size], LABELS: labels[:size]}
+                homes[name].write(self._numbers(batch[:size]), made)
 
-    def _batches(self, run: Run) -> list[tuple[list[tuple[int, int]], int]]:
-        """The views of each batch, and how many of them count; this process's share.
+    def _pass(self) -> list[tuple[Batch, int]]:
+        """The batches of a pass over all views, and how many of each count.
 
         What a network makes of a picture may hang on the size of the batch in its last bits, and
         so batches are of the size that a run has: those of a loader of fixed order are its own,
         and the others are filled up.
         """
-        count, size = self.pictures.count, self.pictures.batch_size
-        if self.pictures.has_fixed_order or self.part == "validation":
+        views = range(max(1, self.views))
+        if self._has_own_batches:
             own = self.pictures.own_batches()
-            return [
-                ([(view, number) for number in batch], len(batch))
-                for view in range(max(1, self.views))
-                for batch in own
-            ]
-        batches = []
-        for view in range(max(1, self.views)):
-            for first in range(0, count, size):
-                numbers = [number % count for number in range(first, first + size)]
-                batches.append(([(view, n) for n in numbers], min(size, count - first)))
-        return batches[run.trainer.global_rank :: run.trainer.world_size]
+            return [([(view, n) for n in batch], len(batch)) for view in views for batch in own]
+        return [batch for view in views for batch in self.pictures.filled_batches(view)]
+
+    def _tell(self, message: str | None) -> None:
+        if message and message not in self._told:
+            self._told.add(message)
+            rank_zero_info(f"FrozenPrefixCache: {message}")
+
+    @property
+    def _has_own_batches(self) -> bool:
+        return self.pictures.has_fixed_order or self.part == "validation"
+
+    def _of_node(self, run: Run) -> NodeRanks:
+        if self._ranks is None:
+            self._ranks = node_ranks(run.trainer)
+        return self._ranks
 
     def _probed(self, run: Run) -> tuple[Tensor, Tensor]:
         if self._probe is None:
             if self.views == 0 and self.pictures.vary():
                 raise ValueError(_VARIED.format(part=self.part))
-            first = [(0, number % self.pictures.count) for number in range(2)]
-            batch = next(iter(self.pictures.load([first], in_workers=False)))
-            if not isinstance(batch, tuple | list) or len(batch) != 2:
-                raise ValueError(
-                    "FrozenPrefixCache needs batches of (images, labels), but the loader for"
-                    f" {self.part} gives a {type(batch).__name__}."
-                )
-            images, labels = run.on_device(batch)
-            self._probe = images, labels
+            self._probe = _first_pictures(run, self.pictures, self.part)
         return self._probe
 
     def _what(self, name: str) -> str:
@@ -315,7 +294,7 @@ class PrefixTables:
         if shared is not None:
             return shared
         if self._temporary is None:
-            self._temporary = temporary_folder(run.trainer)
+            self._temporary = temporary_folder(run.trainer, self._of_node(run))
         return self._temporary / f"{self.part}-{name}"
 
     def _shared_folder(self, run: Run, name: str) -> Path | None:
@@ -333,8 +312,67 @@ class PrefixTables:
             [run.module.hparams.get("channels_last"), type(run.module.backbone).__qualname__],
             [self._data, images, labels, network_digest(run.module.backbone, run.tensors(name))],
         )
-        node = f"-{run.trainer.node_rank}" if run.trainer.num_nodes > 1 else ""
+        node = f"-{run.trainer.node_rank}" if self._of_node(run).num_nodes > 1 else ""
         return self.keeping.cache_dir / f"{name}-{key}{node}"
+
+
+def _affordable(names: list[str], columns: Mapping[str, Columns], limit: int) -> list[str]:
+    """The block that is needed now, and as many of those that will be as there is room for."""
+    *ahead, now = names
+    room = limit - num_bytes(columns[now])
+    kept = [now]
+    for name in reversed(ahead):  # the nearest are needed first
+        room -= num_bytes(columns[name])
+        if room < 0:
+            break
+        kept.insert(0, name)
+    return kept
+
+
+def _made_rows(run: Run, pictures: Pictures, name: str, batch: Batch) -> dict[str, Tensor]:
+    """What enters a block of views of pictures, as the first pass makes it."""
+    with run.running():
+        images, labels = run.on_device(next(iter(pictures.load([batch], in_workers=False))))
+        return {H: run.module.forward_prefix(images, name), LABELS: labels}
+
+
+def _first_pictures(run: Run, pictures: Pictures, part: str) -> tuple[Tensor, Tensor]:
+    """Two pictures with their labels, on the device.
+
+    Raises:
+        ValueError: The loader gives something else.
+    """
+    first = [(0, number % pictures.count) for number in range(2)]
+    batch = next(iter(pictures.load([first], in_workers=False)))
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise ValueError(
+            "FrozenPrefixCache needs batches of (images, labels), but the loader for"
+            f" {part} gives a {type(batch).__name__}."
+        )
+    images, labels = run.on_device(batch)
+    return images, labels
+
+
+def _warn_of_changes(what: str, table: Table) -> None:
+    """In whichever process it is seen."""
+    logger.warning(
+        "FrozenPrefixCache: of %s, rows in %s are not what was written there: the file was changed,"
+        " cut short or damaged. They are made anew from their pictures.",
+        what,
+        table.where,
+    )
+
+
+def _why_anew(name: str, folder: Path, problem: str | None) -> str | None:
+    """Why a table is made anew, where that is worth telling."""
+    if problem:
+        return f"{folder} {problem}: it is made anew."
+    if not any(path.name != folder.name for path in folder.parent.glob(f"{name}-*")):
+        return None
+    return (
+        f"{folder.parent} has tables of `{name}`, but none of these weights, pictures, transforms"
+        " and settings: a new one is made."
+    )
 
 
 _VARIED = (

@@ -228,7 +228,11 @@ class PictureDataset(Dataset[tuple[Tensor, int]]):
     def _kept(self, index: int) -> Pixels:
         """What the fixed steps give, from the cache or anew."""
         pixels = self.stock.get(index) if self.stock else None
-        return make_ready(self.samples, self.pipeline, index) if pixels is None else pixels
+        if pixels is None:
+            pixels = make_ready(self.samples, self.pipeline, index)
+            if isinstance(self.stock, Stock):
+                self.stock.put_back(index, pixels)
+        return pixels
 
     def _part(self, index: int, draws: list[float]) -> tuple[Pixels, Box]:
         """A picture, perhaps decoded smaller than it is, and the part of it that is to be cut."""

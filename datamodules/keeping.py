@@ -25,7 +25,7 @@ from .shards import only_writer, read_shards, sweep, write_shard
 from .stock import MISSING, FileSegment, MemorySegment, Pixels, Stock, TensorStock, as_tensor
 
 FOLDER = ".lit_finetune_cache"
-FORMAT = 1
+FORMAT = 2
 MANY = 1000  # from here on it takes long enough for a progress bar
 SHARD_BYTES = 2**30  # what a writer that is killed loses at most
 MOST_AUTO = 2**30  # bytes that are kept in memory without being asked for
@@ -112,14 +112,16 @@ def open_kept(folder: Path, samples: StampedSamples) -> Stock:
     shards = read_shards(folder)
     for number, shard in enumerate(shards):
         keys = zip(shard.names, *shard.stamps.T.tolist(), strict=True)
-        rows = np.column_stack([np.full(len(shard.names), number), shard.starts, shard.shapes])
+        rows = np.column_stack(
+            [np.full(len(shard.names), number), shard.starts, shard.shapes, shard.sums]
+        )
         known |= dict(zip(keys, map(tuple, rows.tolist()), strict=True))
     table = [
-        known.get((name, *samples.stamp(index)), (MISSING, 0, 0, 0, 0))
+        known.get((name, *samples.stamp(index)), (MISSING, 0, 0, 0, 0, 0))
         for index, name in enumerate(samples.names)
     ]
     segments = [FileSegment(shard.path) for shard in shards]
-    return Stock(segments, np.array(table, np.int64).reshape(-1, 5))
+    return Stock(segments, np.array(table, np.int64).reshape(-1, 6))
 
 
 def keep_in_files(folder: Path, samples: StampedSamples, pipeline: Pipeline, what: str) -> None:
@@ -227,7 +229,7 @@ def in_segments(pixels: Iterator[Pixels]) -> Stock:
     waiting: list[Pixels] = []
     start = 0
     for picture in pixels:
-        table.append([len(segments), start, *picture.shape])
+        table.append([len(segments), start, *picture.shape, 0])
         waiting.append(picture)
         start += picture.size
         if start > SHARD_BYTES // 16:

@@ -1,7 +1,11 @@
 """Pictures that were made ready once: as they lie in memory or in files."""
 
+import logging
+import math
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,8 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lit_finetune.checked_files import checksum, open_regular, read_at, write_at
+
 Pixels = NDArray[np.uint8]
 MISSING = -1
+
+logger = logging.getLogger(__name__)  # workers tell as well, and other processes than the first
 
 
 def as_tensor(pixels: Pixels) -> Tensor:
@@ -24,8 +32,11 @@ def as_tensor(pixels: Pixels) -> Tensor:
 class Segment(Protocol):
     """Bytes of many pictures, one after the other."""
 
-    def pixels(self) -> Pixels:
-        """All of the bytes."""
+    def read(self, start: int, count: int, known: int) -> Pixels | None:
+        """Bytes from a place on; None where they do not have the checksum that is known."""
+
+    def put_back(self, start: int, pixels: Pixels, known: int) -> None:
+        """Write bytes that were not found as they were, if these are they."""
 
 
 class MemorySegment:
@@ -35,29 +46,65 @@ class MemorySegment:
         self._tensor = torch.empty(sum(p.size for p in pictures), dtype=torch.uint8)
         np.concatenate([p.reshape(-1) for p in pictures], out=self._tensor.numpy())
 
-    def pixels(self) -> Pixels:
-        """All of the bytes."""
-        return self._tensor.numpy()
+    def read(self, start: int, count: int, known: int) -> Pixels | None:
+        """Bytes from a place on."""
+        return self._tensor.numpy()[start : start + count]
+
+    def put_back(self, start: int, pixels: Pixels, known: int) -> None:
+        """Nothing: they are there."""
 
 
-@dataclass
 class FileSegment:
-    """Bytes in a file, mapped into memory when they are first read; shared by all processes."""
+    """Bytes in a file, which is opened when they are first read.
 
-    path: Path
-    _mapped: Pixels | None = field(default=None, repr=False)
+    They are never mapped into memory: a mapped file that is cut short ends the process.
+    """
 
-    def pixels(self) -> Pixels:
-        """All of the bytes."""
-        if self._mapped is None:
-            # Not "r": torch warns of memory that it could write to and must not. This it may, and
-            # the file would stay as it is.
-            self._mapped = np.memmap(self.path, dtype=np.uint8, mode="c")
-        return self._mapped
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: int | None = None
+        self._is_told = False
+
+    def __del__(self) -> None:
+        if vars(self).get("_file") is not None:
+            os.close(vars(self)["_file"])
+
+    def read(self, start: int, count: int, known: int) -> Pixels | None:
+        """Bytes from a place on; None where they do not have the checksum that is known."""
+        pixels = np.empty(count, np.uint8)
+        try:
+            self._file = open_regular(self.path) if self._file is None else self._file
+        except FileNotFoundError:  # another run found its pictures changed, and removed it
+            return None
+        except OSError as error:
+            self._tell(f"cannot be read ({error})")
+            return None
+        is_there = read_at(self._file, start, [pixels.data])
+        if is_there and checksum([pixels.data]) == known:
+            return pixels
+        self._tell("does not hold what was written: it was changed, cut short or damaged")
+        return None
+
+    def put_back(self, start: int, pixels: Pixels, known: int) -> None:
+        """Write bytes that were not found as they were, if these are they and the file may be."""
+        content = np.ascontiguousarray(pixels).reshape(-1).data
+        if checksum([content]) != known:
+            return
+        with suppress(OSError):
+            file = open_regular(self.path, writable=True)
+            try:
+                write_at(file, start, [content])
+            finally:
+                os.close(file)
+
+    def _tell(self, problem: str) -> None:
+        if not self._is_told:
+            logger.warning("%s %s. Pictures are made ready anew.", self.path, problem)
+        self._is_told = True
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the bytes: another process maps the file itself."""
-        return {"path": self.path, "_mapped": None}
+        """Without the file: another process opens it itself."""
+        return {"path": self.path, "_file": None, "_is_told": self._is_told}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,23 +113,26 @@ class Stock:
 
     Args:
         segments: Where they lie.
-        table: Of each picture the segment (or `MISSING`), where in it it begins, and its height,
-            width and channels.
+        table: Of each picture the segment (or `MISSING`), where in it it begins, its height, width
+            and channels, and its checksum.
     """
 
     segments: Sequence[Segment]
     table: NDArray[np.int64]
 
     def get(self, index: int) -> Pixels | None:
-        """One picture (H, W, C), to be read only; None where it is not kept."""
-        segment, start, *shape = self.table[index].tolist()
+        """One picture (H, W, C), to be read only; None where it is not kept as it was."""
+        segment, start, *shape, known = self.table[index].tolist()
         if segment == MISSING:
             return None
-        try:
-            pixels = self.segments[segment].pixels()
-        except OSError:  # another run found its pictures changed, and removed the file
-            return None
-        return pixels[start : start + shape[0] * shape[1] * shape[2]].reshape(shape)
+        pixels = self.segments[segment].read(start, math.prod(shape), known)
+        return None if pixels is None else pixels.reshape(shape)
+
+    def put_back(self, index: int, pixels: Pixels) -> None:
+        """Repair a picture that was kept, and is not as it was."""
+        segment, start, *shape, known = self.table[index].tolist()
+        if segment != MISSING and list(pixels.shape) == shape:
+            self.segments[segment].put_back(start, pixels, known)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,23 +1,12 @@
-"""Tables of tensors, a row for each picture: in memory, or in files that later runs share.
+"""Tables of tensors, a row for each picture, and how their rows are kept."""
 
-In files a table is a folder. It is written under another name, and has its own only when it is
-whole: what a killed writer left is never read, and is thrown away by whoever comes next.
-"""
-
-import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import prod
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Protocol
 
 import torch
 from torch import Tensor
-
-_ABOUT, _LOCK, _PART = "about.json", "lock", ".part-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +41,6 @@ class Column:
         names = [str(each).removeprefix("torch.") for each in (kept, batch.dtype)]
         return cls(num_rows, tuple(batch.shape[1:]), tuple(dim - 1 for dim in order), *names)
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Column":
-        """What `dataclasses.asdict` has made of one, perhaps by way of JSON."""
-        lists = {name: tuple(values[name]) for name in ("shape", "order")}
-        return cls(**{**values, **lists})
-
     @property
     def kept(self) -> torch.dtype:
         """What the rows are kept in."""
@@ -89,180 +72,70 @@ class Column:
 Columns = Mapping[str, Column]
 
 
-class Table:
-    """Columns of rows, read by number."""
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows that were asked for, in that order, and which of them a table does not have."""
 
-    def __init__(self, columns: Columns, rows: Mapping[str, Tensor]) -> None:
-        self.columns = columns
-        self.rows = rows
+    batch: dict[str, Tensor]
+    """Of each column; the reader's own."""
+    unwritten: list[int]
+    """Places in the batch of rows that nobody has written yet."""
+    changed: list[int]
+    """Places in the batch of rows that are not what was written: they must not be used."""
 
-    def read(self, numbers: Sequence[int]) -> dict[str, Tensor]:
-        """A batch of each column, which is the reader's own."""
-        chosen = torch.tensor(numbers)
-        return {
-            name: column.unpack(self.rows[name][chosen]) for name, column in self.columns.items()
-        }
+    @property
+    def lacking(self) -> list[int]:
+        """Places in the batch of rows that have to be made anew."""
+        return sorted(self.unwritten + self.changed)
 
 
-class MemoryWriter:
-    """Fills a table in memory."""
+class Table(Protocol):
+    """Columns of rows, read and written by number."""
+
+    columns: Columns
+    where: str
+    """In words."""
+
+    def read(self, numbers: Sequence[int]) -> Rows:
+        """The rows of these numbers."""
+
+    def write(self, numbers: Sequence[int], batch: Mapping[str, Tensor]) -> None:
+        """Keep a batch under these numbers.
+
+        Raises:
+            OSError: There is no room, or no right to write.
+        """
+
+
+class MemoryTable:
+    """A table in memory."""
+
+    where = "memory"
 
     def __init__(self, columns: Columns) -> None:
         self.columns = columns
+        num_rows = max(column.num_rows for column in columns.values())
+        self._is_written = torch.zeros(num_rows, dtype=torch.bool)
         self._rows = {
             name: torch.empty(column.num_rows, prod(column.shape), dtype=column.kept)
             for name, column in columns.items()
         }
 
-    def write(self, numbers: Sequence[int], batch: Mapping[str, Tensor]) -> None:
-        """Keep a batch under these numbers."""
-        for name, column in self.columns.items():
-            self._rows[name][torch.tensor(numbers)] = column.pack(batch[name])
-
-    def table(self) -> Table:
-        """The table, when it is full."""
-        return Table(self.columns, self._rows)
-
-
-class FileWriter:
-    """Fills a table in files; several processes may, each its own rows.
-
-    Raises:
-        OSError: There is no room, or no right to write.
-    """
-
-    def __init__(self, part: Path, columns: Columns) -> None:
-        self.part = part
-        self.columns = columns
-        self._files: dict[str, BinaryIO] = {}
-        for name in columns:
-            self._files[name] = open(part / name, "r+b")  # noqa: SIM115  (open while it is written)
+    def read(self, numbers: Sequence[int]) -> Rows:
+        """The rows of these numbers."""
+        chosen = torch.tensor(numbers)
+        unwritten = (~self._is_written[chosen]).nonzero().flatten().tolist()
+        batch = {n: column.unpack(self._rows[n][chosen]) for n, column in self.columns.items()}
+        return Rows(batch, unwritten, [])
 
     def write(self, numbers: Sequence[int], batch: Mapping[str, Tensor]) -> None:
         """Keep a batch under these numbers."""
+        chosen = torch.tensor(numbers)
         for name, column in self.columns.items():
-            rows = column.pack(batch[name]).contiguous().view(torch.uint8).numpy()
-            for number, row in zip(numbers, rows, strict=True):
-                self._files[name].seek(number * column.row_bytes)
-                self._files[name].write(row.data)
-
-    def close(self) -> None:
-        """Let all that was written reach the disk."""
-        for file in self._files.values():
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
-
-
-def part_of(folder: Path, token: str) -> Path:
-    """Where a table is while it is written; `token` tells writers apart."""
-    return folder.with_name(f"{_PART}{folder.name}-{token}")
-
-
-def begin_files(part: Path, columns: Columns) -> BinaryIO:
-    """Make room for a table.
-
-    Args:
-        part: Where it is while it is written.
-        columns: What it will hold.
-
-    Returns:
-        What to keep as long as it is written: it shows others that somebody does.
-
-    Raises:
-        OSError: There is no room, or no right to write.
-    """
-    part.parent.mkdir(parents=True, exist_ok=True)
-    throw_away_parts(part.parent)
-    needed, free = num_bytes(columns), shutil.disk_usage(part.parent).free
-    if needed > free:
-        raise OSError(f"{part.parent} has {free / 2**20:,.0f} MiB left")
-    part.mkdir()
-    lock = open(part / _LOCK, "wb")  # noqa: SIM115  (open while it is written)
-    _try_lock(lock)
-    try:
-        for name, column in columns.items():
-            with open(part / name, "wb") as file:
-                _allocate(file, column.num_bytes)
-    except OSError:
-        abandon_files(part, lock)
-        raise
-    return lock
-
-
-def finish_files(part: Path, lock: BinaryIO, folder: Path, columns: Columns) -> None:
-    """Give a table that is whole its own name; if another run has done so meanwhile, drop this."""
-    about = {name: asdict(column) for name, column in columns.items()}
-    with open(part / _ABOUT, "w", encoding="utf-8") as file:
-        json.dump(about, file)
-        file.flush()
-        os.fsync(file.fileno())
-    lock.close()
-    (part / _LOCK).unlink()
-    try:
-        part.rename(folder)
-    except OSError:
-        shutil.rmtree(part, ignore_errors=True)
-        if not folder.is_dir():
-            raise
-
-
-def abandon_files(part: Path, lock: BinaryIO) -> None:
-    """Throw away what was begun."""
-    lock.close()
-    shutil.rmtree(part, ignore_errors=True)
-
-
-def open_files(folder: Path) -> Table | None:
-    """The table in a folder; None where there is none, or not all of it."""
-    try:
-        about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
-        columns = {name: Column.from_dict(values) for name, values in about.items()}
-        sizes = {name: (folder / name).stat().st_size for name in columns}
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
-    if any(sizes[name] != column.num_bytes for name, column in columns.items()):
-        return None
-    rows = {name: _mapped(folder / name, column) for name, column in columns.items()}
-    return Table(columns, rows)
-
-
-def throw_away_parts(root: Path) -> None:
-    """Remove what killed writers have left in a folder; what is being written stays."""
-    for part in root.glob(f"{_PART}*"):
-        with suppress(OSError), open(part / _LOCK, "ab") as lock:
-            if _try_lock(lock):
-                shutil.rmtree(part, ignore_errors=True)
+            self._rows[name][chosen] = column.pack(batch[name])
+        self._is_written[chosen] = True
 
 
 def num_bytes(columns: Columns) -> int:
     """The room that a table takes."""
     return sum(column.num_bytes for column in columns.values())
-
-
-def _mapped(path: Path, column: Column) -> Tensor:
-    """The rows of a file, read into memory as they are used; nothing goes back to the file."""
-    size = column.num_rows * prod(column.shape)
-    rows = torch.from_file(str(path), shared=False, size=size, dtype=column.kept)
-    return rows.view(column.num_rows, -1)
-
-
-def _allocate(file: BinaryIO, num_bytes: int) -> None:
-    """Take the room at once, where the system can: what is missing shows now, not in the end."""
-    if hasattr(os, "posix_fallocate") and num_bytes:
-        os.posix_fallocate(file.fileno(), 0, num_bytes)
-    else:
-        file.truncate(num_bytes)
-
-
-def _try_lock(file: BinaryIO) -> bool:
-    """Whether nobody else has this file locked; then it is now."""
-    try:
-        import fcntl
-    except ModuleNotFoundError:  # Windows, where a file that is open cannot be removed
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
+from torch.utils.data import RandomSampler
 
 from lit_finetune.callbacks import FrozenPrefixCache
-from lit_finetune.prefix_store import FileWriter
+from lit_finetune.prefix_files import FileWriter
 from tests.callbacks.prefix_runs import Net, Pictures, Run, are_equal, epochs, loader
 
 GRADUAL = {0: "head", 1: "layer2", 2: "all"}
@@ -122,9 +123,73 @@ def test_a_resumed_run_goes_on_with_what_was_kept(tmp_path: Path) -> None:
 def test_half_a_cache_is_made_anew(tmp_path: Path) -> None:
     first = kept(tmp_path)
     for folder in tmp_path.iterdir():
-        os.truncate(folder / "h", 40)
+        os.truncate(folder / "rows.bin", 40)
 
     assert are_equal(kept(tmp_path), first)
+
+
+class Change(Callback):
+    """Change what is kept in the course of an epoch, as another program may do."""
+
+    def __init__(self, folder: Path, how: str) -> None:
+        self.folder, self.how, self.changed = folder, how, 0
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step not in (1, 5):
+            return
+        for path in self.folder.rglob("rows.bin"):
+            self.changed += 1
+            if self.how == "cut short":
+                os.truncate(path, 100)
+            elif self.how == "removed":
+                path.unlink()
+            else:
+                with path.open("r+b") as file:
+                    file.seek(200)
+                    file.write(b"other bytes" * 20)
+
+
+@pytest.mark.parametrize("how", ["changed", "cut short", "removed"])
+@pytest.mark.parametrize("where", ["of this run", "of later runs"])
+def test_files_that_are_changed_in_a_run_do_not_change_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, where: str
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    options = {"cache_dir": tmp_path} if where == "of later runs" else {"memory_limit": 0}
+    change = Change(tmp_path, how)
+
+    run = Run("head_only", FrozenPrefixCache(**options), change, num_sanity_val_steps=0)
+
+    assert change.changed
+    assert epochs(run) == ["head", "head", "head"]
+    assert are_equal(run, Run("head_only", num_sanity_val_steps=0))
+
+
+def test_a_damaged_table_is_told_and_replaced_for_later_runs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = kept(tmp_path)
+    for folder in tmp_path.iterdir():
+        os.truncate(folder / "about.json", 10)
+
+    assert are_equal(kept(tmp_path), first)
+    assert "is damaged" in caplog.text + capsys.readouterr().err
+    train = Pictures(32)
+    assert are_equal(kept(tmp_path, train=loader(train, shuffle=True)), first)
+    assert train.asked == 10
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_validation_that_draws_its_pictures_never_sees_a_row_that_was_not_made() -> None:
+    def drawn() -> Any:
+        pictures = Pictures(40)
+        generator = torch.Generator().manual_seed(1)
+        sampler = RandomSampler(pictures, True, 8, generator=generator)
+        return loader(pictures, sampler=sampler)
+
+    run = Run("head_only", FrozenPrefixCache(), val=drawn())
+
+    assert are_equal(run, Run("head_only", val=drawn()))
 
 
 def test_where_nothing_can_be_written_memory_is_used(tmp_path: Path) -> None:
@@ -146,7 +211,10 @@ def test_where_nothing_can_be_kept_the_pictures_are_used(
 
     assert epochs(run) == ["pictures", "pictures", "pictures"]
     assert are_equal(run, Run("head_only"))
-    assert "there is no room for what enters `head`" in caplog.text + capsys.readouterr().err
+    assert (
+        "what enters `head` of 32 training pictures is not kept"
+        in caplog.text + capsys.readouterr().err
+    )
 
 
 def test_a_disk_that_fills_while_it_is_written_to_leaves_the_pictures(

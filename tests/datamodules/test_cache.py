@@ -3,11 +3,13 @@
 import multiprocessing
 import os
 import pickle
+import random
 import resource
 import shutil
 import signal
 import warnings
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +23,8 @@ from torch import nn
 
 from datamodules.datasets import FileSamples, make_ready
 from datamodules.keeping import FOLDER, open_kept
-from datamodules.shards import SUFFIX, read_shards, write_shard
+from datamodules.shards import FOOTER, MARK, SUFFIX, read_shards, write_shard
+from lit_finetune.checked_files import checksum
 from lit_finetune.datamodules import DigitsDataModule, ImageFolderDataModule
 
 SIZES = [(60, 40), (40, 60), (90, 90), (33, 120), (25, 25)]
@@ -224,6 +227,124 @@ def test_a_damaged_file_is_not_served(photos, damage):
         path.write_bytes(content[:-40] + content[-40:].upper())
 
     assert torch.equal(images(make(photos, cache="disk")), expected)
+
+
+def test_no_change_of_a_file_gives_other_pixels(tmp_path):
+    rng, names = random.Random(0), [f"{i}.png" for i in range(5)]
+    for number, name in enumerate(names):
+        picture(number, SIZES[number]).save(tmp_path / name)
+    samples, folder = FileSamples(tmp_path, names, [0] * 5), tmp_path / "kept"
+    pixels = [np.asarray(samples.load(i)) for i in range(5)]
+    folder.mkdir()
+    path = write_shard(folder, names, [samples.stamp(i) for i in range(5)], pixels)
+    whole, noticed = path.read_bytes(), 0
+
+    for _ in range(300):
+        stock = open_kept(folder, samples)
+        stock.get(0)  # it is open before the change, as that of a run is
+        change(rng, path)
+        for each in (stock, open_kept(folder, samples)):
+            found = [each.get(i) for i in range(5)]
+            noticed += any(one is None for one in found)
+            assert all(
+                one is None or np.array_equal(one, right)
+                for one, right in zip(found, pixels, strict=True)
+            )
+        path.write_bytes(whole)
+
+    assert noticed > 300
+
+
+def change(rng: random.Random, path: Path) -> None:
+    """Do something to a file that a disk, another program or a person may do."""
+    content = bytearray(path.read_bytes())
+    start = rng.choice([rng.randrange(len(content)), len(content) - rng.randrange(1, 2000)])
+    stretch = slice(start, start + rng.choice([1, 16, 500]))
+    how = rng.choice(["flip", "zeros", "cut", "move", "grow"])
+    if how == "flip":
+        content[start] ^= 1 << rng.randrange(8)
+    elif how == "zeros":
+        content[stretch] = bytes(len(content[stretch]))
+    elif how == "cut":
+        del content[start:]
+    elif how == "move":
+        content[stretch] = content[: len(content[stretch])]
+    else:
+        content[start:start] = rng.randbytes(8)
+    with path.open("r+b") as file:  # the same file: a run has it open
+        file.truncate(0)
+        file.write(content)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_is_changed_or_cut_short_in_a_run_is_repaired(photos, workers):
+    expected = images(make(photos, cache="disk"), "val")
+    whole = {path: path.read_bytes() for path in shards(photos)}
+    data = make(photos, cache="disk", num_workers=workers)
+    assert torch.equal(images(data, "val"), expected)  # its files are open now
+    for path, content in whole.items():
+        os.truncate(path, 700)
+        with path.open("r+b") as file:
+            file.write(content[500:600])
+
+    assert torch.equal(images(data, "val"), expected)
+    assert torch.equal(torch.cat([batch for batch, _ in data.val_dataloader()]), expected)
+
+
+def test_changed_pixels_are_made_anew_and_repaired(photos, caplog):
+    expected = images(make(photos, cache="disk"), "val")
+    whole = {path: path.read_bytes() for path in shards(photos)}
+    for path, content in whole.items():
+        before = path.stat()
+        path.write_bytes(bytes(byte ^ 255 for byte in content[:1500]) + content[1500:])
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    assert torch.equal(images(make(photos, cache="disk"), "val"), expected)
+    assert "does not hold what was written" in caplog.text
+    caplog.clear()
+    assert torch.equal(images(make(photos, cache="disk"), "val"), expected)
+    assert "does not hold" not in caplog.text
+    assert sum(path.read_bytes() == content for path, content in whole.items()) == 1  # val alone
+
+
+def test_files_that_cannot_be_ours_are_removed_and_links_lead_to_nothing(photos, tmp_path):
+    expected = images(make(photos, cache="disk"), "val")
+    mine = tmp_path / "mine"
+    for number, path in enumerate(shards(photos)):
+        if number:
+            path.write_bytes(b"no shard")
+        else:
+            path.replace(mine)
+            path.symlink_to(mine)
+
+    assert torch.equal(images(make(photos, cache="disk"), "val"), expected)
+    assert mine.exists()
+    assert not any(path.is_symlink() for path in shards(photos))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"starts": [-1]},
+        {"starts": [2**62]},
+        {"shapes": [[2**31, 2**31, 4]]},
+        {"shapes": [[-1, -1, 3]]},
+        {"shapes": [[1, 3]]},
+        {"sums": [1, 2]},
+        {"starts": [0.5]},
+        {"stamps": [[object()]]},
+    ],
+)
+def test_an_index_that_cannot_be_is_not_followed(tmp_path, values):
+    given = {"names": np.frombuffer(b"a", np.uint8), "stamps": [[1, 1]], "starts": [0]}
+    given |= {"shapes": [[1, 1, 3]], "sums": [checksum([memoryview(b"abc")])], **values}
+    buffer = BytesIO()
+    np.savez(buffer, **{key: np.asarray(value) for key, value in given.items()})
+    index = buffer.getvalue()
+    footer = FOOTER.pack(MARK, 3, len(index), checksum([memoryview(index)]))
+    (tmp_path / f"a{SUFFIX}").write_bytes(b"abc" + index + footer)
+
+    assert not read_shards(tmp_path)
 
 
 def test_a_folder_that_cannot_be_written_to_is_told_and_the_run_goes_on(photos, tmp_path):
