@@ -6,11 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import UnidentifiedImageError
 from rich.progress import track
 
-from lit_finetune.images import load_image
+from lit_finetune.bit_depth import declared_bits
+from lit_finetune.images import load_image, open_image
 
+from .completeness import is_surely_whole
+from .portable_names import from_text, to_text
 from .split_file import write_json
 
 RECORD = ".lit_finetune_audit.json"
@@ -18,8 +21,11 @@ MANY = 1000  # from here on it takes long enough for a progress bar
 
 
 def unopenable(root: Path, names: Sequence[str]) -> dict[str, str]:
-    """The files that are no pictures at all, with what is wrong: a look at each file's start."""
-    return problems(root, names, open_image)
+    """The files that are no pictures, or not whole ones, with what is wrong.
+
+    A look at the start and the end of each; what they leave in doubt is decoded.
+    """
+    return problems(root, names, look_at)
 
 
 def unreadable(root: Path, names: Sequence[str]) -> tuple[dict[str, str], bool]:
@@ -31,8 +37,8 @@ def unreadable(root: Path, names: Sequence[str]) -> tuple[dict[str, str], bool]:
         The problems by name, and whether they could be kept.
     """
     known = read_record(root / RECORD)
-    stamps = {name: stamp(root / name) for name in names}
-    new = [name for name in names if known.get(name, {}).get("stamp") != stamps[name]]
+    stamps = {name: stamp_if_there(root / name) for name in names}
+    new = [name for name in names if known.get(name, {}).get("stamp", []) != stamps[name]]
     found = problems(root, new, load_image)
     known |= {name: {"stamp": stamps[name], "problem": found.get(name, "")} for name in new}
     kept = not new or write_record(root / RECORD, known)
@@ -46,7 +52,7 @@ def problems(root: Path, names: Sequence[str], read: Callable[[Path], object]) -
         try:
             read(root / name)
         except Exception as error:  # a broken file ends in almost any kind of error inside Pillow
-            return str(error.__cause__ or error)
+            return explained(error.__cause__ or error)
         return ""
 
     with ThreadPoolExecutor() as pool:
@@ -56,10 +62,26 @@ def problems(root: Path, names: Sequence[str], read: Callable[[Path], object]) -
         return {name: text for name, text in zip(names, found, strict=True) if text}
 
 
-def open_image(path: Path) -> None:
-    """Read the start of a picture."""
-    with Image.open(path):
-        pass
+def explained(error: BaseException) -> str:
+    """What is wrong with a file, without its name."""
+    if isinstance(error, UnidentifiedImageError):
+        return "it is empty, or in no format that Pillow reads"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
+
+
+def look_at(path: Path) -> None:
+    """See that a picture can be read, at its start and its end if these tell.
+
+    Raises:
+        Exception: It cannot be read.
+    """
+    with path.open("rb") as file, open_image(file) as image:
+        is_plain = declared_bits(image) == 8 and image.mode != "LAB"
+        is_sure = is_plain and is_surely_whole(file, image)
+    if not is_sure:
+        load_image(path)
 
 
 def stamp(path: Path) -> list[int]:
@@ -68,18 +90,27 @@ def stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
+def stamp_if_there(path: Path) -> list[int]:
+    """The same, or nothing for a file that is gone."""
+    try:
+        return stamp(path)
+    except OSError:
+        return []
+
+
 def read_record(path: Path) -> dict[str, Any]:
     """What earlier runs found; nothing, if there is no record that can be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return {from_text(name): entry for name, entry in stored.items()}
+    except (OSError, ValueError, AttributeError):
         return {}
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> bool:
     """Keep what was found, where the folder can be written to."""
     try:
-        write_json(path, record)
+        write_json(path, {to_text(name): entry for name, entry in record.items()})
     except OSError:
         return False
     return True

@@ -1,123 +1,85 @@
-"""Which pictures a folder holds, by split and by class."""
+"""Which pictures a folder holds, by class."""
 
-import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from lit_finetune._names import nearest
-from lit_finetune.images import IMAGE_SUFFIXES
 
-Split = Literal["train", "val", "test"]
-
-SPLIT_FOLDERS: Mapping[Split, tuple[str, ...]] = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Where the pictures of each split lie, and which classes the first of them has."""
-
-    root: Path
-    folders: Mapping[Split, Path]
-    classes: tuple[str, ...]
+from .layout import subfolders
+from .left_out import LeftOut, some
+from .walk import Identity, find_files, is_ours, is_visible
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The pictures in a folder, each with its class; names are paths below the data folder."""
+    """The pictures in a folder, by paths below the data folder, each real file once."""
 
-    classes: Mapping[str, str]
-    strays: tuple[str, ...]
-
-
-def find_layout(root: Path) -> Layout:
-    """See whether a folder is divided into splits, or holds the classes itself.
-
-    Raises:
-        FileNotFoundError: the folder is missing.
-        ValueError: it does not hold two classes or more.
-    """
-    folders = split_folders(root)
-    first = next(iter(folders.values()))
-    classes = subfolders(first)
-    if len(classes) < 2:
-        raise ValueError(
-            f"'{first}' needs a folder of pictures for each class, two at the least, but holds "
-            f"{describe(first, classes)}."
-        )
-    return Layout(root, folders, tuple(classes))
+    pictures: Mapping[str, Identity]
+    classes: Mapping[str, str] = field(default_factory=dict)
+    """The class of each picture, where the folder holds class folders."""
+    left_out: LeftOut = field(default_factory=LeftOut)
 
 
-def split_folders(root: Path) -> dict[Split, Path]:
-    """The folder of each split that has one; without any, all is for training."""
-    check_folder(root)
-    found: dict[Split, Path] = {}
-    for split, names in SPLIT_FOLDERS.items():
-        here = [name for name in subfolders(root) if name.lower() in names]
-        if len(here) > 1:
-            raise ValueError(f"'{root}' has more than one folder for {split}: {', '.join(here)}.")
-        if here:
-            found[split] = root / here[0]
-    return found or {"train": root}
-
-
-def check_folder(folder: Path) -> None:
-    """Refuse a folder that is not there, and name the nearest ones that are."""
-    if folder.is_dir():
-        return
-    parent = folder.parent
-    hint = nearest(folder.name, subfolders(parent)) if parent.is_dir() else ""
-    raise FileNotFoundError(f"There is no folder '{folder.absolute()}'.{hint}")
-
-
-def subfolders(folder: Path) -> list[str]:
-    """The names of the folders in a folder, sorted; hidden ones are none of ours."""
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and is_visible(path.name))
-
-
-def is_visible(name: str) -> bool:
-    """Whether a file or folder was put there by the user, not by a tool for itself."""
-    return not name.startswith((".", "__MACOSX"))
-
-
-def describe(folder: Path, classes: list[str]) -> str:
-    """What is there instead of class folders, in a few words."""
-    if classes:
-        return f"only {classes[0]!r}"
-    pictures = sum(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
-    return f"no folder, and {pictures} picture(s)"
-
-
-def list_pictures(folder: Path, *, root: Path) -> tuple[list[str], list[str]]:
-    """The pictures below a folder and the other files, but hidden ones, as paths below `root`."""
-    pictures: list[str] = []
-    strays: list[str] = []
-    for place, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = filter(is_visible, folders)
-        for file in filter(is_visible, files):
-            path = Path(place, file)
-            kind = pictures if path.suffix.lower() in IMAGE_SUFFIXES else strays
-            kind.append(path.relative_to(root).as_posix())
-    return sorted(pictures), sorted(strays)
+def list_pictures(folder: Path, *, root: Path) -> Listing:
+    """The pictures below a folder, whatever their class."""
+    found = find_files(folder, root=root)
+    left_out = LeftOut(found.problems, found.repeats, sorted(found.strays), found.num_hidden)
+    return Listing(found.pictures, left_out=left_out)
 
 
 def list_classes(folder: Path, *, root: Path) -> Listing:
-    """The pictures in each class folder, with the name of the class."""
-    pictures, strays = list_pictures(folder, root=root)
-    depth = len(folder.relative_to(root).parts)
+    """The pictures in each class folder, with the name of the class.
+
+    Raises:
+        ValueError: links, or further names of a file, put one file into two classes.
+    """
     classes: dict[str, str] = {}
-    for picture in pictures:
-        parts = picture.split("/")
-        if len(parts) > depth + 1:
-            classes[picture] = parts[depth]
-        else:
-            strays.append(picture)
-    return Listing(classes, tuple(strays))
+    pictures: dict[str, Identity] = {}
+    left_out = left_out_beside(folder, root=root)
+    for name in subfolders(folder):
+        listing = list_pictures(folder / name, root=root)
+        classes |= dict.fromkeys(listing.pictures, name)
+        pictures |= listing.pictures
+        left_out = left_out.together_with(listing.left_out)
+    refuse_shared(classes, pictures, "class")
+    return Listing(pictures, classes, left_out)
+
+
+def left_out_beside(folder: Path, *, root: Path) -> LeftOut:
+    """What lies beside the class folders."""
+    names = sorted(path.name for path in folder.iterdir())
+    visible, classes = list(filter(is_visible, names)), set(subfolders(folder))
+    inside = folder.relative_to(root)
+    beside = [(inside / name).as_posix() for name in visible if name not in classes]
+    folders = [name for name in beside if (root / name).is_dir()]  # links to where they lie
+    files = [name for name in beside if name not in folders]
+    num_hidden = sum(not is_visible(name) and not is_ours(name) for name in names)
+    return LeftOut(repeats=folders, strays=files, num_hidden=num_hidden)
+
+
+def refuse_shared(owners: Mapping[str, str], pictures: Mapping[str, Identity], what: str) -> None:
+    """Refuse a file that has names with two owners.
+
+    Args:
+        owners: The class, or the part, of each name.
+        pictures: Which file each name leads to.
+        what: What an owner is.
+
+    Raises:
+        ValueError: Names such files.
+    """
+    first: dict[Identity, str] = {}
+    shared = []
+    for name, identity in pictures.items():
+        other = first.setdefault(identity, name)
+        if identity[1] and owners[other] != owners[name]:
+            shared.append(f"{other} = {name}")
+    if shared:
+        raise ValueError(
+            f"Links, or further names of a file, put {some(shared)} into more than one {what}: "
+            "leave one name of each."
+        )
 
 
 def check_classes(found: Iterable[str], *, known: Iterable[str], folder: Path) -> list[str]:

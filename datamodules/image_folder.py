@@ -1,34 +1,39 @@
 """Photographs in folders, one folder a class."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lit_finetune._names import one_of
+from lit_finetune.images import IMAGE_SUFFIXES
 
-from .audit import unopenable, unreadable
 from .base import PARTS, ImageDataModule, Part
 from .datasets import UNLABELLED, FileSamples
-from .folders import Split, check_classes, check_folder, find_layout, list_classes, list_pictures
-from .split_file import SplitPlan, read_split, split_by_class, write_split
+from .division import divide
+from .folders import check_classes
+from .layout import find_layout
+from .left_out import some
+from .picture_folders import PictureFolders
+from .split_file import SplitPlan
+from .split_names import Split
 from .splits import check_fractions
-
-SHOWN = 10
 
 
 class ImageFolderDataModule(ImageDataModule):
     """Photographs in folders: `data_dir/<class>/…`, or `data_dir/train/<class>/…` and so on.
 
-    Folders `train`, `val` (or `valid`, `validation`) and `test` are taken as they are. What has no
-    folder is split from the training pictures, class by class, and the split is written to a small
+    Folders whose names speak of a part and of nothing else (`train`, `training_set`, `val`, `dev`,
+    `test`, `seg_test`, …) are taken as that part. What has no folder is split from the training
+    pictures, class by class and copies of a file together, and the split is written to a small
     file, so that every process and every resumed run has the same. It stays as it is: pictures that
     come later are left out with a warning until the file is deleted. The label of a class is its
     place among the sorted names of the training folders, in every split; without a `train` folder
-    there is only validation and testing, and the labels come from what there is.
+    there is only validation and testing, and the labels come from what there is. Each real file
+    counts once, whatever links lead to it (`docs/data.md`).
 
     Args:
         data_dir: Folder that holds the pictures.
@@ -37,7 +42,7 @@ class ImageFolderDataModule(ImageDataModule):
         split_file: Where the split is kept; a hidden file in `data_dir`, if not given.
         on_corrupt: What to do about pictures that cannot be read: `raise` an error that names them,
             or `skip` them. To skip, every picture is read once before the first run; what was found
-            is kept in `data_dir`.
+            is kept in `data_dir`. Otherwise their starts and ends are looked at before each run.
         predict_dir: Folder of pictures to predict, in any depth, labelled or not; the test pictures
             if not given, or those of validation where there are none.
         **kwargs: See `ImageDataModule`.
@@ -59,6 +64,8 @@ class ImageFolderDataModule(ImageDataModule):
         self.on_corrupt = one_of(on_corrupt, ("raise", "skip"), "on_corrupt")
         self.data_dir = Path(data_dir).expanduser()
         self.layout = find_layout(self.data_dir)
+        if warning := self.layout.warning():
+            rank_zero_warn(warning)
         if test_split and "test" in self.layout.folders:
             raise ValueError(
                 f"`test_split` is {test_split}, but '{self.layout.folders['test']}' holds test "
@@ -70,6 +77,9 @@ class ImageFolderDataModule(ImageDataModule):
         )
         self.split_file = Path(split_file or self.data_dir / self.plan.file_name()).expanduser()
         self.predict_dir = None if predict_dir is None else Path(predict_dir).expanduser()
+        self._folders = PictureFolders(
+            self.layout, predict_dir=self.predict_dir, on_corrupt=self.on_corrupt
+        )
         self._samples: dict[Part, FileSamples] = {}
 
     @property
@@ -86,11 +96,33 @@ class ImageFolderDataModule(ImageDataModule):
     def prepare_data(self) -> None:
         # One process looks at the files first; the others find the split and the record it wrote.
         running = self.trainer.state.fn if self.trainer is not None else None
-        for part in PARTS[running.value if running else "fit"]:
-            samples = self.read_samples(part)
-            if self.on_corrupt == "raise":
-                refuse_unopenable(samples)
+        stage = running.value if running else "fit"
+        self.check_files(stage)
+        for part in PARTS[stage]:
+            self.read_samples(part)
+        if stage == "fit":
+            self._folders.refuse_links_and_warn_of_copies(self._parts)
         super().prepare_data()
+
+    def check_files(self, stage: str = "fit") -> None:
+        """Refuse the pictures that cannot be read, or skip them, as `on_corrupt` says.
+
+        Args:
+            stage: What is run: `fit` looks at all parts, for those that are not trained on would
+                stop what follows; `validate`, `test` and `predict` at what they read.
+
+        Raises:
+            OSError: There are such pictures, and they are not to be skipped; it names all of them.
+        """
+        parts: list[str] = list(self._folders.folders)
+        if stage == "fit":
+            is_there = self.predict_dir is not None and self.predict_dir.is_dir()
+            self._folders.check(parts if is_there else [*self.layout.folders])
+        elif stage == "predict" and self.predict_dir is not None:
+            self._folders.check(["predict"])
+        else:
+            wanted = {"validate": ("val",), "test": ("test",), "predict": ("test", "val")}[stage]
+            self._folders.check([next((p for p in (*wanted, "train") if p in parts), parts[0])])
 
     @override
     def read_samples(self, part: Part) -> FileSamples:
@@ -111,7 +143,10 @@ class ImageFolderDataModule(ImageDataModule):
     def _find_samples(self, part: Part) -> FileSamples:
         if part == "predict":
             return self._find_predict_samples()
-        samples = self._readable(self.data_dir, self._labels(part))
+        labels = self._labels(part)
+        folder = part if part in self.layout.folders else "train"
+        names = self._folders.readable(folder, list(labels)) if labels else []
+        samples = FileSamples(self.data_dir, names, [labels[name] for name in names])
         if part == "train" and part in self.layout.folders:
             self._refuse_empty(samples)
         return samples
@@ -120,10 +155,8 @@ class ImageFolderDataModule(ImageDataModule):
         if self.predict_dir is None:
             test = self.read_samples("test")
             return test if test.names else self.read_samples("val")
-        check_folder(self.predict_dir)
-        names, strays = list_pictures(self.predict_dir, root=self.predict_dir)
-        tell_strays(strays)
-        return self._readable(self.predict_dir, dict.fromkeys(names, UNLABELLED))
+        names = self._folders.readable("predict", list(self._folders.listing("predict").pictures))
+        return FileSamples(self.predict_dir, names, [UNLABELLED] * len(names))
 
     def _labels(self, split: Split) -> dict[str, int]:
         """The label of each picture of a split, by its name."""
@@ -135,73 +168,37 @@ class ImageFolderDataModule(ImageDataModule):
         return {name: indices[label] for name, label in classes.items()}
 
     def _list_split_folder(self, split: Split) -> Mapping[str, str]:
-        folder = self.layout.folders[split]
-        listing = list_classes(folder, root=self.data_dir)
-        tell_strays(listing.strays)
-        if not listing.classes:
+        folder, classes = self.layout.folders[split], self._folders.listing(split).classes
+        if not classes:
             raise ValueError(
                 f"'{folder}' holds no pictures in folders of their classes. Pictures without a "
                 "class can only be predicted: give the folder as `predict_dir`."
             )
-        missing = check_classes(listing.classes.values(), known=self.classes, folder=folder)
+        missing = check_classes(classes.values(), known=self.classes, folder=folder)
         if missing:
             rank_zero_warn(
                 f"'{folder}' has no pictures of {some(missing)}; the labels stay those of training."
             )
-        return listing.classes
+        return classes
 
     @cached_property
     def _pool(self) -> Mapping[str, str]:
         """The class of each picture in the training folder, by its name."""
-        folder = self.layout.folders["train"]
-        listing = list_classes(folder, root=self.data_dir)
-        tell_strays(listing.strays)
-        empty = sorted(set(self.classes) - set(listing.classes.values()))
+        classes = self._folders.listing("train").classes
+        empty = sorted(set(self.classes) - set(classes.values()))
         if empty:
             raise ValueError(
-                f"'{folder}' has no pictures of {some(empty)}: add some, or remove the folder."
+                f"'{self.layout.folders['train']}' has no pictures of {some(empty)}: add some, or "
+                f"remove the folder. Pictures are read that are called {', '.join(IMAGE_SUFFIXES)}."
             )
-        return listing.classes
+        return classes
 
     @cached_property
     def _parts(self) -> Mapping[str, list[str]]:
         """The names of the pictures in the training folder, as they are divided."""
         if "train" not in self.layout.folders:
             return {}
-        if len(self.plan.fractions()) == 1:
-            return {"train": list(self._pool)}
-        if not self.split_file.exists():
-            write_split(self.split_file, split_by_class(self._pool, self.plan), self.plan)
-            rank_zero_info(f"The split of the pictures is kept in '{self.split_file}'.")
-        parts = read_split(self.split_file, self.plan)
-        self._tell_changes({name for names in parts.values() for name in names})
-        return {
-            part: [name for name in names if name in self._pool] for part, names in parts.items()
-        }
-
-    def _tell_changes(self, known: set[str]) -> None:
-        """Warn about pictures that came or went since the split was made."""
-        gone = sorted(known.difference(self._pool))
-        new = [name for name in self._pool if name not in known]
-        if gone:
-            rank_zero_warn(f"Of the split in '{self.split_file}', {some(gone)} are gone.")
-        if new:
-            rank_zero_warn(
-                f"Not used, for they are newer than the split: {some(new)}. To split all pictures "
-                f"anew, delete '{self.split_file}'."
-            )
-
-    def _readable(self, root: Path, labels: Mapping[str, int]) -> FileSamples:
-        """The pictures; where they are to be skipped, without those that cannot be read."""
-        names = list(labels)
-        if self.on_corrupt == "skip":
-            bad, kept = unreadable(root, names)
-            names = [name for name in names if name not in bad]
-            if bad:
-                rank_zero_warn(f"Left out, for they cannot be read: {some(list(bad))}.")
-            if not kept:
-                rank_zero_info(f"'{root}' cannot be written to: each run reads all pictures first.")
-        return FileSamples(root, names, [labels[name] for name in names])
+        return divide(self._pool, self.plan, root=self.data_dir, split_file=self.split_file)
 
     def _refuse_empty(self, samples: FileSamples) -> None:
         found = set(samples.labels)
@@ -212,30 +209,3 @@ class ImageFolderDataModule(ImageDataModule):
                 f"'{self.layout.folders['train']}' cannot be read, or are newer than the split in "
                 f"'{self.split_file}', which can be deleted."
             )
-
-
-def refuse_unopenable(samples: FileSamples) -> None:
-    """Name all the files that are no pictures, before the run starts."""
-    bad = unopenable(samples.root, samples.names)
-    if bad:
-        first = next(iter(bad))
-        raise OSError(
-            f"In '{samples.root}', {some(list(bad))} cannot be read as pictures; of the first: "
-            f"{bad[first]}. Repair or remove them, or set `on_corrupt` to 'skip'."
-        )
-
-
-def tell_strays(strays: Sequence[str]) -> None:
-    """Say which files are no pictures that this package reads."""
-    if strays:
-        rank_zero_info(f"Not used, for they are no pictures of a class: {some(strays)}.")
-
-
-def some(names: Sequence[str]) -> str:
-    """How many there are, and the first few.
-
-    >>> some(["ants", "bees"])
-    "2 ('ants', 'bees')"
-    """
-    shown = ", ".join(map(repr, names[:SHOWN]))
-    return f"{len(names)} ({shown}{', …' if len(names) > SHOWN else ''})"

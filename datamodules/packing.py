@@ -23,7 +23,8 @@ from lit_finetune.plain_names import is_plain_name
 
 from .base import Part
 from .datasets import FileSamples
-from .image_folder import ImageFolderDataModule, refuse_unopenable
+from .image_folder import ImageFolderDataModule
+from .portable_names import json_text
 
 CLASSES, LABELS, NAMES, INDEX = "classes.json", "labels.npy", "names.txt", "index.json"
 FORMAT = ["bytes", "int", "int"]
@@ -64,11 +65,9 @@ def write_shards(data: ImageFolderDataModule, folder: str | Path, *, chunk_mb: i
     if folder.exists():
         raise FileExistsError(f"'{folder}' is there already: remove it, or give another name.")
     parts: tuple[Part, ...] = ("train", "val", "test")
+    data.check_files()
     samples = {part: data.read_samples(part) for part in parts}
-    for pictures in samples.values():
-        if data.on_corrupt == "raise":
-            refuse_unopenable(pictures)
-    text = json.dumps({"classes": data.classes}, ensure_ascii=False, indent=1)
+    text = json_text({"classes": data.classes})
     with atomic_folder(folder) as new:
         for part, pictures in samples.items():
             if pictures.names:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lit_finetune.atomic_write import atomic_write_text
 
+from .portable_names import from_text, json_text, to_text
 from .splits import split_fractions, stratified_split
 
 
@@ -29,11 +30,32 @@ class SplitPlan:
         return f".lit_finetune_split-{share}-seed{self.seed}.json"
 
 
-def split_by_class(classes: Mapping[str, str], plan: SplitPlan) -> dict[str, list[str]]:
-    """The pictures of each part, by a seeded split within each class."""
-    names, fractions = list(classes), plan.fractions()
-    parts = stratified_split(list(classes.values()), list(fractions.values()), seed=plan.seed)
-    return {split: [names[i] for i in part] for split, part in zip(fractions, parts, strict=True)}
+def split_by_class(
+    classes: Mapping[str, str], plan: SplitPlan, *, copies: Sequence[Sequence[str]] = ()
+) -> dict[str, list[str]]:
+    """The pictures of each part, by a seeded split within each class.
+
+    Args:
+        classes: The class of each picture.
+        plan: How they are divided.
+        copies: Groups of pictures that stay together; the first of a group stands for all.
+    """
+    first = {name: group[0] for group in copies for name in group}
+    groups: dict[str, list[str]] = {}
+    for name in classes:
+        groups.setdefault(first.get(name, name), []).append(name)
+    alone, fractions = list(groups), plan.fractions()
+    labels = [classes[name] for name in alone]
+    try:
+        parts = stratified_split(labels, list(fractions.values()), seed=plan.seed)
+    except ValueError as error:
+        counted = " Copies of a file count as one picture." if len(alone) < len(classes) else ""
+        raise ValueError(f"{error}{counted}") from error
+    place = {name: index for index, name in enumerate(classes)}
+    return {
+        split: sorted((name for i in part for name in groups[alone[i]]), key=place.__getitem__)
+        for split, part in zip(fractions, parts, strict=True)
+    }
 
 
 def write_split(path: Path, parts: Mapping[str, Sequence[str]], plan: SplitPlan) -> None:
@@ -43,7 +65,8 @@ def write_split(path: Path, parts: Mapping[str, Sequence[str]], plan: SplitPlan)
         PermissionError: the folder cannot be written to.
     """
     try:
-        write_json(path, {**plan_dict(plan), "files": parts})
+        files = {split: list(map(to_text, names)) for split, names in parts.items()}
+        write_json(path, {**plan_dict(plan), "files": files})
     except OSError as error:
         raise PermissionError(
             f"The split of the pictures cannot be kept in '{path}': {error}. Every process and "
@@ -60,7 +83,8 @@ def read_split(path: Path, plan: SplitPlan) -> dict[str, list[str]]:
     """
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        parts = {split: list(names) for split, names in stored.pop("files").items()}
+        files = stored.pop("files").items()
+        parts = {split: list(map(from_text, names)) for split, names in files}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"'{path}' holds no split. Delete it, and the pictures are divided anew."
@@ -90,4 +114,4 @@ def options(values: Mapping[str, Any]) -> str:
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write a file so that who reads it sees all of it or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_text(path, json.dumps(data, indent=1, ensure_ascii=False))
+    atomic_write_text(path, json_text(data))

@@ -189,7 +189,7 @@ class ClassifierSteps(LightningModule):
         """The probability of each class for one picture, the most probable first.
 
         Args:
-            image: A picture, or the path of one.
+            image: A picture of Pillow's, or the path of one; either is turned as its EXIF says.
         """
         pixels = eval_transform(self.data_config)(as_rgb(image))[None]
         with eval_mode(self):

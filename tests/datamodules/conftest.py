@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 import torch
@@ -69,7 +70,8 @@ def make_pictures() -> Callable[..., None]:
             folder = root / name
             folder.mkdir(parents=True, exist_ok=True)
             for i in range(count):
-                picture = Image.new("RGB", (20, 18), (shade * 40, i % 256, 0))
+                of_folder = crc32(root.name.encode()) % 256  # in no other folder the same pictures
+                picture = Image.new("RGB", (20, 18), (shade * 40, i % 256, of_folder))
                 picture.save(folder / f"{i:03d}{suffix}")
 
     return write

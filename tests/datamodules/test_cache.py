@@ -43,7 +43,8 @@ def photos(tmp_path) -> Path:
             folder = tmp_path / "photos" / split / name
             folder.mkdir(parents=True)
             for i in range(count):
-                picture(100 * shift + i, SIZES[i % 5]).save(folder / f"{i}.jpg", quality=90)
+                number = 100 * shift + 10 * count + i
+                picture(number, SIZES[i % 5]).save(folder / f"{i}.jpg", quality=90)
     return tmp_path / "photos"
 
 
@@ -541,10 +542,10 @@ def test_what_is_read_once_is_not_kept(photos):
 
 
 def test_evaluation_is_never_decoded_at_a_reduced_scale(tmp_path):
-    for name in ("ants", "bees"):
+    for number, name in enumerate(("ants", "bees")):
         (tmp_path / name).mkdir()
-        picture(3, (640, 480)).save(tmp_path / name / "0.jpg")
-        picture(3, (640, 480)).save(tmp_path / name / "1.jpg")
+        picture(number, (640, 480)).save(tmp_path / name / "0.jpg")
+        picture(2 + number, (640, 480)).save(tmp_path / name / "1.jpg")
     data = make(tmp_path, val_split=0.5, cache="disk")
     fresh = make(tmp_path, val_split=0.5, cache="none")
     assert torch.equal(images(data, "val"), images(fresh, "val"))
