@@ -90,6 +90,9 @@ class FinetuneClassifier(ClassifierSteps):
         compile: Whether the backbone runs through `torch.compile`.
         gradient_checkpointing: Whether blocks that train compute their activations again in the
             backward pass rather than keep them: less memory, more time, and the same result.
+        error_if_nonfinite: Whether a training ends where its loss is nan or infinite, before that
+            step is made, and where a checkpoint would hold such weights. Else such steps are left
+            out, with a warning.
 
     Raises:
         ValueError: An argument cannot be; the message names all of them.
@@ -125,6 +128,7 @@ class FinetuneClassifier(ClassifierSteps):
         channels_last: bool = False,
         compile: bool = False,
         gradient_checkpointing: bool = False,
+        error_if_nonfinite: bool = True,
     ) -> None:
         arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         super().__init__()

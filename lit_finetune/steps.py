@@ -1,5 +1,6 @@
 """How a classifier is trained, measured and resumed, whatever its network."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,15 @@ from lit_finetune.metrics import (
     probabilities,
 )
 from lit_finetune.mixing import make_mixing
+from lit_finetune.nonfinite import (
+    LossWatch,
+    NonfiniteLoss,
+    StepPlace,
+    describe_loss,
+    describe_weights,
+    discard_gradients,
+    nonfinite_names,
+)
 from lit_finetune.precision import precision_hint
 from lit_finetune.resume import refuse_lost_schedule
 from lit_finetune.run_state import RunState, end_epoch, load_run, save_run, start_run
@@ -58,6 +68,7 @@ class ClassifierSteps(LightningModule):
         self._run_seed: int | None = None
         self._resumed: RunState | None = None
         self._scores = TrainingScores()
+        self._watch = LossWatch()
         self.metric_values: dict[str, Any] = {}
         """All values of the last validation and test, also those that no logger takes."""
         self.told_values: set[str] = set()
@@ -67,6 +78,10 @@ class ClassifierSteps(LightningModule):
     def num_classes(self) -> int:
         """How many classes the head tells apart."""
         return len(self.classes)
+
+    @property
+    def _stops_if_nonfinite(self) -> bool:
+        return bool(self.hparams.get("error_if_nonfinite", True))
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of logits (N, classes) against labels (N), or probabilities like the logits.
@@ -104,7 +119,7 @@ class ClassifierSteps(LightningModule):
         refuse_wrapped(self.trainer.strategy, self)
         if stage == "fit":
             refuse_flat(self.trainer.strategy)
-        self._scores = TrainingScores()
+        self._scores, self._watch = TrainingScores(), LossWatch()
         log_evaluations(self.trainer)
         datamodule = getattr(self.trainer, "datamodule", None)
         if (classes := getattr(datamodule, "classes", None)) is not None:
@@ -146,6 +161,8 @@ class ClassifierSteps(LightningModule):
     @override
     def training_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> Tensor:
         images, target = batch
+        if not self._stops_if_nonfinite:
+            self._watch.keep_statistics(self)
         labels = target if is_class_index(target) else None
         if self._mixing is not None:
             images, target = self._mixing(images, target)
@@ -157,7 +174,50 @@ class ClassifierSteps(LightningModule):
         self._auxiliary = ()
         counts = self.loss_weight(logits, target)
         self._scores.add(self, loss, logits, labels, weight=counts)
+        place = StepPlace(self.current_epoch, batch_idx, self.global_step)
+        self._watch.add(loss, images, logits, place=place)
         return loss
+
+    @override
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        super().backward(loss, *args, **kwargs)
+        if found := self._watch.take():  # asked here: the device has the backward pass to do
+            self._end_or_leave_out(found[0])
+
+    def _end_or_leave_out(self, found: NonfiniteLoss) -> None:
+        """Raise for a loss that is not finite, or let its step change nothing, as the user wants.
+
+        Raises:
+            ValueError: Says where it was, and what is the likely cause.
+        """
+        rates = [group["lr"] for each in self.trainer.optimizers for group in each.param_groups]
+        text = describe_loss(
+            found, self, precision=str(self.trainer.precision), lr=float(max(rates, default=0.0))
+        )
+        if self._stops_if_nonfinite:
+            raise ValueError(
+                f"{text} This step was not made: checkpoints from before hold no such number. To"
+                " leave such steps out and go on, set `error_if_nonfinite` to false."
+            )
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        discard_gradients(self, has_scaler=scaler is not None)
+        self._watch.restore_statistics()
+        if not self._watch.is_told(self.current_epoch):
+            warnings.warn(f"{text} This step is left out, and others like it.", stacklevel=2)
+
+    def _refuse_nonfinite_weights(self) -> None:
+        """Raise, in all processes, rather than write weights that are not finite.
+
+        Raises:
+            ValueError: Names some of them.
+        """
+        trainer = self._trainer
+        if trainer is None or trainer.state.fn != "fit":
+            return
+        names = nonfinite_names(self)
+        if trainer.strategy.reduce_boolean_decision(bool(names), all=False):
+            place = f"step {self.global_step}, in epoch {self.current_epoch},"
+            raise ValueError(describe_weights(names or ["in another process"], place))
 
     @override
     def validation_step(
@@ -198,6 +258,8 @@ class ClassifierSteps(LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._stops_if_nonfinite:
+            self._refuse_nonfinite_weights()
         save_run(self._trainer, checkpoint)
         checkpoint[KEY] = {
             "classes": self.classes if self._is_named else None,
