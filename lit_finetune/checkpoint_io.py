@@ -14,8 +14,9 @@ from typing_extensions import override
 
 from lit_finetune.atomic_write import atomic_write
 from lit_finetune.checkpoint_files import is_local
+from lit_finetune.checkpoint_reader import load_plain, read_checkpoint
+from lit_finetune.checkpoint_source import local_or_fetched
 from lit_finetune.distributed import shards
-from lit_finetune.sharded_checkpoint import gather_checkpoint
 from lit_finetune.terminal_text import printable
 
 
@@ -61,11 +62,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self._written.add(_place(path))
 
     @override
-    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """What a file holds, or the weights in a folder that a sharded run has written."""
-        if is_local(str(path)) and Path(path).is_dir():
-            return gather_checkpoint(path)
-        return super().load_checkpoint(path, *args, **kwargs)
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """What a file or an address holds, or the weights in a folder of a sharded run."""
+        source = local_or_fetched(path)
+        if weights_only is False:
+            content: dict[str, Any] = load_plain(source, name=path, weights_only=False)
+            return content
+        return read_checkpoint(source, name=path, map_location=map_location or "cpu")
 
     @override
     def remove_checkpoint(self, path: str | Path) -> None:

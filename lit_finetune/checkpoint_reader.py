@@ -53,6 +53,11 @@ def load_plain(
         ValueError: It holds more than plain data, or is damaged.
     """
     start = _first_bytes(file)
+    if start[8:9] == b"{":
+        raise ValueError(
+            f"{_called(file, name)} holds weights (safetensors), and is no checkpoint: load it with"
+            " `weights`, on the command line `--model.weights`."
+        )
     is_mapped = mmap and isinstance(file, str | Path) and start.startswith(b"PK")
     options = {"map_location": map_location, "weights_only": weights_only}
     try:

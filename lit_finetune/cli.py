@@ -4,7 +4,6 @@ import io
 import logging
 import os
 import sys
-import traceback
 from argparse import SUPPRESS, Action
 from collections.abc import Iterable
 from typing import Any, NoReturn
@@ -30,7 +29,10 @@ from lit_finetune.callbacks import (
 )
 from lit_finetune.checkpoint_files import is_local
 from lit_finetune.classifier import FinetuneClassifier
+from lit_finetune.cli_errors import check_configs, check_writable, explained, find_refusal, told
+from lit_finetune.cli_messages import short_message
 from lit_finetune.config_keys import refuse_repeated_keys
+from lit_finetune.terminal_text import printable
 
 MOST_CLASSES = 40
 """How many known classes the help lists for an argument."""
@@ -46,6 +48,14 @@ _BEST = {
 _NOT_FOR_BLOCKS = ("data", "trainer", "checkpoint", "last_checkpoint", "predictions", "ckpt_path")
 """What a configuration of a run may hold, and the command `blocks` has no use for."""
 _KINDS = (ProgressBar, LearningRateMonitor, PredictionWriter, RunReport, ModelCheckpoint)
+_BASES: dict[str, tuple[type, ...]] = {
+    "data": (LightningDataModule,),
+    "trainer.callbacks": (Callback,),
+    "trainer.logger": (Logger,),
+    "model.optimizer": (torch.optim.Optimizer,),
+    "model.lr_scheduler": (torch.optim.lr_scheduler.LRScheduler,),
+}
+"""The options that take a class, and of what."""
 _NUM_CLASSES_GIVEN = "`model.num_classes` is not to be given: it follows from the data."
 
 
@@ -81,8 +91,10 @@ class FinetuneParser(LightningArgumentParser):
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        is_linked = message.startswith('Linked "model.num_classes"')
-        super().error(_NUM_CLASSES_GIVEN if is_linked else message, ex)
+        if message.startswith('Linked "model.num_classes"'):
+            super().error(_NUM_CLASSES_GIVEN, ex)
+        options = [name for action in self._actions for name in action.option_strings]
+        super().error(printable(short_message(message, options=options, bases=_BASES)), ex)
 
 
 class FinetuneCLI(LightningCLI):
@@ -166,6 +178,10 @@ class FinetuneCLI(LightningCLI):
             self.save_config_callback = None  # without a folder of logs it has no place
         has_bar = given["enable_progress_bar"] is not False
         keeps = given["enable_checkpointing"] is not False
+        if (logger or (keeps and self.subcommand == "fit")) and not given["fast_dev_run"]:
+            check_writable(given["default_root_dir"] or os.getcwd(), "--trainer.default_root_dir")
+            if keeps and (folder := self._get(self.config, "checkpoint.dirpath")):
+                check_writable(folder, "--checkpoint.dirpath")
         checkpoints = [
             self._get(self.config_init, key) for key in ("checkpoint", "last_checkpoint")
         ]
@@ -178,6 +194,16 @@ class FinetuneCLI(LightningCLI):
         ]
         callbacks = with_defaults(given["callbacks"], defaults)
         return super().instantiate_trainer(logger=logger, callbacks=callbacks, **kwargs)
+
+    @override
+    def instantiate_classes(self) -> None:
+        with explained(self.config.get(self.subcommand, self.config)):
+            super().instantiate_classes()
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        with explained(self.config[subcommand]):
+            super()._run_subcommand(subcommand)
 
     def after_fit(self) -> None:
         """Predict with the best checkpoint, so that a run ends with something to look at."""
@@ -223,26 +249,6 @@ def with_defaults(
     return [*callbacks, *(each for each in defaults if not isinstance(each, tuple(brought)))]
 
 
-def find_refusal(error: BaseException | None) -> BaseException | None:
-    """What a check of ours, or of Lightning's, has refused, among an error and its causes."""
-    while error is not None:
-        if isinstance(error, MisconfigurationException):
-            return error
-        if isinstance(error, ValueError | OSError | ImportError) and _is_a_check(error):
-            return error
-        error = error.__cause__ if error.__suppress_context__ else error.__context__
-    return None
-
-
-def _is_a_check(error: BaseException) -> bool:
-    """Whether the statement that raised an error stands in this package or in Lightning."""
-    modules = [
-        frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)
-    ]
-    package = modules[-1].split(".")[0] if modules else ""
-    return package in ("lit_finetune", "callbacks", "datamodules", "lightning")
-
-
 class _Stderr(io.TextIOBase):
     """Whatever `sys.stderr` is at the moment."""
 
@@ -280,6 +286,7 @@ def main(
     refuse_repeated_keys()
     usages = {name: {"usage": "%(prog)s [options]"} for name in FinetuneCLI.subcommands()}
     try:
+        check_configs(sys.argv[1:] if args is None else args)
         FinetuneCLI(
             model_class,
             LightningDataModule,
@@ -299,5 +306,5 @@ def main(
         refusal = find_refusal(error)
         if refusal is None or os.environ.get("JSONARGPARSE_DEBUG") == "true":
             raise
-        print(f"error: {refusal}", file=sys.stderr)
+        print(f"error: {told(refusal)}", file=sys.stderr)
         sys.exit(2)

@@ -34,6 +34,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MOD
 # below the classifier and its steps, and everything may import it as long as that makes no circle.
 LAYERS = (
     ("lit_finetune.cli",),
+    ("lit_finetune.cli_errors",),
     ("lit_finetune.callbacks", "lit_finetune.datamodules"),
     ("lit_finetune.classifier",),
     ("lit_finetune.steps",),
