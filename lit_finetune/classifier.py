@@ -289,7 +289,13 @@ class FinetuneClassifier(ClassifierSteps):
             steps = self.trainer.estimated_stepping_batches
             return {"scheduler": cosine_with_warmup(optimizer, total=steps), "interval": "step"}
         interval = self.hparams["lr_scheduler_interval"]
-        return describe_scheduler(self._lr_scheduler(optimizer), interval)
+        trainer = self._trainer
+        return describe_scheduler(
+            self._lr_scheduler(optimizer),
+            interval,
+            validates=trainer is None or trainer.enable_validation,
+            every_n_epochs=1 if trainer is None else trainer.check_val_every_n_epoch,
+        )
 
     def param_groups(self) -> list[ParamGroup]:
         """The named groups of all parameters, the head's first."""

@@ -67,6 +67,18 @@ def _holds_objects(value: Any) -> bool:
 
 _RULES = (
     (
+        "optimizer",
+        "takes parameter groups and returns a `torch.optim.Optimizer`: pass a class such as"
+        " `torch.optim.Adam`, or a `functools.partial` of one",
+        lambda value: value is None or callable(value),
+    ),
+    (
+        "lr_scheduler",
+        "is 'constant', or takes the optimizer and returns a scheduler of"
+        " `torch.optim.lr_scheduler`: pass a class, or a `functools.partial` of one",
+        lambda value: value in (None, "constant") or callable(value),
+    ),
+    (
         "backbone",
         "must be given again: the checkpoint's network was passed as a module, or from objects",
         lambda value: value is not None,

@@ -47,17 +47,73 @@ def cosine_with_warmup(
     return LambdaLR(optimizer, partial(warmup_cosine, warmup=warmup, total=int(total)))
 
 
-def describe_scheduler(scheduler: LRScheduler, interval: str) -> dict[str, Any]:
+def describe_scheduler(
+    scheduler: LRScheduler,
+    interval: str,
+    *,
+    validates: bool = True,
+    every_n_epochs: int | None = 1,
+) -> dict[str, Any]:
     """What Lightning needs to know of a scheduler; a plateau's metric is `val/loss` unless it says.
+
+    A plateau steps in epochs that validate alone: in others its metric would be missing, or be
+    the old one, which would count as an epoch without improvement.
 
     Args:
         scheduler: Over the optimizer of the run.
         interval: When it steps: `epoch` or `step`.
+        validates: Whether the run validates.
+        every_n_epochs: In which epochs; None where validation does not go by epochs.
+
+    Raises:
+        ValueError: A plateau watches validation, and there is none, or it is to step each batch.
     """
     config = {"scheduler": scheduler, "interval": interval}
     if isinstance(scheduler, ReduceLROnPlateau):
-        config["monitor"] = getattr(scheduler, "monitor", "val/loss")
+        monitor = getattr(scheduler, "monitor", "val/loss")
+        config.update(monitor=monitor, strict=False)  # no value yet: Lightning says so and goes on
+        if monitor.startswith("val"):
+            _check_plateau(monitor, interval, validates=validates)
+            config["frequency"] = every_n_epochs or 1
     return config
+
+
+def _check_plateau(monitor: str, interval: str, *, validates: bool) -> None:
+    if not validates:
+        raise ValueError(
+            f"ReduceLROnPlateau watches {monitor!r}, but there is no validation: give validation"
+            " data, leave `limit_val_batches` above 0, or use another `lr_scheduler`."
+        )
+    if interval == "step":
+        raise ValueError(
+            f"ReduceLROnPlateau with lr_scheduler_interval='step' would take {monitor!r} for a new"
+            " value at each step, but only validation brings one. Use 'epoch'."
+        )
+
+
+def refuse_rare_validation(
+    schedulers: Iterable[Any], *, val_batches: float | None, epoch_batches: float
+) -> None:
+    """Refuse plateaus that step at the end of epochs in some of which nothing is validated.
+
+    Args:
+        schedulers: Lightning's configurations of them.
+        val_batches: After how many batches validation comes where it does not go by epochs; None
+            where it goes by time.
+        epoch_batches: How many batches an epoch has.
+
+    Raises:
+        ValueError: Names the options that bring both together.
+    """
+    for config in schedulers:
+        watches = config.reduce_on_plateau and str(config.monitor).startswith("val")
+        if watches and (val_batches is None or val_batches > epoch_batches):
+            when = "by time" if val_batches is None else f"every {val_batches} batches"
+            raise ValueError(
+                f"ReduceLROnPlateau steps at the end of each epoch of {epoch_batches} batches, but"
+                f" {config.monitor!r} comes {when} (`check_val_every_n_epoch=None`): it would see"
+                " old values. Set `check_val_every_n_epoch`, or a smaller `val_check_interval`."
+            )
 
 
 def can_fuse(trainer: Any, parameters: Iterable[nn.Parameter]) -> bool:

@@ -21,6 +21,7 @@ from lit_finetune.evaluation import Loaders, Stage, count_evaluation, log_evalua
 from lit_finetune.freezing import eval_mode
 from lit_finetune.images import as_rgb
 from lit_finetune.inference_mode import clone_inference_tensors
+from lit_finetune.labels import refuse_other_labels
 from lit_finetune.metric_values import describe
 from lit_finetune.metrics import (
     MeanLoss,
@@ -39,6 +40,7 @@ from lit_finetune.nonfinite import (
     discard_gradients,
     nonfinite_names,
 )
+from lit_finetune.optim import refuse_rare_validation
 from lit_finetune.precision import precision_hint
 from lit_finetune.resume import refuse_lost_schedule
 from lit_finetune.run_state import RunState, end_epoch, load_run, save_run, start_run
@@ -148,6 +150,12 @@ class ClassifierSteps(LightningModule):
     @override
     def on_train_start(self) -> None:
         start_run(self.trainer, self._resumed)
+        if self.trainer.check_val_every_n_epoch is None:
+            refuse_rare_validation(
+                self.trainer.lr_scheduler_configs,
+                val_batches=self.trainer.val_check_batch,
+                epoch_batches=self.trainer.num_training_batches,
+            )
 
     @override
     def on_train_epoch_start(self) -> None:  # not where a run goes on amid an epoch
@@ -164,6 +172,7 @@ class ClassifierSteps(LightningModule):
         if not self._stops_if_nonfinite:
             self._watch.keep_statistics(self)
         labels = target if is_class_index(target) else None
+        self._check_labels(target, batch_idx)
         if self._mixing is not None:
             images, target = self._mixing(images, target)
             labels = target.argmax(dim=1)  # the class with the greater share of each picture
@@ -236,7 +245,12 @@ class ClassifierSteps(LightningModule):
                 f"Accuracy and F1 need the number of a class for each picture, (N), but the target"
                 f" is {describe(target)}. Override `metrics`, beside `loss`, for such targets."
             )
+        self._check_labels(target, batch_idx)
         count_evaluation(self, stage, self(images), target, batch_idx=batch_idx, loader=loader)
+
+    def _check_labels(self, target: Any, batch_idx: int) -> None:
+        if is_class_index(target) and type(self).loss is ClassifierSteps.loss:
+            refuse_other_labels(target, self.num_classes, batch_idx=batch_idx)
 
     @override
     def predict_step(self, batch: tuple[Tensor, Tensor] | Tensor, batch_idx: int) -> Tensor:
@@ -251,6 +265,11 @@ class ClassifierSteps(LightningModule):
         Args:
             image: A picture of Pillow's, or the path of one; either is turned as its EXIF says.
         """
+        if not isinstance(image, str | Path | Image.Image):
+            raise TypeError(
+                "`predict_image` takes one picture, as a path or an image of Pillow, but got a"
+                f" {type(image).__name__}. Call it for each, or use `Trainer.predict` for many."
+            )
         pixels = eval_transform(self.data_config)(as_rgb(image))[None]
         with eval_mode(self):
             found = probabilities(self(pixels.to(self.device).type(self.dtype)))[0].tolist()
