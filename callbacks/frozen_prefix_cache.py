@@ -76,7 +76,7 @@ class FrozenPrefixCache(Callback):
         self.views = views
         folder = None if cache_dir is None else Path(cache_dir).expanduser()
         self.keeping = Keeping(
-            DTYPES[one_of(dtype, DTYPES, "dtype")], folder, int(memory_limit * 2**30)
+            DTYPES[one_of(str(dtype), DTYPES, "dtype")], folder, int(memory_limit * 2**30)
         )
         self._tables: dict[int, PrefixTables] = {}
         self._problems: dict[str, str | None] = {}

@@ -22,7 +22,7 @@ from lit_finetune.features import HeadFeatures, collect_features
 from lit_finetune.freezing import eval_mode
 from lit_finetune.head_use import linear_head
 from lit_finetune.probe import L2_PATH, ProbeFit
-from lit_finetune.probe_checks import has_two_classes
+from lit_finetune.probe_checks import check_options, has_two_classes
 from lit_finetune.probe_head import (
     Features,
     fit_head,
@@ -63,6 +63,10 @@ class LinearProbe(Callback):
 
     def __init__(self, l2: float | list[float] | None = None, folds: int = 5) -> None:
         self.l2 = list(L2_PATH) if l2 is None else l2
+        strengths = [self.l2] if isinstance(self.l2, int | float) else list(self.l2)
+        check_options(
+            strengths, num_classes=2, class_weights=None, label_smoothing=0.0, folds=folds
+        )
         self.folds = folds
         self.result: ProbeFit | None = None
         """What was found in this run, on every process."""

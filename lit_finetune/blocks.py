@@ -25,6 +25,7 @@ from lit_finetune.block_parts import Part, find_parts
 from lit_finetune.compiled import plain_name
 from lit_finetune.head_search import all_heads, find_head
 from lit_finetune.norms import norm_parameters
+from lit_finetune.python_types import refuse_other_than_module
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ def list_blocks(model: nn.Module, head_name: str | None = None) -> list[Block]:
     Raises:
         ValueError: There is no module `head_name`.
     """
+    refuse_other_than_module(model)
     with without_adapters(model) as layers:
         prefix, network = _network_in(model)
         groups = _groups_of(network, _head_path(network, prefix, head_name))

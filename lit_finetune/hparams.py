@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,29 @@ _RULES = (
         "must be given again: the checkpoint's head was passed as a module or a callable",
         lambda value: value is not None,
     ),
-    ("num_classes", "is a number of classes from 2 on", lambda n: n >= 2),
+    (
+        "num_classes",
+        "is a number of classes from 2 on",
+        lambda n: isinstance(n, Integral) and not isinstance(n, bool) and n >= 2,
+    ),
+    (
+        "weights",
+        "is the name of weights, such as 'DEFAULT', or the path of a file",
+        lambda value: value is None or isinstance(value, str | Path),
+    ),
+    (
+        "head_name",
+        "is the name of a module of the network, such as 'fc'",
+        lambda value: value is None or isinstance(value, str),
+    ),
+    (
+        "lr_scheduler_interval",
+        "is 'epoch' or 'step'",
+        lambda value: value in ("epoch", "step"),
+    ),
+    ("channels_last", "is true or false", lambda value: isinstance(value, bool)),
+    ("compile", "is true or false", lambda value: isinstance(value, bool)),
+    ("gradient_checkpointing", "is true or false", lambda value: isinstance(value, bool)),
     ("in_chans", "is a number of channels from 1 on", lambda n: n is None or n >= 1),
     ("image_size", "is a number of pixels from 1 on", lambda n: n is None or n >= 1),
     ("drop_rate", "is a probability below 1", lambda p: 0 <= p < 1),

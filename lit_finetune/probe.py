@@ -12,6 +12,7 @@ from lit_finetune.folds import deal_folds
 from lit_finetune.lbfgs import Minimum, minimise
 from lit_finetune.probe_checks import check_options, check_samples, check_two_classes
 from lit_finetune.probe_loss import LabelledFeatures, ProbeLoss
+from lit_finetune.python_types import refuse_other_than_tensors
 from lit_finetune.standardise import in_chunks, make_space
 
 L2_PATH = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
@@ -187,6 +188,9 @@ def fit_linear_probe(  # noqa: PLR0913  (each can be left out)
     Raises:
         ValueError: Something cannot be; the message names all problems.
     """
+    refuse_other_than_tensors(
+        features=features, labels=labels, val_features=val_features, val_labels=val_labels
+    )
     path = (float(l2),) if isinstance(l2, int | float) else tuple(sorted(l2, reverse=True))
     val = _both(val_features, val_labels)
     num_classes = check_samples(features, labels, num_classes)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from math import isfinite
+from typing import Any
 
 from torch import Tensor
 
@@ -69,12 +70,12 @@ def check_options(
         ValueError: Names every problem.
     """
     problems = []
-    if not l2 or not all(isfinite(strength) and strength > 0 for strength in l2):
+    if not l2 or not all(map(_is_strength, l2)):
         problems.append(f"`l2` is one positive number or several, but got {list(l2)}")
     if not 0 <= label_smoothing < 1:
         problems.append(f"`label_smoothing` is a share below 1, but got {label_smoothing}")
-    if folds < 2:
-        problems.append(f"`folds` must be 2 or more, but got {folds}")
+    if not isinstance(folds, int) or folds < 2:
+        problems.append(f"`folds` must be 2 or more, but got {folds!r}")
     if isinstance(class_weights, str):
         if class_weights != "balanced":
             problems.append(f"`class_weights` are numbers or 'balanced', but got {class_weights!r}")
@@ -85,6 +86,10 @@ def check_options(
             problems.append(f"{expected}, but got {weights}")
     if problems:
         raise ValueError("These options of a linear probe cannot be:\n  " + "\n  ".join(problems))
+
+
+def _is_strength(value: Any) -> bool:
+    return isinstance(value, int | float) and isfinite(value) and value > 0
 
 
 def has_two_classes(labels: Tensor) -> bool:

@@ -12,6 +12,7 @@ from lit_finetune.head_search import auxiliary_heads, find_head, replaced_layers
 from lit_finetune.inputs import channels_adapted, input_layer
 from lit_finetune.not_weights import advice_on
 from lit_finetune.positions import is_positional, resampled
+from lit_finetune.python_types import refuse_other_than_module, refuse_other_than_path
 from lit_finetune.weight_files import read_entries
 from lit_finetune.weight_names import Reading, best_reading, fits, fold_weight_norm, main_entry
 from lit_finetune.weight_translation import in_names_of
@@ -104,6 +105,8 @@ def load_weights(
     """
     if not 0 <= min_match <= 1:
         raise ValueError(f"`min_match` is a share between 0 and 1, but got {min_match}.")
+    refuse_other_than_module(network)
+    refuse_other_than_path(path)
     head, aside = _head_prefixes(network, head_name)
     targets = _tensors_of(network)
     entries = in_names_of(network, _with_plain_names(read_entries(path)))

@@ -10,7 +10,8 @@ from lightning.pytorch import Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lit_finetune import FinetuneClassifier
+from lit_finetune import FinetuneClassifier, fit_linear_probe, list_blocks, load_weights
+from lit_finetune.callbacks import FrozenPrefixCache, LinearProbe
 
 
 def net() -> nn.Module:
@@ -48,6 +49,19 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "optimizer as text": (lambda: model(optimizer="adam"), r"torch\.optim"),
     "scheduler as text": (lambda: model(lr_scheduler="cosine"), r"torch\.optim\.lr_scheduler"),
+    "weights as a number": (lambda: model(weights=5), "the path of a file"),
+    "a head's number": (lambda: model(head_name=3), "name of a module"),
+    "half a class": (lambda: model(num_classes=2.5), "number of classes"),
+    "an interval of epochs": (lambda: model(lr_scheduler_interval="epochs"), "'epoch' or 'step'"),
+    "yes": (lambda: model(compile="yes"), "true or false"),
+    "blocks of a name": (lambda: list_blocks("resnet18"), "Build it first"),
+    "blocks of a class": (lambda: list_blocks(nn.Linear), "Build it first"),
+    "weights into a name": (lambda: load_weights("resnet18", "a.pth"), "Build it first"),
+    "weights from a dict": (lambda: load_weights(net(), {"a": 1}), "load_state_dict"),
+    "a probe of lists": (lambda: fit_linear_probe([[1.0]], [0]), r"torch\.as_tensor"),
+    "a probe of text": (lambda: LinearProbe(l2="x"), "positive number"),
+    "a probe of one fold": (lambda: LinearProbe(folds=1), "2 or more"),
+    "a dtype of torch": (lambda: FrozenPrefixCache(dtype=torch.float16), "Choose one of: bf16"),
     "a list of pictures": (lambda: model().predict_image([Path("a.png")]), "one picture"),
     "an array": (lambda: model().predict_image(torch.zeros(3, 2, 2)), "one picture"),
 }
