@@ -92,7 +92,7 @@ _RULES = (
     (
         "num_classes",
         "is a number of classes from 2 on",
-        lambda n: isinstance(n, Integral) and not isinstance(n, bool) and n >= 2,
+        lambda n: isinstance(n, Integral) and not isinstance(n, bool) and int(n) >= 2,
     ),
     (
         "weights",
