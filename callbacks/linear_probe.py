@@ -228,13 +228,15 @@ def _train_batches(trainer: Trainer) -> list[Any]:
     """The batches of training pictures that this process runs."""
     make = getattr(getattr(trainer, "datamodule", None), "plain_train_dataloader", None)
     if make is not None:
-        return [_share(trainer, make(), trainer.limit_train_batches)]
+        return [_share(trainer, make(), trainer.limit_train_batches, "training pictures")]
     rank_zero_info(
         "The linear probe sees the training pictures as their dataset gives them. If that varies"
         " them at random, give the data module a `plain_train_dataloader`."
     )
     trainer.fit_loop.setup_data()
-    return [_share(trainer, trainer.train_dataloader, trainer.limit_train_batches)]
+    return [
+        _share(trainer, trainer.train_dataloader, trainer.limit_train_batches, "training pictures")
+    ]
 
 
 def _val_batches(trainer: Trainer) -> list[Any]:
@@ -244,12 +246,14 @@ def _val_batches(trainer: Trainer) -> list[Any]:
     trainer.fit_loop.epoch_loop.val_loop.setup_data()
     loaders = trainer.val_dataloaders
     loaders = loaders if isinstance(loaders, list) else [loaders]
-    return [_share(trainer, loader, trainer.limit_val_batches) for loader in loaders]
+    return [
+        _share(trainer, loader, trainer.limit_val_batches, "val pictures") for loader in loaders
+    ]
 
 
-def _share(trainer: Trainer, loader: Any, limit: float) -> Any:
+def _share(trainer: Trainer, loader: Any, limit: float, part: str) -> Any:
     ranks = {"rank": trainer.global_rank, "num_replicas": trainer.world_size}
-    return each_once(loader, **ranks, limit=limit)
+    return each_once(loader, **ranks, limit=limit, part=part)
 
 
 @contextmanager

@@ -9,7 +9,14 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 
-def each_once(loader: Any, *, rank: int, num_replicas: int, limit: float = 1.0) -> Iterable[Any]:
+def each_once(
+    loader: Any,
+    *,
+    rank: int,
+    num_replicas: int,
+    limit: float = 1.0,
+    part: str = "pictures",
+) -> Iterable[Any]:
     """Batches of each picture of a loader once, in order: the share of one process.
 
     Where the loader cannot be asked for single pictures, it is taken as it is.
@@ -20,6 +27,7 @@ def each_once(loader: Any, *, rank: int, num_replicas: int, limit: float = 1.0) 
         num_replicas: Of how many.
         limit: So many batches where it is an int, or else such a share of the pictures, which are
             then spread over all.
+        part: What the pictures are called in an error.
 
     Raises:
         ValueError: A process would have none.
@@ -30,8 +38,9 @@ def each_once(loader: Any, *, rank: int, num_replicas: int, limit: float = 1.0) 
     chosen = spread(len(loader.dataset), most(len(loader.dataset), size * num_replicas, limit))
     if len(chosen) < num_replicas:
         raise ValueError(
-            f"{len(chosen)} pictures cannot be shared out among {num_replicas} processes: use fewer"
-            " processes, or more pictures."
+            f"There are fewer {part} ({len(chosen)}) than processes ({num_replicas}), and each"
+            " process needs one at least. Use fewer processes (`Trainer(devices=1)`), or more"
+            " pictures."
         )
     return _in_order(loader, chosen[rank::num_replicas], size)
 

@@ -266,6 +266,7 @@ class ImageDataModule(LightningDataModule):
 
     @override
     def predict_dataloader(self) -> Loader:
+        refuse_few_pictures(len(self._dataset("predict")), self._ranks()["num_replicas"], "predict")
         return self._loader(PictureLoader, "predict", batch_size=self.batch_size)
 
     def _dataset(self, part: Part) -> PictureDataset:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.tuner.lr_finder import _LRCallback
 from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 from torch import Tensor
@@ -199,6 +200,9 @@ class ClassifierSteps(LightningModule):
         Raises:
             ValueError: Says where it was, and what is the likely cause.
         """
+        trainer: Any = self.trainer
+        if any(isinstance(each, _LRCallback) for each in trainer.callbacks):
+            return  # Lightning's range test raises the rate until that happens, and undoes it all
         rates = [group["lr"] for each in self.trainer.optimizers for group in each.param_groups]
         text = describe_loss(
             found, self, precision=str(self.trainer.precision), lr=float(max(rates, default=0.0))

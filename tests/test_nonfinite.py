@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.tuner import Tuner
 from torch import Tensor, nn
 from torch.optim import SGD
 from torch.utils.data import DataLoader, TensorDataset
@@ -157,6 +158,16 @@ def test_a_bad_step_under_a_scaler_is_left_out() -> None:
 
     assert all(bool(value.isfinite().all()) for value in state(net).values())
     assert scaler.get_scale() == 4.0
+
+
+def test_a_search_for_the_rate_goes_on_until_lightning_ends_it() -> None:
+    net = FinetuneClassifier(network(), num_classes=3)
+    options = {"min_lr": 1e-3, "max_lr": 1e30, "num_training": 6, "early_stop_threshold": None}
+
+    found = Tuner(make_trainer()).lr_find(net, loader(), update_attr=False, **options)
+
+    assert found is not None
+    assert len(found.results["loss"]) >= 5
 
 
 PROGRAM = Path(__file__).parent / "distributed" / "nonfinite_run.py"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from datamodules.moves import Mirror
+from datamodules.order import even_batch_size
 from lit_finetune.data_config import DataConfig, eval_transform
 from lit_finetune.datamodules import (
     CIFARDataModule,
@@ -245,3 +246,9 @@ def test_two_processes_see_the_same_split_and_together_every_picture(tmp_path, m
     seen = [torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1)]
     assert [len(labels) for labels in seen] == [8, 8]
     assert torch.cat(seen).bincount().tolist() == [8, 8]
+
+
+@pytest.mark.parametrize("num_pictures", [0, 1, 3])
+def test_fewer_pictures_than_processes_are_refused_and_never_waited_for(num_pictures: int) -> None:
+    with pytest.raises(ValueError, match=rf"fewer pictures \({num_pictures}\) than processes"):
+        even_batch_size(num_pictures, batch_size=4, num_replicas=4)
