@@ -42,6 +42,7 @@ from .order import (
     refuse_few_pictures,
 )
 from .pipeline import Pipeline, Step, make_pipeline
+from .same_pictures import refuse_other_pictures
 from .stock import Stock, TensorStock
 from .transforms import Augmentation, photo_geometry, train_steps
 
@@ -210,6 +211,8 @@ class ImageDataModule(LightningDataModule):
         self._is_prepared = False
         for part in PARTS[stage]:
             samples = self.read_samples(part)
+            if self._ranks()["num_replicas"] > 1:
+                refuse_other_pictures(samples, part)
             if not samples.names and (part, stage) != ("val", "fit"):
                 raise ValueError(f"There are no pictures for {part}: {self.where_from(part)}.")
             self._datasets[part] = self._make_dataset(part, samples, stage)
