@@ -19,6 +19,7 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 from numpy.typing import NDArray
 
+from lit_finetune.atomic_write import atomic_write, open_lock
 from lit_finetune.checked_files import checksum, open_regular
 
 from .stock import Pixels
@@ -51,32 +52,24 @@ def write_shard(
         OSError: The disk is full, or the folder cannot be written to.
     """
     path = folder / f"{uuid.uuid4().hex}{SUFFIX}"
-    half = path.with_suffix(".tmp")
-    try:
-        with half.open("wb") as file:
-            starts, shapes, sums = [], [], []
-            for picture in pictures:
-                content = np.ascontiguousarray(picture).reshape(-1).data
-                starts.append(file.tell())
-                shapes.append(picture.shape)
-                sums.append(checksum([content]))
-                file.write(content)
-            index = as_bytes(
-                names=np.frombuffer("\0".join(names).encode("utf-8", "surrogateescape"), np.uint8),
-                stamps=np.array(stamps, np.int64),
-                starts=np.array(starts, np.int64),
-                shapes=np.array(shapes, np.int64),
-                sums=np.array(sums, np.int64),
-            )
-            begin = file.tell()
-            known = checksum([memoryview(index)])
-            file.write(index + FOOTER.pack(MARK, begin, len(index), known))
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut could leave the name without the pixels
-        os.replace(half, path)
-    finally:
-        with suppress(OSError):
-            half.unlink(missing_ok=True)
+    with atomic_write(path) as file:
+        starts, shapes, sums = [], [], []
+        for picture in pictures:
+            content = np.ascontiguousarray(picture).reshape(-1).data
+            starts.append(file.tell())
+            shapes.append(picture.shape)
+            sums.append(checksum([content]))
+            file.write(content)
+        index = as_bytes(
+            names=np.frombuffer("\0".join(names).encode("utf-8", "surrogateescape"), np.uint8),
+            stamps=np.array(stamps, np.int64),
+            starts=np.array(starts, np.int64),
+            shapes=np.array(shapes, np.int64),
+            sums=np.array(sums, np.int64),
+        )
+        begin = file.tell()
+        known = checksum([memoryview(index)])
+        file.write(index + FOOTER.pack(MARK, begin, len(index), known))
     return path
 
 
@@ -150,7 +143,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     except ModuleNotFoundError:  # on Windows two runs may both write the same pictures: no harm
         yield
         return
-    with (folder / LOCK).open("wb") as file:
+    with open_lock(folder / LOCK) as file:  # which follows no link
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -180,6 +173,6 @@ def sweep(folder: Path, is_current: Callable[[str, Sequence[int]], bool]) -> Non
             f"{len(damaged)} of the files in '{folder}' are damaged, or were not written there:"
             " they are removed, and their pictures made ready anew."
         )
-    for path in [*old, *damaged, *folder.glob("*.tmp")]:
+    for path in [*old, *damaged]:  # half a shard `atomic_write` removes
         with suppress(OSError):
             path.unlink(missing_ok=True)
