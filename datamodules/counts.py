@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from lit_finetune.terminal_text import printable
+
 MOST_ROWS = 20
 
 
@@ -20,7 +22,10 @@ def count_table(counts: Mapping[str, Mapping[str, int]]) -> str:
         by_size = sorted(classes, key=lambda name: first[name])
         classes = [*by_size[:3], "...", *by_size[-3:]]
     rows = [["class", *counts]]
-    rows += [[name, *(str(part.get(name, "")) for part in counts.values())] for name in classes]
+    rows += [
+        [printable(name), *(str(part.get(name, "")) for part in counts.values())]
+        for name in classes
+    ]
     rows += [[f"all {len(first)}", *(str(sum(part.values())) for part in counts.values())]]
     return aligned(rows)
 

@@ -45,6 +45,8 @@ def find_layout(root: Path) -> Layout:
         ValueError: it does not hold two classes or more, or is not surely divided in one way.
     """
     folders = split_folders(root)
+    for folder in dict.fromkeys((root, *folders.values())):
+        refuse_lost_links(folder)
     unused = unused_folders(root, folders)
     if unused and "train" not in folders:
         parts = " and ".join(repr(first_below(root, path)) for path in folders.values())
@@ -62,6 +64,20 @@ def find_layout(root: Path) -> Layout:
         )
     refuse_splits_among_classes(first, classes)
     return Layout(root, folders, tuple(classes), tuple(unused))
+
+
+def refuse_lost_links(folder: Path) -> None:
+    """Refuse links to folders that are not there: a class or a part would be missing.
+
+    Raises:
+        FileNotFoundError: Names them.
+    """
+    links = [path for path in folder.iterdir() if path.is_symlink() and not path.exists()]
+    lost = sorted(path.name for path in links if is_visible(path.name) and not path.suffix)
+    if lost:
+        raise FileNotFoundError(
+            f"In '{folder}', {some(lost)} are links to nowhere. Repair or remove them."
+        )
 
 
 def unused_folders(root: Path, folders: Mapping[Split, Path]) -> list[str]:

@@ -69,9 +69,10 @@ def run(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) ->
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """Two classes for training, of which validation has one and another besides."""
-    for folder in ("train/cat", "train/dog", "val/cat", "val/dgo"):
+    for shade, folder in enumerate(("train/cat", "train/dog", "val/cat", "val/dgo")):
         (tmp_path / "pictures" / folder).mkdir(parents=True)
-        Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / folder / "one.png")
+        picture = Image.new("RGB", (8, 8), (shade, 0, 0))
+        picture.save(tmp_path / "pictures" / folder / "one.png")
     return tmp_path / "pictures"
 
 

@@ -125,6 +125,14 @@ def test_links_do_not_change_an_earlier_split(photos):
     assert used(photos) == before
 
 
+@pytest.mark.parametrize("name", ["photos/cats", "val"])
+def test_a_class_or_part_that_is_a_link_to_nowhere_is_refused(photos, tmp_path, name):
+    root = photos if name.startswith("photos") else tmp_path
+    (tmp_path / name).symlink_to("nowhere")
+    with pytest.raises(FileNotFoundError, match=rf"'{Path(name).name}'.*links to nowhere"):
+        ImageFolderDataModule(root)
+
+
 def test_classes_and_pictures_may_lie_elsewhere(photos, tmp_path):
     fill(tmp_path / "elsewhere", "cats", "pool")
     (photos / "cats").symlink_to(tmp_path / "elsewhere/cats")
