@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
 
 from lit_finetune._names import some_of
 from lit_finetune.blocks import Block, list_blocks
@@ -91,10 +92,9 @@ def _blocks_of(pl_module: LightningModule, phases: Schedule) -> tuple[list[Block
         )
     own = getattr(pl_module, "blocks", None)
     network = "backbone" if isinstance(pl_module, FinetuneClassifier) else None
+    kinds = LightningModule | nn.ModuleDict
     sides = list(
-        side_networks(
-            pl_module, network=network, is_container=lambda each: isinstance(each, LightningModule)
-        )
+        side_networks(pl_module, network=network, is_container=lambda each: isinstance(each, kinds))
     )
     if not own and sides:
         with without_modules(pl_module, sides):

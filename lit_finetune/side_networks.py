@@ -4,10 +4,11 @@ They are told apart before anything trains. A child of the module is one of them
 
 * if it is a metric (torchmetrics) or an `AveragedModel`, or
 * if none of its parameters required a gradient, it has several layers, and what is left without it
-  is a network by itself. A frozen backbone, to which what is left is the head, is none.
+  is a network by itself. A frozen backbone, to which what is left is the head, is none. So is one
+  in eval mode, if a network that is in training mode takes the same input.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,7 +48,9 @@ def side_networks(
     kinds = [name for name, child in children.items() if isinstance(child, Metric | AveragedModel)]
     rest = {name: child for name, child in children.items() if name not in kinds}
     fixed = [
-        name for name, child in rest.items() if name != network and _is_fixed(model, name, child)
+        name
+        for name, child in rest.items()
+        if name != network and (_is_fixed(model, name, child) or _looks_on(child, rest.values()))
     ]
     if network is None:
         fixed = [name for name in fixed if _num_layers(rest[name]) > 1]
@@ -123,6 +126,18 @@ def _is_filled(module: nn.Module) -> bool:
 def _is_fixed(model: nn.Module, name: str, child: nn.Module) -> bool:
     named = child.named_parameters()
     return all(is_fixed(model, f"{name}.{own}", parameter) for own, parameter in named)
+
+
+def _looks_on(child: nn.Module, children: Iterable[nn.Module]) -> bool:
+    """Whether a network is in eval mode, beside one in training mode that begins alike.
+
+    So is a teacher that runs under `torch.no_grad()`, whatever its `requires_grad`.
+    """
+    if any(module.training for module in child.modules()) or _num_layers(child) < 2:
+        return False
+    first = [_inlet(layer) for layer in _layers(child)[:1]]
+    awake = [each for each in children if each is not child and each.training]
+    return any([_inlet(layer) for layer in _layers(each)[:1]] == first != [] for each in awake)
 
 
 def _is_network(model: nn.Module, without: Sequence[str]) -> bool:

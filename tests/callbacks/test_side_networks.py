@@ -72,6 +72,7 @@ class Beside(LightningModule):
 OTHERS = {
     "a teacher": frozen_net,
     "a teacher in training mode": lambda: Net(6).requires_grad_(False),
+    "a teacher that requires gradients": lambda: Net(6).eval(),
     "a copy": lambda: Net().requires_grad_(False).eval(),
     "an averaged copy": lambda: AveragedModel(Net()).eval(),
     "a metric": Perceptual,
@@ -128,6 +129,7 @@ SCHEDULES: dict[str, tuple[Any, dict[str, Any], list[set[str]]]] = {
         ("a teacher", "other student"),
         ("a teacher", "student other"),
         ("a teacher in training mode", "other student"),
+        ("a teacher that requires gradients", "student other"),
         ("a copy", "student other"),
         ("an averaged copy", "student other"),
         ("a metric", "other student"),
