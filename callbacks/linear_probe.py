@@ -117,6 +117,7 @@ class LinearProbe(Callback):
         forward = HeadFeatures(pl_module, _head_name(pl_module))
         first = _FirstBatches(forward)
         train, val = _train_batches(trainer), _val_batches(trainer)
+        pl_module.match_data_classes(trainer.train_dataloader)  # no head of another order after it
         with _looking_on(trainer, pl_module):
             passed = [
                 collect_features(first.of_part(), _on_device(trainer, batches, name))

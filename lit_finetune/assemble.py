@@ -1,6 +1,6 @@
 """Put a network together: the backbone, a head for these classes, the weights of a file."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +10,14 @@ from torch import Tensor, nn
 from lit_finetune.backbones.adapted import create_adapted
 from lit_finetune.backbones.backbone import Backbone
 from lit_finetune.backbones.create import is_weights_file
+from lit_finetune.class_names import listed
 from lit_finetune.data_config import DataConfig
 from lit_finetune.dry_run import initialise, num_channels
 from lit_finetune.features_only import with_head
 from lit_finetune.forward_order import note_use_order
-from lit_finetune.head_search import NoHeadError, replaced_layers
+from lit_finetune.head_classes import HeadClasses, unnamed
+from lit_finetune.head_rows import head_state
+from lit_finetune.head_search import NoHeadError, partner_heads, replaced_layers
 from lit_finetune.heads import (
     add_classifier,
     find_head,
@@ -23,6 +26,7 @@ from lit_finetune.heads import (
     replace_head,
 )
 from lit_finetune.lora import Lora, add_lora
+from lit_finetune.own_checkpoint import read_classes
 from lit_finetune.weights import LoadReport, load_weights
 
 Head = str | nn.Module | Callable[[int, int], nn.Module]
@@ -46,20 +50,28 @@ class Assembled:
     """The layers that have adapters."""
     features: str = ""
     """What the network ends in, where it had no head and one was appended."""
-    classes: tuple[str, ...] = ()
-    """What the network's own head calls the classes, if it stayed and does."""
+    is_filled: bool
+    """Whether a weights file brought its head."""
+    head_classes: HeadClasses
+    """What the head's outputs stand for."""
+    first_head: Mapping[str, Tensor] | None = None
+    """What the head held before a checkpoint of ours filled it, by the network's names."""
+    dropped_classes: tuple[str, ...] = ()
+    """The classes of a checkpoint of ours whose head did not fit."""
     rebuilt_by: dict[str, Any] = field(default_factory=dict)
     """`backbone` and `backbone_kwargs` that build the same network anywhere, where others did."""
 
     def __str__(self) -> str:
         """What became of the weights file and of the head."""
         report, head = self.load_report, "a new head"
-        if report and any(name.startswith(f"{self.head_name}.") for name in report.matched):
+        if self.is_filled:
             head = "the file's head"
         elif self.keeps_head:
             head = "the network's own head"
         line = f"{self.name}: {head}, `{self.head_name}`, for {self.num_classes} classes"
         line += f", on its {self.features}." if self.features else "."
+        if self.dropped_classes:
+            line += f" The head of the file is for {listed(self.dropped_classes)}."
         if self.lora_layers:
             line += f" {len(self.lora_layers)} layers have adapters, and the rest stays frozen."
         return f"{report}\n{line}" if report else line
@@ -112,7 +124,13 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
             network.get_submodule(name).load_state_dict(state)
     note_use_order(network, _blank_images(network, built.data_config))
     path = file or built.weights_file
+    saved = read_classes(file) if file else None
+    first_head = head_state(network, head_name) if saved and not keeps else None
     report = load_weights(network, path, min_match=min_match, head_name=head_name) if path else None
+    is_filled = _fills_head(report, network, head_name)
+    classes = _head_classes(
+        built, file, saved, num_classes=num_classes, keeps=keeps, is_filled=is_filled
+    )
     layers: tuple[str, ...] = ()
     if lora:
         layers = add_lora(network, lora, head_name=head_name, data_config=built.data_config)
@@ -126,9 +144,38 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
         load_report=report,
         lora_layers=layers,
         features=features,
-        classes=built.classes if keeps else (),
+        is_filled=is_filled,
+        head_classes=classes,
+        dropped_classes=() if is_filled else tuple(saved or ()),
+        first_head=first_head if classes.origin == "weights" else None,
         rebuilt_by=_rebuilt_by(built),
     )
+
+
+def _fills_head(report: LoadReport | None, network: nn.Module, head_name: str) -> bool:
+    """Whether a weights file filled a head whose logits are the network's."""
+    starts = tuple(f"{name}." for name in partner_heads(network, head_name))
+    return report is not None and any(name.startswith(starts) for name in report.matched)
+
+
+def _head_classes(
+    built: Backbone,
+    file: str | None,
+    saved: list[str] | None,
+    *,
+    num_classes: int,
+    keeps: bool,
+    is_filled: bool,
+) -> HeadClasses:
+    """What the outputs of the head stand for, by whoever it has learnt them from."""
+    if file and is_filled:
+        if saved and len(saved) != num_classes:
+            raise ValueError(f"{file} names {listed(saved)} for {num_classes} outputs of its head.")
+        return HeadClasses(tuple(saved), "weights", file) if saved else unnamed(num_classes)
+    has_learnt = is_filled if built.weights_file else True
+    if keeps and built.classes and has_learnt:
+        return HeadClasses(built.classes, "network", f"the head of {built.name}")
+    return unnamed(num_classes)
 
 
 def _with_a_head(built: Backbone, head_name: str | None) -> tuple[nn.Module, str, str]:

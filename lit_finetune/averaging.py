@@ -49,6 +49,18 @@ def average_exactly(model: AveragedModel) -> None:
         model.avg_fn = _exact(model.avg_fn)
 
 
+def copy_into_averages(module: nn.Module, callbacks: Iterable[Any]) -> None:
+    """Bring the copies that callbacks took of a module to average its weights up to date.
+
+    They were taken before the first step, and are shown in its place until there is an average.
+    """
+    for callback in callbacks:
+        average = getattr(callback, "_average_model", None)  # of WeightAveraging and of SWA
+        copied = average.module if isinstance(average, AveragedModel) else average
+        if isinstance(copied, nn.Module):
+            copied.load_state_dict(module.state_dict())
+
+
 _Average = Callable[[Tensor, Tensor, Any], Tensor]
 
 

@@ -1,35 +1,8 @@
-"""The classes of data and model: whether they are the same, and how much each counts."""
+"""How much each class counts in the loss."""
 
 from collections.abc import Mapping, Sequence
 
 from lit_finetune._names import some_of
-
-
-def check_classes(data: Sequence[str], model: Sequence[str], *, named: bool) -> None:
-    """Refuse data whose classes are not the model's.
-
-    Args:
-        data: The class names of the data; the place of each is its label.
-        model: Those of the model.
-        named: Whether the model's names count, and not only their number.
-
-    Raises:
-        ValueError: Says which classes differ.
-    """
-    if len(data) != len(model):
-        raise ValueError(
-            f"The data has {len(data)} classes ({some_of(data)}), but the model"
-            f" num_classes={len(model)}. Build the model with num_classes={len(data)}."
-        )
-    if named and list(data) != list(model):
-        both = enumerate(zip(data, model, strict=True))
-        pairs = [
-            f"{label}: {ours!r} and {theirs!r}" for label, (ours, theirs) in both if ours != theirs
-        ]
-        raise ValueError(
-            "The classes of the data are not those that the model was trained on; by label, data"
-            f" and model have {some_of(pairs)}. Give the folders the model's names."
-        )
 
 
 def balanced_weights(counts: Mapping[str, int] | None, classes: Sequence[str]) -> list[float]:

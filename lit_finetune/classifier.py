@@ -23,6 +23,7 @@ from lit_finetune.data_config import DataConfig
 from lit_finetune.distributed import begin_flat, refuse_under_flat, wrap_by_blocks
 from lit_finetune.flat import parameters_by_name
 from lit_finetune.freezing import frozen_modules, hold
+from lit_finetune.head_classes import unnamed
 from lit_finetune.heads import forward_features, own_or_given, replace_head
 from lit_finetune.hparams import check_hparams, plain_hparams
 from lit_finetune.lora import Lora, merged, read_lora
@@ -35,12 +36,13 @@ from lit_finetune.optim import (
     join_groups,
 )
 from lit_finetune.outputs import check_logits, logits_of, weighted_auxiliary_of
+from lit_finetune.own_checkpoint import KEY
 from lit_finetune.param_groups import ParamGroup, make_param_groups
 from lit_finetune.recompute import recompute_units
 from lit_finetune.sharding import shard
 from lit_finetune.side_networks import side_networks, without_modules
 from lit_finetune.splitting import PrefixOutput
-from lit_finetune.steps import KEY, ClassifierSteps
+from lit_finetune.steps import ClassifierSteps
 from lit_finetune.trusted_hparams import trust_name
 from lit_finetune.weight_translation import in_names_of
 
@@ -165,8 +167,8 @@ class FinetuneClassifier(ClassifierSteps):
         self.load_report = built.load_report
         self._rebuilt_by = built.rebuilt_by
         self.data_config: DataConfig = built.data_config
-        self._set_num_classes(num_classes)
-        self.classes = list(built.classes) or self.classes
+        self._set_classes(built.head_classes)
+        self.first_head = built.first_head
         self._still = frozen_modules(self, self.blocks) if built.lora_layers else []
         rank_zero_info(str(built))
 
@@ -258,7 +260,7 @@ class FinetuneClassifier(ClassifierSteps):
             drop_rate=self.hparams["drop_rate"] if head == given else 0.0,
         )
         self.hparams.update(num_classes=num_classes, class_weights=None)
-        self._set_num_classes(num_classes)
+        self._set_classes(unnamed(num_classes))
 
     def merge_lora(self) -> nn.Module:
         """A copy of the network with its adapters merged into the weights, under their names."""
@@ -308,6 +310,8 @@ class FinetuneClassifier(ClassifierSteps):
 
     @override
     def configure_optimizers(self) -> Any:
+        if not self.trainer.strategy.restore_checkpoint_after_setup:
+            self.match_data_classes()  # before callbacks pass over all pictures in `on_fit_start`
         groups = self._noted[1] if self._noted else self.param_groups()
         parameters = parameters_by_name(self)
         optimizer = build_optimizer(

@@ -22,6 +22,8 @@ Head = str | nn.Module | Callable[[int, int], nn.Module]
 """`linear`, `mlp`, a module, or what makes one for `(in_features, num_classes)`."""
 
 MAX_HIDDEN_FEATURES = 512
+FIRST_STD = 0.01
+"""The deviation of the weights that a last layer starts with."""
 
 
 class DropoutLinear(nn.Linear):
@@ -250,7 +252,7 @@ def _start_small(layer: Layer) -> Layer:
     Larger ones disturb the features that are trained with it (arXiv 2202.10054), and where a ReLU
     follows, as in SqueezeNet, shut off a class for long: accuracy then hangs on the seed.
     """
-    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.normal_(layer.weight, std=FIRST_STD)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer

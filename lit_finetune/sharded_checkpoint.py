@@ -58,6 +58,15 @@ def plain_part(checkpoint: str | Path) -> dict[str, Any]:
     return content
 
 
+def is_of_shards(path: str | Path) -> bool:
+    """Whether a path is a folder of shards that holds a network as `gather_checkpoint` reads it."""
+    folder = Path(path)
+    if not all((folder / name).is_file() for name in (_PLAIN_PART, _INDEX)):
+        return False
+    names = _Reader(folder).read_metadata().state_dict_metadata
+    return any(name.startswith(_WEIGHTS) for name in names)
+
+
 def gather_checkpoint(folder: str | Path) -> dict[str, Any]:
     """What a folder of shards holds, as a single file would, but without the optimizers' states.
 

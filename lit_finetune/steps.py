@@ -1,6 +1,8 @@
 """How a classifier is trained, measured and resumed, whatever its network."""
 
 import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +11,22 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.tuner.lr_finder import _LRCallback
 from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
 from typing_extensions import override
 
 from lit_finetune.checkpoint_io import use_atomic_checkpoints
-from lit_finetune.classes import balanced_weights, check_classes
+from lit_finetune.class_matching import match_head, take_classes
+from lit_finetune.class_names import as_names
+from lit_finetune.classes import balanced_weights
+from lit_finetune.data_classes import refuse_other_validation
 from lit_finetune.data_config import DataConfig, eval_transform
-from lit_finetune.distributed import refuse_flat, refuse_wrapped
+from lit_finetune.distributed import refuse_flat, refuse_wrapped, shards
 from lit_finetune.evaluation import Loaders, Stage, count_evaluation, log_evaluations
 from lit_finetune.freezing import eval_mode
+from lit_finetune.head_classes import HeadClasses, named_by_hand
+from lit_finetune.head_rows import note_names
 from lit_finetune.images import as_rgb
 from lit_finetune.inference_mode import clone_inference_tensors
 from lit_finetune.labels import refuse_other_labels
@@ -42,27 +49,29 @@ from lit_finetune.nonfinite import (
     nonfinite_names,
 )
 from lit_finetune.optim import refuse_rare_validation
+from lit_finetune.own_checkpoint import KEY
 from lit_finetune.precision import precision_hint
 from lit_finetune.resume import refuse_lost_schedule
 from lit_finetune.run_state import RunState, end_epoch, load_run, save_run, start_run
 from lit_finetune.scores import TrainingScores
 from lit_finetune.seeding import derive_seed, seed_device
 
-KEY = "lit_finetune"
-"""Where a checkpoint holds what a classifier is besides its weights and its arguments."""
-
 
 class ClassifierSteps(LightningModule):
     """The steps of a classifier, its measures, and what of a run a checkpoint has to hold.
 
-    A subclass gives `forward`, from images (N, C, H, W) to logits (N, num_classes), and has the
-    hyper-parameters `label_smoothing`, `class_weights`, `mixup_alpha` and `cutmix_alpha`.
+    A subclass gives `forward`, from images (N, C, H, W) to logits (N, num_classes), a `backbone`
+    whose head is `head_name`, and has the hyper-parameters `label_smoothing`, `class_weights`,
+    `mixup_alpha` and `cutmix_alpha`.
     """
 
-    classes: list[str]
+    backbone: nn.Module
+    head_name: str
     class_weights: Tensor | None
     data_config: DataConfig
-    _is_named: bool
+    head_classes: HeadClasses
+    first_head: Mapping[str, Tensor] | None = None
+    """What the head began with, until it is known whether the one of a checkpoint stays."""
     _auxiliary: tuple[tuple[float, Tensor], ...] = ()
     """What auxiliary heads said at the last `forward`, each with the weight of its loss."""
 
@@ -76,11 +85,25 @@ class ClassifierSteps(LightningModule):
         """All values of the last validation and test, also those that no logger takes."""
         self.told_values: set[str] = set()
         self.loader_measures: Loaders = {}
+        self.data_classes: list[str] | None = None
+        self.is_matched = self.is_resumed = False
 
     @property
     def num_classes(self) -> int:
         """How many classes the head tells apart."""
-        return len(self.classes)
+        return len(self.head_classes.names)
+
+    @property
+    def classes(self) -> list[str]:
+        """What the outputs of the head are called; their numbers where they have no names.
+
+        Set it to say what they stand for, in their order.
+        """
+        return list(self.head_classes.names)
+
+    @classes.setter
+    def classes(self, names: Sequence[str]) -> None:
+        self.call_outputs(named_by_hand(names, self.head_classes))
 
     @property
     def _stops_if_nonfinite(self) -> bool:
@@ -125,17 +148,38 @@ class ClassifierSteps(LightningModule):
         self._scores, self._watch = TrainingScores(), LossWatch()
         log_evaluations(self.trainer)
         datamodule = getattr(self.trainer, "datamodule", None)
-        if (classes := getattr(datamodule, "classes", None)) is not None:
-            check_classes(classes, self.classes, named=stage != "fit" and self._is_named)
-            if stage == "fit":
-                self.classes, self._is_named = list(classes), True
-                self.data_config = getattr(datamodule, "data_config", self.data_config)
+        names = self.data_classes = as_names(getattr(datamodule, "classes", None))
+        self.is_matched = self.is_resumed = False
+        if stage == "fit" and names is not None:
+            self.data_config = getattr(datamodule, "data_config", self.data_config)
         if stage == "fit" and self.hparams["class_weights"] == "balanced":
             counts = getattr(datamodule, "class_counts", None)
-            self._set_class_weights(balanced_weights(counts, self.classes))
+            self.set_class_weights(balanced_weights(counts, names or self.classes))
+        if stage == "fit" and shards(self.trainer.strategy):
+            # Soon each process has only a part of the head. A checkpoint may come that makes it
+            # another one: what is refused now is asked again then.
+            with suppress(ValueError):
+                self.match_data_classes()
+
+    def match_data_classes(self, loaders: Any = None) -> None:
+        """Let label k of the data and output k of the head be the same class, by name.
+
+        It is called where the head is as it will be used, and does nothing the second time, or
+        where one of both has no names.
+
+        Args:
+            loaders: Those of the data, which may know its classes where no data module does.
+
+        Raises:
+            ValueError: The data has other classes.
+        """
+        if told := match_head(self, loaders):
+            rank_zero_info(told)
 
     @override
     def on_fit_start(self) -> None:
+        if not self.trainer.strategy.restore_checkpoint_after_setup:
+            self.match_data_classes()
         if hint := precision_hint(self.device, str(self.trainer.precision)):
             rank_zero_info(hint)
         if self._run_seed is None:
@@ -150,6 +194,8 @@ class ClassifierSteps(LightningModule):
 
     @override
     def on_train_start(self) -> None:
+        self.match_data_classes(self.trainer.train_dataloader)
+        refuse_other_validation(self.trainer.val_dataloaders, self.data_classes)
         start_run(self.trainer, self._resumed)
         if self.trainer.check_val_every_n_epoch is None:
             refuse_rare_validation(
@@ -233,6 +279,14 @@ class ClassifierSteps(LightningModule):
             raise ValueError(describe_weights(names or ["in another process"], place))
 
     @override
+    def on_validation_start(self) -> None:
+        self.match_data_classes(self.trainer.val_dataloaders)
+
+    @override
+    def on_test_start(self) -> None:
+        self.match_data_classes(self.trainer.test_dataloaders)
+
+    @override
     def validation_step(
         self, batch: tuple[Tensor, Any], batch_idx: int, dataloader_idx: int = 0
     ) -> None:
@@ -285,7 +339,7 @@ class ClassifierSteps(LightningModule):
             self._refuse_nonfinite_weights()
         save_run(self._trainer, checkpoint)
         checkpoint[KEY] = {
-            "classes": self.classes if self._is_named else None,
+            "classes": self.classes if self.head_classes.is_named else None,
             "data_config": self.data_config.to_dict(),
             "run_seed": self._run_seed,
             "scores": self._scores.mean_of_processes(self._trainer and self._trainer.strategy),
@@ -299,28 +353,39 @@ class ClassifierSteps(LightningModule):
                 " pass its path as `weights`."
             )
         refuse_lost_schedule(self._trainer, checkpoint)
-        if own["classes"] is not None:
-            check_classes(self.classes, own["classes"], named=self._is_named)
-            self.classes, self._is_named = own["classes"], True
+        take_classes(self, checkpoint)
         self.data_config = DataConfig.from_dict(own["data_config"])
         self._run_seed, self._resumed = own["run_seed"], load_run(self._trainer, checkpoint)
         self._scores.sums = own.get("scores")
         if self._resumed and self._scores.sums is not None:
             self._resumed.forget_epoch("train/loss", "train/acc")
 
-    def _set_num_classes(self, num_classes: int) -> None:
-        """Measure, mix and weigh as many classes, and call them by their numbers for now."""
-        self.classes = [str(index) for index in range(num_classes)]
-        self._is_named = False
+    def call_outputs(self, classes: HeadClasses) -> None:
+        """Let the outputs be called so, here, in what is measured and in the network's config."""
+        is_new = classes.names != self.head_classes.names
+        self.head_classes = classes
+        note_names(self.backbone, classes.names)
+        if is_new and type(self).metrics is not ClassifierSteps.metrics:  # they may hold names
+            self._set_metrics()
+
+    def _set_metrics(self) -> None:
         self.loader_measures = {}
+        self.val_metrics = self.metrics(self.num_classes, "val/").to(self.device)
+        self.test_metrics = self.metrics(self.num_classes, "test/").to(self.device)
+        self._metric_attributes = None  # Lightning looks for them once
+
+    def _set_classes(self, classes: HeadClasses) -> None:
+        """Measure, mix and weigh as many classes."""
+        self.head_classes, self.first_head = classes, None
+        num_classes = self.num_classes
         self.val_loss, self.test_loss = MeanLoss(), MeanLoss()
-        self.val_metrics = self.metrics(num_classes, "val/")
-        self.test_metrics = self.metrics(num_classes, "test/")
+        self._set_metrics()
         alphas = {key: self.hparams[key] for key in ("mixup_alpha", "cutmix_alpha")}
         self._mixing = make_mixing(num_classes, **alphas)
         weights = self.hparams["class_weights"]
-        self._set_class_weights(None if weights == "balanced" else weights)
+        self.set_class_weights(None if weights == "balanced" else weights)
 
-    def _set_class_weights(self, weights: list[float] | None) -> None:
+    def set_class_weights(self, weights: list[float] | None) -> None:
+        """Weigh the classes in the loss, in the order of the head's outputs."""
         tensor = None if weights is None else torch.tensor(weights, device=self.device)
         self.register_buffer("class_weights", tensor, persistent=False)

@@ -24,6 +24,7 @@ from lit_finetune.not_weights import (
     what_is_wrong,
     what_it_has,
 )
+from lit_finetune.sharded_checkpoint import gather_checkpoint, is_of_shards
 
 # Training scripts leave their arguments and a best accuracy beside the weights. These types hold
 # data and run nothing, so a file with them is read as well.
@@ -50,14 +51,22 @@ def read_entries(path: str | Path) -> dict[str, dict[str, Tensor]]:
     """
     path = Path(path).expanduser()
     _check_exists(path)
-    content = _read_shards(path) if path.name.endswith(".index.json") else _read(path)
+    content = _read_shards(path) if path.name.endswith(".index.json") else read_content(path)
     entries = _find_state_dicts(content)
     if not entries:
         raise ValueError(f"{path} has no tensors by name, but a {what_it_has(content)}.")
     return entries
 
 
+def read_content(path: str | Path) -> Any:
+    """All that a weights file holds, as plain data; tensors may be mapped from it."""
+    path = Path(path).expanduser()
+    return gather_checkpoint(path) if path.is_dir() else _read(path)
+
+
 def _check_exists(path: Path) -> None:
+    if is_of_shards(path):
+        return
     if path.is_dir():
         raise ValueError(f"{path} is a folder, not a weights file.{folder_advice(path)}")
     if not path.parent.is_dir():

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.utils.class_weight import compute_class_weight
 
-from lit_finetune.classes import balanced_weights, check_classes
+from lit_finetune.classes import balanced_weights
 
 
 @pytest.mark.parametrize("counts", [[5, 5, 5], [1, 9], [244, 153, 2, 71], [1]])
@@ -27,20 +27,3 @@ def test_classes_without_pictures_are_refused_by_name() -> None:
 def test_weights_that_nobody_counted_are_refused() -> None:
     with pytest.raises(ValueError, match="pass a list of weights"):
         balanced_weights(None, ["ant", "bee"])
-
-
-@pytest.mark.parametrize(("model", "named"), [(["ant", "bee"], True), (["0", "1"], False)])
-def test_the_same_classes_pass(model: list[str], named: bool) -> None:
-    check_classes(["ant", "bee"], model, named=named)
-
-
-@pytest.mark.parametrize("named", [True, False])
-def test_another_number_of_classes_is_refused_with_the_right_number(named: bool) -> None:
-    with pytest.raises(ValueError, match=r"3 classes \(ant, bee, wasp\).*num_classes=3"):
-        check_classes(["ant", "bee", "wasp"], ["ant", "bee"], named=named)
-
-
-def test_other_names_or_another_order_are_refused_with_what_differs() -> None:
-    with pytest.raises(ValueError, match="1: 'bee' and 'wasp', 2: 'wasp' and 'bee'") as error:
-        check_classes(["ant", "bee", "wasp"], ["ant", "wasp", "bee"], named=True)
-    assert "'ant'" not in str(error.value)

@@ -22,7 +22,7 @@ class Backbone:
     weights_file: Path | None = None
     """The file that holds its weights and is not yet loaded, as in a Hugging Face folder."""
     classes: tuple[str, ...] = ()
-    """What its own head calls the classes, if it does."""
+    """What its own head calls the classes, if it has learnt them and does."""
     has_head: bool = True
     """False for a network that is known to end in features."""
     rebuilt_by: tuple[str, dict[str, Any]] | None = None

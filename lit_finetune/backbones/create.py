@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from lit_finetune.backbones.backbone import Backbone
+from lit_finetune.class_names import config_classes
 from lit_finetune.data_config import DataConfig
 
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".th", ".bin", ".safetensors", ".ckpt", ".tar", ".t7")
@@ -46,13 +47,13 @@ def create_backbone(
         )
     if isinstance(backbone, nn.Module):
         _refuse(type(backbone).__name__, weights=weights, backbone_kwargs=backbone_kwargs)
-        return Backbone(backbone, _own_data_config(backbone), type(backbone).__name__)
+        return _as_given(backbone, type(backbone).__name__)
     if not isinstance(backbone, str):
         from lit_finetune.backbones import imported
 
         _refuse(getattr(backbone, "__name__", "the backbone"), weights=weights)
         network = imported.call(backbone, getattr(backbone, "__name__", repr(backbone)), kwargs)
-        return Backbone(network, _own_data_config(network), type(network).__name__)
+        return _as_given(network, type(network).__name__)
     if backbone.startswith("hf/"):
         from lit_finetune.backbones import huggingface
 
@@ -60,18 +61,21 @@ def create_backbone(
     if backbone.startswith("timm/"):
         from lit_finetune.backbones import timm
 
-        network, config = timm.create(backbone.removeprefix("timm/"), weights, kwargs)
-    elif "." in backbone:
+        return timm.create(backbone.removeprefix("timm/"), weights, kwargs)
+    if "." in backbone:
         from lit_finetune.backbones import imported
 
         _refuse(backbone, weights=weights)
-        network = imported.create(backbone, kwargs)
-        config = _own_data_config(network)
-    else:
-        from lit_finetune.backbones import torchvision
+        return _as_given(imported.create(backbone, kwargs), backbone)
+    from lit_finetune.backbones import torchvision
 
-        network, config = torchvision.create(backbone, weights, kwargs)
-    return Backbone(network, config, backbone)
+    return torchvision.create(backbone, weights, kwargs)
+
+
+def _as_given(network: nn.Module, name: str) -> Backbone:
+    """A user's network, and what it says of itself."""
+    classes = config_classes(getattr(network, "config", None))
+    return Backbone(network, _own_data_config(network), name, classes=classes)
 
 
 def is_weights_file(weights: str) -> bool:

@@ -15,6 +15,7 @@ from torch import nn
 from lit_finetune._names import nearest, one_of
 from lit_finetune.backbones.backbone import Backbone
 from lit_finetune.backbones.image_processor import processor_data_config
+from lit_finetune.class_names import config_classes
 from lit_finetune.data_config import DataConfig
 from lit_finetune.hub_offline import hub_offline
 
@@ -113,7 +114,7 @@ def _built(
         data_config=data_config,
         name=name,
         weights_file=weights_file,
-        classes=_class_names(config),
+        classes=config_classes(config),
         has_head=has_head,
         rebuilt_by=rebuilt_by,
     )
@@ -199,14 +200,6 @@ def _plain(config: Any) -> dict[str, Any]:
     known = {"num_labels", *type(config)().to_dict()} - _NOT_OF_THE_NETWORK - {"model_type"}
     fields = json.loads(config.to_json_string(use_diff=True))
     return {key: value for key, value in fields.items() if key in known}
-
-
-def _class_names(config: Any) -> tuple[str, ...]:
-    """What the config calls the classes, unless it only numbers them."""
-    by_index = config.id2label or {}
-    names = tuple(str(by_index[index]) for index in sorted(by_index))
-    numbered = tuple(f"LABEL_{index}" for index in range(len(names)))
-    return () if names == numbered or len(set(names)) < len(names) else names
 
 
 def _data_config(

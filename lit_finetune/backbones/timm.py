@@ -6,10 +6,13 @@ from typing import Any
 from torch import nn
 
 from lit_finetune._names import nearest, one_of
+from lit_finetune.backbones.backbone import Backbone
+from lit_finetune.class_names import are_generic, unique_names
 from lit_finetune.data_config import DataConfig
+from lit_finetune.imagenet_classes import as_categories
 
 
-def create(name: str, weights: str | None, kwargs: dict[str, Any]) -> tuple[nn.Module, DataConfig]:
+def create(name: str, weights: str | None, kwargs: dict[str, Any]) -> Backbone:
     """Build a classifier of timm, with or without its published weights."""
     timm = _import_timm()
     _check_name(timm, name)
@@ -20,7 +23,9 @@ def create(name: str, weights: str | None, kwargs: dict[str, Any]) -> tuple[nn.M
                 f"timm has no weights for {name!r}. Give the path of a file: `weights: file.pth`."
             )
     network = _build(timm, name, weights is not None, kwargs)
-    return network, data_config(timm.data.resolve_model_data_config(network))
+    config = data_config(timm.data.resolve_model_data_config(network))
+    classes = () if weights is None else _class_names(timm, network)
+    return Backbone(network, config, f"timm/{name}", classes=classes)
 
 
 def input_kwargs(name: str, in_chans: int | None, image_size: int | None) -> dict[str, Any]:
@@ -54,6 +59,18 @@ def data_config(resolved: dict[str, Any]) -> DataConfig:
         interpolation=resolved["interpolation"],
         crop_mode=crop_mode,
     )
+
+
+def _class_names(timm: Any, network: Any) -> tuple[str, ...]:
+    """What the published weights call the classes: their own labels, or those of an ImageNet."""
+    names = network.pretrained_cfg.get("label_names")
+    subset = None if names else timm.data.infer_imagenet_subset(network)
+    if subset:
+        names = timm.data.ImageNetInfo(subset).label_names()
+    names = [str(name) for name in names or ()]
+    if len(names) != network.num_classes or are_generic(names):
+        return ()
+    return unique_names(as_categories(names) or names)
 
 
 def _import_timm() -> Any:

@@ -8,12 +8,14 @@ from torchvision import models
 from torchvision.models import WeightsEnum
 
 from lit_finetune._names import nearest, one_of
+from lit_finetune.backbones.backbone import Backbone
+from lit_finetune.class_names import unique_names
 from lit_finetune.data_config import DataConfig
 
 WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 
 
-def create(name: str, weights: str | None, kwargs: dict[str, Any]) -> tuple[nn.Module, DataConfig]:
+def create(name: str, weights: str | None, kwargs: dict[str, Any]) -> Backbone:
     """Build a classifier of torchvision; without weights, its first weights tell the data config.
 
     GoogLeNet and Inception come with their auxiliary heads, unless `aux_logits` is False; and they
@@ -30,7 +32,9 @@ def create(name: str, weights: str | None, kwargs: dict[str, Any]) -> tuple[nn.M
         one_of(weights, ["DEFAULT", *(member.name for member in enum)], f"weights of {name}")
     chosen = None if weights is None else enum[weights]
     network = _build(name, chosen, _with_defaults(name, chosen, kwargs))
-    return network, _data_config(network, chosen or next(iter(enum)))
+    config = _data_config(network, chosen or next(iter(enum)))
+    classes = chosen and chosen.meta.get("categories")
+    return Backbone(network, config, name, classes=unique_names(classes or ()))
 
 
 def _with_defaults(
