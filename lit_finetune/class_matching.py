@@ -1,13 +1,17 @@
 """A classifier's head and the classes of its data, brought together by name."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
 
 from lit_finetune.averaging import copy_into_averages
+from lit_finetune.class_names import as_names
+from lit_finetune.classes import balanced_weights
 from lit_finetune.data_classes import loader_classes
+from lit_finetune.distributed import shards
 from lit_finetune.head_classes import (
     CHECKPOINT,
     HeadClasses,
@@ -18,6 +22,30 @@ from lit_finetune.head_classes import (
 )
 from lit_finetune.head_rows import begin_anew, refuse_parts, reorder_outputs
 from lit_finetune.own_checkpoint import classes_in, num_classes_in
+
+
+def meet_data(module: Any, datamodule: Any, *, trains: bool) -> None:
+    """Take note of what a run's data is, before it is known whether a checkpoint comes.
+
+    Args:
+        module: A `ClassifierSteps`; it is changed.
+        datamodule: It may name its classes and count them; None for plain loaders.
+        trains: Whether the run trains.
+    """
+    names = module.data_classes = as_names(getattr(datamodule, "classes", None))
+    module.is_matched = module.is_resumed = False
+    if not trains:
+        return
+    if names is not None:
+        module.data_config = getattr(datamodule, "data_config", module.data_config)
+    if module.hparams["class_weights"] == "balanced":
+        counts = getattr(datamodule, "class_counts", None)
+        module.set_class_weights(balanced_weights(counts, names or module.classes))
+    if shards(module.trainer.strategy):
+        # Soon each process has only a part of the head. A checkpoint may come that makes it
+        # another one: what is refused now is asked again then.
+        with suppress(ValueError):
+            module.match_data_classes()
 
 
 def match_head(module: Any, loaders: Any) -> str:

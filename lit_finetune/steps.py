@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,10 @@ from torchmetrics import MetricCollection
 from typing_extensions import override
 
 from lit_finetune.checkpoint_io import use_atomic_checkpoints
-from lit_finetune.class_matching import match_head, take_classes
-from lit_finetune.class_names import as_names
-from lit_finetune.classes import balanced_weights
+from lit_finetune.class_matching import match_head, meet_data, take_classes
 from lit_finetune.data_classes import refuse_other_validation
 from lit_finetune.data_config import DataConfig, eval_transform
-from lit_finetune.distributed import refuse_flat, refuse_wrapped, shards
+from lit_finetune.distributed import refuse_flat, refuse_wrapped
 from lit_finetune.evaluation import Loaders, Stage, count_evaluation, log_evaluations
 from lit_finetune.freezing import eval_mode
 from lit_finetune.head_classes import HeadClasses, named_by_hand
@@ -148,18 +145,7 @@ class ClassifierSteps(LightningModule):
         self._scores, self._watch = TrainingScores(), LossWatch()
         log_evaluations(self.trainer)
         datamodule = getattr(self.trainer, "datamodule", None)
-        names = self.data_classes = as_names(getattr(datamodule, "classes", None))
-        self.is_matched = self.is_resumed = False
-        if stage == "fit" and names is not None:
-            self.data_config = getattr(datamodule, "data_config", self.data_config)
-        if stage == "fit" and self.hparams["class_weights"] == "balanced":
-            counts = getattr(datamodule, "class_counts", None)
-            self.set_class_weights(balanced_weights(counts, names or self.classes))
-        if stage == "fit" and shards(self.trainer.strategy):
-            # Soon each process has only a part of the head. A checkpoint may come that makes it
-            # another one: what is refused now is asked again then.
-            with suppress(ValueError):
-                self.match_data_classes()
+        meet_data(self, datamodule, trains=stage == "fit")
 
     def match_data_classes(self, loaders: Any = None) -> None:
         """Let label k of the data and output k of the head be the same class, by name.
