@@ -14,12 +14,15 @@ import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
-from typing_extensions import override
+from typing_extensions import Self, override
 
 from lit_finetune._names import one_of
+from lit_finetune.checkpoint_reader import read_checkpoint
+from lit_finetune.checkpoint_source import local_or_fetched
 from lit_finetune.data_config import DataConfig, Interpolation, eval_geometry
 from lit_finetune.place import Place, place_in_run
 
+from .channels import given_options, per_channel
 from .counts import count_table
 from .datasets import ArraySamples, PictureDataset, Samples, unfinished
 from .keeping import (
@@ -130,6 +133,7 @@ class ImageDataModule(LightningDataModule):
             interpolation=interpolation,
         )
         self._datasets: dict[Part, PictureDataset] = {}
+        self._made_of: dict[Part, tuple[Samples, DataConfig, str]] = {}
         self._is_prepared = False
         self._told_counts = False
         self._run_seed: int | None = None
@@ -232,6 +236,16 @@ class ImageDataModule(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._run_seed = state_dict["run_seed"]
 
+    @classmethod
+    @override
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
+        """The data module of these keywords, with the order of a run; the file names nothing."""
+        content = read_checkpoint(local_or_fetched(checkpoint_path), mmap=True)
+        module = cls(**kwargs)
+        if state := content.get(cls.__qualname__):
+            module.load_state_dict(state)
+        return module
+
     def where_from(self, part: Part) -> str:
         """Where the pictures of a part would come from; the end of an error message."""
         return "no share of the data is split off for it"
@@ -276,9 +290,13 @@ class ImageDataModule(LightningDataModule):
         if part not in self._datasets:
             stage = next(stage for stage, parts in PARTS.items() if part in parts)
             raise RuntimeError(f"The {part} pictures are known after `setup({stage!r})`.")
+        samples, config, stage = self._made_of[part]
+        if self.trainer is not None and config != self.data_config:  # a checkpoint has brought one
+            self._datasets[part] = self._make_dataset(part, samples, stage)
         return self._datasets[part]
 
     def _make_dataset(self, part: Part, samples: Samples, stage: str) -> PictureDataset:
+        self._made_of[part] = samples, self.data_config, stage
         pipeline = self._pipeline(part, samples)
         stock: Stock | TensorStock | None = None
         if self.cache == "disk" and part in PARTS["fit"]:
@@ -374,22 +392,3 @@ def spare_cpus(num_devices: int) -> int:
     has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS, not on Windows
     cpus = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
     return max(0, min(MOST_WORKERS, cpus // num_devices - 1))
-
-
-def per_channel(value: float | tuple[float, ...], channels: int, name: str) -> tuple[float, ...]:
-    """One number for all channels, or what was given.
-
-    >>> per_channel(0.5, 3, "mean")
-    (0.5, 0.5, 0.5)
-    """
-    values = (value,) * channels if isinstance(value, (int, float)) else tuple(value)
-    if len(values) != channels:
-        raise ValueError(
-            f"`{name}` has {len(values)} channels, {values}, but the network takes {channels}."
-        )
-    return values
-
-
-def given_options(**options: Any) -> dict[str, Any]:
-    """The options that were given at all."""
-    return {name: value for name, value in options.items() if value is not None}

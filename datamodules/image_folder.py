@@ -15,7 +15,7 @@ from .base import PARTS, ImageDataModule, Part
 from .datasets import UNLABELLED, FileSamples
 from .division import divide
 from .folders import check_classes
-from .layout import find_layout
+from .layout import Layout, find_layout
 from .left_out import some
 from .picture_folders import PictureFolders
 from .split_file import SplitPlan
@@ -36,7 +36,8 @@ class ImageFolderDataModule(ImageDataModule):
     counts once, whatever links lead to it (`docs/data.md`).
 
     Args:
-        data_dir: Folder that holds the pictures.
+        data_dir: Folder that holds the pictures; it may be left out where there is a `predict_dir`,
+            and nothing to do but predict with a trained model, whose classes count then.
         val_split: Share of the training pictures for validation, where there is no `val` folder.
         test_split: Share of the training pictures for testing, where there is no `test` folder.
         split_file: Where the split is kept; a hidden file in `data_dir`, if not given.
@@ -50,7 +51,7 @@ class ImageFolderDataModule(ImageDataModule):
 
     def __init__(
         self,
-        data_dir: str | Path,
+        data_dir: str | Path | None = None,
         *,
         val_split: float = 0.2,
         test_split: float = 0.0,
@@ -62,8 +63,9 @@ class ImageFolderDataModule(ImageDataModule):
         super().__init__(**kwargs)
         check_fractions(val_split=val_split, test_split=test_split)
         self.on_corrupt = one_of(on_corrupt, ("raise", "skip"), "on_corrupt")
-        self.data_dir = Path(data_dir).expanduser()
-        self.layout = find_layout(self.data_dir)
+        self.data_dir = Path(folder_of_pictures(data_dir, predict_dir)).expanduser()
+        has_classes = data_dir is not None
+        self.layout = find_layout(self.data_dir) if has_classes else Layout(self.data_dir, {}, ())
         if warning := self.layout.warning():
             rank_zero_warn(warning)
         if test_split and "test" in self.layout.folders:
@@ -85,7 +87,15 @@ class ImageFolderDataModule(ImageDataModule):
     @property
     @override
     def classes(self) -> list[str]:
-        return list(self.layout.classes)
+        if self.layout.folders:
+            return list(self.layout.classes)
+        model = self.trainer.lightning_module if self.trainer is not None else None
+        if (known := getattr(model, "classes", None)) is None:
+            raise ValueError(
+                f"'{self.data_dir}' holds pictures to predict, and no classes: give the folder of"
+                " class folders as `data_dir`, or predict with a checkpoint, which knows them."
+            )
+        return list(known)
 
     @property
     @override
@@ -209,3 +219,14 @@ class ImageFolderDataModule(ImageDataModule):
                 f"'{self.layout.folders['train']}' cannot be read, or are newer than the split in "
                 f"'{self.split_file}', which can be deleted."
             )
+
+
+def folder_of_pictures(data_dir: str | Path | None, predict_dir: str | Path | None) -> str | Path:
+    """The folder that a data module is for."""
+    folder = data_dir if data_dir is not None else predict_dir
+    if folder is None:
+        raise ValueError(
+            "Give the folder of pictures as `data_dir`, or as `predict_dir` those that are only to"
+            " be predicted."
+        )
+    return folder

@@ -27,6 +27,8 @@ from lit_finetune.heads import (
 )
 from lit_finetune.lora import Lora, add_lora
 from lit_finetune.own_checkpoint import read_classes
+from lit_finetune.trusted_hparams import known_backbone
+from lit_finetune.untrained_head import NewHead, new_head
 from lit_finetune.weights import LoadReport, load_weights
 
 Head = str | nn.Module | Callable[[int, int], nn.Module]
@@ -60,6 +62,9 @@ class Assembled:
     """The classes of a checkpoint of ours whose head did not fit."""
     rebuilt_by: dict[str, Any] = field(default_factory=dict)
     """`backbone` and `backbone_kwargs` that build the same network anywhere, where others did."""
+
+    new_head: NewHead | None = None
+    """The head, if nobody has trained it."""
 
     def __str__(self) -> str:
         """What became of the weights file and of the head."""
@@ -140,6 +145,13 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
         num_classes=num_classes,
         head_name=head_name,
         keeps_head=keeps,
+        new_head=_new_head(
+            network,
+            head_name,
+            report,
+            is_built=not keeps,
+            is_random=isinstance(head, str) if not keeps else _is_drawn(backbone, weights, file),
+        ),
         data_config=built.data_config,
         load_report=report,
         lora_layers=layers,
@@ -176,6 +188,26 @@ def _head_classes(
     if keeps and built.classes and has_learnt:
         return HeadClasses(built.classes, "network", f"the head of {built.name}")
     return unnamed(num_classes)
+
+
+def _new_head(
+    network: nn.Module,
+    head_name: str,
+    report: LoadReport | None,
+    *,
+    is_built: bool,
+    is_random: bool,
+) -> NewHead | None:
+    """The head, if it is new or drawn at random, and no file has filled it."""
+    is_filled = report and any(name.startswith(f"{head_name}.") for name in report.matched)
+    if is_filled or not (is_built or is_random):
+        return None
+    return new_head(network, head_name, is_random=is_random)
+
+
+def _is_drawn(backbone: object, weights: str | None, file: str | None) -> bool:
+    """Whether a network's own head is random: a library has built it without weights."""
+    return isinstance(backbone, str) and known_backbone(backbone) and weights == file
 
 
 def _with_a_head(built: Backbone, head_name: str | None) -> tuple[nn.Module, str, str]:

@@ -1,10 +1,65 @@
 """What `load_from_checkpoint` may take from a file, held against the class that is loaded."""
 
+import ast
+import csv
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import yaml
+
+from lit_finetune.checkpoint_reader import read_checkpoint
+from lit_finetune.checkpoint_source import local_or_fetched
 from lit_finetune.trusted_hparams import read_hparams, trusted_hparams
+
+
+def readable(
+    cls: type[Any],
+    checkpoint: Any,
+    *,
+    hparams_file: str | Path | None,
+    weights_only: bool | None,
+    said: Mapping[str, Any],
+) -> tuple[Any, dict[str, Any]]:
+    """What Lightning's `load_from_checkpoint` may be called with, once a file has been judged.
+
+    Args:
+        cls: The class that is loaded.
+        checkpoint: A path, an address, a folder of shards, or an open file.
+        hparams_file: A file that counts in the place of the checkpoint's hyper-parameters.
+        weights_only: The user's wish; True where there is none.
+        said: What the user gives by keyword: it counts, and is trusted.
+
+    Returns:
+        A file, and keywords.
+
+    Raises:
+        ValueError: The file holds more than plain data, or names what only the user may name.
+        FileNotFoundError: There is no such file.
+    """
+    file, only = local_or_fetched(checkpoint), weights_only is not False
+    name = checkpoint if isinstance(checkpoint, str | Path) else None
+    content = read_checkpoint(file, name=name, mmap=True, weights_only=only)
+    if hparams_file is not None:
+        content[cls.CHECKPOINT_HYPER_PARAMS_KEY] = read_hparams_file(Path(hparams_file))
+    overrides = trusted_overrides(cls, content, said=said)
+    return file, {"hparams_file": hparams_file, "weights_only": only, **overrides, **said}
+
+
+def read_hparams_file(path: Path) -> Any:
+    """The hyper-parameters in a file, as Lightning reads it."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix.lower() != ".csv":
+        return yaml.full_load(text)
+    return {key: _literal(value) for key, value in list(csv.reader(text.splitlines()))[1:]}
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def trusted_overrides(

@@ -7,6 +7,7 @@ from typing import Any
 import fsspec  # type: ignore[import-untyped]  # has no types; torch brings it
 
 from lit_finetune._names import nearest
+from lit_finetune.checkpoint_files import is_local
 from lit_finetune.sharded_checkpoint import as_file
 
 
@@ -22,7 +23,7 @@ def local_or_fetched(checkpoint: Any) -> Any:
     """
     if not isinstance(checkpoint, str | Path):
         return checkpoint
-    if "://" in str(checkpoint):
+    if not is_local(str(checkpoint)):
         return _fetched(str(checkpoint))
     path = Path(checkpoint).expanduser()
     if path.is_dir():

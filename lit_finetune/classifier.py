@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.core.saving import load_hparams_from_tags_csv, load_hparams_from_yaml
 from lightning.pytorch.utilities import rank_zero_info
+from PIL import Image
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from typing_extensions import Self, override
@@ -15,9 +15,7 @@ from typing_extensions import Self, override
 from lit_finetune import splitting
 from lit_finetune.assemble import assemble
 from lit_finetune.blocks import Block, list_blocks
-from lit_finetune.checkpoint_loading import trusted_overrides
-from lit_finetune.checkpoint_reader import read_checkpoint
-from lit_finetune.checkpoint_source import local_or_fetched
+from lit_finetune.checkpoint_loading import readable
 from lit_finetune.compiled import unwrapped
 from lit_finetune.data_config import DataConfig
 from lit_finetune.distributed import begin_flat, refuse_under_flat, wrap_by_blocks
@@ -44,6 +42,7 @@ from lit_finetune.side_networks import side_networks, without_modules
 from lit_finetune.splitting import PrefixOutput
 from lit_finetune.steps import ClassifierSteps
 from lit_finetune.trusted_hparams import trust_name
+from lit_finetune.untrained_head import new_head
 from lit_finetune.weight_translation import in_names_of
 
 
@@ -169,6 +168,7 @@ class FinetuneClassifier(ClassifierSteps):
         self.data_config: DataConfig = built.data_config
         self._set_classes(built.head_classes)
         self.first_head = built.first_head
+        self._new_head = built.new_head
         self._still = frozen_modules(self, self.blocks) if built.lora_layers else []
         rank_zero_info(str(built))
 
@@ -259,6 +259,7 @@ class FinetuneClassifier(ClassifierSteps):
             head_name=self.head_name,
             drop_rate=self.hparams["drop_rate"] if head == given else 0.0,
         )
+        self._new_head = new_head(self.backbone, self.head_name, is_random=isinstance(head, str))
         self.hparams.update(num_classes=num_classes, class_weights=None)
         self._set_classes(unnamed(num_classes))
 
@@ -326,6 +327,33 @@ class FinetuneClassifier(ClassifierSteps):
         return {"optimizer": optimizer, "lr_scheduler": config} if config else optimizer
 
     @override
+    def on_validation_start(self) -> None:
+        super().on_validation_start()
+        if self.trainer.state.fn == "validate":
+            self._tell_new_head()
+
+    @override
+    def on_test_start(self) -> None:
+        super().on_test_start()
+        self._tell_new_head()
+
+    @override
+    def on_predict_start(self) -> None:
+        self._tell_new_head(refuse=True)
+
+    @override
+    def predict_image(self, image: str | Path | Image.Image) -> dict[str, float]:
+        self._tell_new_head(refuse=True)
+        return super().predict_image(image)
+
+    def _tell_new_head(self, *, refuse: bool = False) -> None:
+        head = self._new_head
+        if head and head.is_still_in(self.backbone):
+            if refuse and head.is_random:
+                raise ValueError(str(head))
+            rank_zero_info(str(head))
+
+    @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
         hold(self._still)
@@ -341,6 +369,7 @@ class FinetuneClassifier(ClassifierSteps):
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
+        self._new_head = None
         if state := checkpoint.get("state_dict"):  # none where shards have been read by now
             # It may be of another version of transformers.
             checkpoint["state_dict"] = dict(in_names_of(self, {"": state})[""])
@@ -358,37 +387,14 @@ class FinetuneClassifier(ClassifierSteps):
     ) -> Self:
         """The classifier that a checkpoint holds, as in Lightning, but the file is only data.
 
-        Nothing that the file names is imported, fetched or read, but the networks of torchvision,
-        timm and transformers by their names. Your own network takes one argument more, the class,
-        its import path or a module: `load_from_checkpoint(file, backbone=MyNet)`; an import path
-        that this program gave to a classifier before is known. A head that was given as a module or
-        a callable has to be given again as well.
+        What it names is not imported, fetched or read, but for networks of torchvision, timm and
+        transformers. Your own takes one argument more, class, import path or module:
+        `load_from_checkpoint(file, backbone=MyNet)`; an import path that this program has given to
+        a classifier is known. A head given as a module or callable has to be given again.
 
-        Args:
-            checkpoint_path: A file, an address, or the folder that a sharded run writes.
-            map_location: As in Lightning.
-            hparams_file: As in Lightning; its names are trusted no more than the checkpoint's.
-            strict: As in Lightning.
-            weights_only: As in Lightning, but True where it is not given.
-            **kwargs: Arguments that count in the place of the checkpoint's.
-
-        Raises:
-            ValueError: The file holds more than plain data, or names what only you may name.
+        The path may be an address, or the folder of a sharded run. The arguments are Lightning's,
+        but `weights_only` is True where it is not given.
         """
-        file = local_or_fetched(checkpoint_path)
-        only = weights_only is not False
-        name = checkpoint_path if isinstance(checkpoint_path, str | Path) else None
-        content = read_checkpoint(file, name=name, mmap=True, weights_only=only)
-        if hparams_file is not None:
-            is_table = str(hparams_file).lower().endswith("csv")
-            load = load_hparams_from_tags_csv if is_table else load_hparams_from_yaml
-            content[cls.CHECKPOINT_HYPER_PARAMS_KEY] = load(hparams_file)
-        return super().load_from_checkpoint(
-            file,
-            map_location,
-            hparams_file,
-            strict,
-            only,
-            **trusted_overrides(cls, content, said=kwargs),
-            **kwargs,
-        )
+        given = {"hparams_file": hparams_file, "weights_only": weights_only}
+        file, judged = readable(cls, checkpoint_path, said=kwargs, **given)
+        return super().load_from_checkpoint(file, map_location, strict=strict, **judged)

@@ -9,13 +9,13 @@ from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import torch
-from jsonargparse import DefaultHelpFormatter
+from jsonargparse import DefaultHelpFormatter, Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 import lit_finetune.datamodules  # noqa: F401  # so that `--data DigitsDataModule` finds it
@@ -27,10 +27,12 @@ from lit_finetune.callbacks import (
     RunReport,
     SparingProgressBar,
 )
+from lit_finetune.checkpoint_defaults import SPECIAL, CheckpointModel, read_model
 from lit_finetune.checkpoint_files import is_local
 from lit_finetune.classifier import FinetuneClassifier
 from lit_finetune.cli_errors import check_configs, check_writable, explained, find_refusal, told
 from lit_finetune.cli_messages import short_message
+from lit_finetune.command_words import CommandWords, read_command
 from lit_finetune.config_keys import refuse_repeated_keys
 from lit_finetune.terminal_text import printable
 
@@ -47,6 +49,7 @@ _BEST = {
 }
 _NOT_FOR_BLOCKS = ("data", "trainer", "checkpoint", "last_checkpoint", "predictions", "ckpt_path")
 """What a configuration of a run may hold, and the command `blocks` has no use for."""
+_PICTURES = "lit_finetune.datamodules.ImageFolderDataModule"
 _KINDS = (ProgressBar, LearningRateMonitor, PredictionWriter, RunReport, ModelCheckpoint)
 _BASES: dict[str, tuple[type, ...]] = {
     "data": (LightningDataModule,),
@@ -124,6 +127,28 @@ class FinetuneCLI(LightningCLI):
         return parser
 
     @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        given: Any = vars(args) if isinstance(args, Namespace) else args
+        words = read_command(sys.argv[1:] if given is None else given, [*self.subcommands()])
+        self._of_checkpoint: CheckpointModel | None = None
+        if words.command in ("validate", "test", "predict") and words.ckpt_path:
+            self._take_from_checkpoint(words)
+        super().parse_arguments(parser, args)
+
+    def _take_from_checkpoint(self, words: CommandWords) -> None:
+        """Let a checkpoint say what the command leaves out, of the network and of the data."""
+        path, parser = str(words.ckpt_path), self._parser(words.command)
+        if path in SPECIAL or path.startswith("registry:"):
+            return
+        taken = [*vars(parser.get_defaults()["model"])]
+        try:
+            found = self._of_checkpoint = read_model(path, said=words.model, taken=taken)
+        except (ValueError, OSError) as error:
+            parser.error(str(error))
+        parser.set_defaults({f"model.{key}": value for key, value in found.arguments.items()})
+        parser.set_defaults({"data": {"class_path": _PICTURES}})
+
+    @override
     def setup_parser(self, *args: Any, **kwargs: Any) -> None:
         super().setup_parser(*args, **kwargs)
         for name in LightningCLI.subcommands():
@@ -144,12 +169,17 @@ class FinetuneCLI(LightningCLI):
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.link_arguments("data.num_classes", "model.num_classes", apply_on="instantiate")
+        count = self.count_classes
+        parser.link_arguments("data", "model.num_classes", compute_fn=count, apply_on="instantiate")
         parser.add_class_arguments(BestCheckpoint, "checkpoint")
         parser.set_defaults({f"checkpoint.{key}": value for key, value in _BEST.items()})
         parser.add_class_arguments(LastCheckpoint, "last_checkpoint")
         parser.link_arguments("checkpoint.dirpath", "last_checkpoint.dirpath")
         parser.add_class_arguments(PredictionWriter, "predictions")
+
+    def count_classes(self, data: Any) -> int:
+        """How many classes the model has: as many as its checkpoint, or else as the data."""
+        return (self._of_checkpoint and self._of_checkpoint.num_classes) or int(data.num_classes)
 
     @override
     def before_instantiate_classes(self) -> None:
@@ -158,7 +188,10 @@ class FinetuneCLI(LightningCLI):
                 self.config["blocks"][key] = None
             self.config["blocks"]["model"]["weights"] = None  # not to download what is not shown
             return
-        if "num_classes" in self._get(self.config, "model"):  # a file has it: of no effect so far
+        model = self._get(self.config, "model")
+        if self._of_checkpoint and (others := self._of_checkpoint.contradictions(vars(model))):
+            rank_zero_warn(f"Not as in the checkpoint's run: {'; '.join(others)}.")
+        if "num_classes" in model:  # a file has it: of no effect so far
             self._parser(self.subcommand).error(_NUM_CLASSES_GIVEN)
         if self.subcommand != "fit" and not self._get(self.config, "ckpt_path"):
             rank_zero_info(

@@ -79,6 +79,31 @@ class DataConfig:
         }
         return cls(**values)
 
+    @classmethod
+    def from_checkpoint(cls, data: Any) -> "DataConfig":
+        """The config that a checkpoint holds, which may be anybody's.
+
+        Raises:
+            ValueError: It cannot be.
+        """
+        try:
+            return cls.from_dict(data)
+        except (TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"The checkpoint's data config cannot be: {error}") from error
+
+    def differences(self, other: "DataConfig") -> str:
+        """What is not the same in another config, as the end of a sentence.
+
+        >>> DataConfig(resize_size=300).differences(DataConfig())
+        '`resize_size` 300 and not 256'
+        """
+        ours, theirs = asdict(self), asdict(other)
+        return ", ".join(
+            f"`{key}` {value} and not {theirs[key]}"
+            for key, value in ours.items()
+            if value != theirs[key]
+        )
+
     def resized(self, image_size: int | tuple[int, int]) -> "DataConfig":
         """The same config for another image size, which cuts off as large a part of the picture.
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.tuner.lr_finder import _LRCallback
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -340,7 +340,7 @@ class ClassifierSteps(LightningModule):
             )
         refuse_lost_schedule(self._trainer, checkpoint)
         take_classes(self, checkpoint)
-        self.data_config = DataConfig.from_dict(own["data_config"])
+        take_data_config(self, DataConfig.from_checkpoint(own["data_config"]))
         self._run_seed, self._resumed = own["run_seed"], load_run(self._trainer, checkpoint)
         self._scores.sums = own.get("scores")
         if self._resumed and self._scores.sums is not None:
@@ -375,3 +375,16 @@ class ClassifierSteps(LightningModule):
         """Weigh the classes in the loss, in the order of the head's outputs."""
         tensor = None if weights is None else torch.tensor(weights, device=self.device)
         self.register_buffer("class_weights", tensor, persistent=False)
+
+
+def take_data_config(module: ClassifierSteps, config: DataConfig) -> None:
+    """Expect the pictures of a checkpoint's run, but for what a data module says itself."""
+    module.data_config = config
+    now = getattr(getattr(module._trainer, "datamodule", None), "data_config", config)
+    if isinstance(now, DataConfig) and now != config:
+        rank_zero_warn(
+            f"The data says {now.differences(config)}, as in the checkpoint's run. So the network"
+            " sees other pictures than it was trained on."
+        )
+        if module.trainer.state.fn == "fit":
+            module.data_config = now

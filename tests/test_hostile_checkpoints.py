@@ -10,7 +10,10 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -19,8 +22,10 @@ import torch.distributed.checkpoint as dcp
 from lightning import __version__
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lit_finetune import FinetuneClassifier
+from lit_finetune.datamodules import DigitsDataModule
 
 EVENTS: list[tuple[str, str]] | None = None
 
@@ -159,7 +164,7 @@ def assert_nothing_happened(events: list[tuple[str, str]], folder: Path) -> None
     assert "evil_module" not in sys.modules
     assert not {"imported", "copied", "ran"} & {path.name for path in folder.iterdir()}
     touched = [f"{event} {what}" for event, what in events]
-    bait = ("evil", "secret", "config.json", "os.system", "socket")
+    bait = ("evil", "secret", "config.json", "os.system", "socket.getaddrinfo")
     assert not [line for line in touched if any(word in line for word in bait)]
 
 
@@ -329,4 +334,96 @@ def test_a_foreign_file_ends_in_a_sentence_of_ours(
     shown = "".join(traceback.format_exception(caught.value))
     assert "weights_only=False" not in shown.partition("checkpoint_reader.py")[2]
     assert "load_from_checkpoint" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def loader() -> DataLoader[Any]:
+    return DataLoader(TensorDataset(torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 0, 1])), 2)
+
+
+def make_trainer() -> Trainer:
+    options = {"enable_checkpointing": False, "enable_progress_bar": False}
+    return Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_model_summary=False, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path], str]]:
+    """Where a file can be fetched from, by http."""
+    folder = tmp_path_factory.mktemp("served")
+    handler = partial(QuietHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+
+        def serve(path: Path) -> str:
+            shutil.copy(path, folder)
+            return f"http://127.0.0.1:{server.server_port}/{path.name}"
+
+        yield serve
+        server.shutdown()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("how", ["fit", "validate", "test", "predict"])
+@pytest.mark.parametrize("place", ["here", "http"])
+@pytest.mark.parametrize("write", [pickled, pickled_in_the_old_format])
+def test_a_trainer_of_ones_own_runs_nothing_either(
+    write: Callable[[Path], object],
+    place: str,
+    how: str,
+    tmp_path: Path,
+    address: Callable[[Path], str],
+) -> None:
+    path = tmp_path / "foreign.ckpt"
+    write(path)
+    model = FinetuneClassifier(Net(), num_classes=2)
+    with pytest.raises(ValueError, match=r"foreign\.ckpt"):
+        getattr(make_trainer(), how)(
+            model, loader(), ckpt_path=str(path) if place == "here" else address(path)
+        )
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_checkpoint_is_fetched_as_data(own: Path, address: Callable[[Path], str]) -> None:
+    loaded = FinetuneClassifier.load_from_checkpoint(
+        address(own), backbone=Net(8), backbone_kwargs=None
+    )
+    make_trainer().validate(loaded, loader(), ckpt_path=address(own))
+    expected = torch.load(own, weights_only=True)["state_dict"]
+    assert all(torch.equal(value, expected[name]) for name, value in loaded.state_dict().items())
+    kept = Path(torch.hub.get_dir()) / "checkpoints" / own.name
+    assert not kept.exists()
+
+
+def test_an_address_that_brings_nothing_is_named(address: Callable[[Path], str], own: Path) -> None:
+    missing = address(own).replace("own", "missing")
+    with pytest.raises(ConnectionError, match=r"missing\.ckpt"):
+        FinetuneClassifier.load_from_checkpoint(missing)
+
+
+@pytest.mark.parametrize("place", ["here", "http"])
+def test_a_data_module_takes_no_name_from_a_checkpoint(
+    place: str, tmp_path: Path, address: Callable[[Path], str]
+) -> None:
+    said = {"_instantiator": CLI, "train_augmentation": {"class_path": EVIL}, "cache_dir": "here"}
+    state = {"DigitsDataModule": {"run_seed": 5}, "hyper_parameters": {}}
+    file = save(tmp_path / "hostile.ckpt", {"datamodule_hyper_parameters": said, **state})
+    with watched() as events:
+        data = DigitsDataModule.load_from_checkpoint(file if place == "here" else address(file))
+    assert_nothing_happened([event for event in events if "socket" not in event[0]], tmp_path)
+    assert data.state_dict() == {"run_seed": 5}
+    assert data.cache_dir is None
+
+
+def test_a_pickled_file_is_no_checkpoint_of_a_data_module(
+    tmp_path: Path, address: Callable[[Path], str]
+) -> None:
+    pickled(tmp_path / "foreign.ckpt")
+    with pytest.raises(ValueError, match="more than plain data"):
+        DigitsDataModule.load_from_checkpoint(address(tmp_path / "foreign.ckpt"))
     assert not (tmp_path / "ran").exists()
