@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from lit_finetune.flat import parameters_by_name, whole_sizes
 from lit_finetune.plan import format_plan
+from lit_finetune.terminal_text import printable
 
 from .checkpoint import LastCheckpoint
 from .freeze_unfreeze import FreezeUnfreezeCallback
@@ -25,7 +26,7 @@ class RunReport(Callback):
         # Not in `on_fit_end`, where a progress bar may still be drawing.
         is_trial = getattr(trainer, "fast_dev_run", False)  # mypy knows no such attribute
         if stage == "fit" and trainer.is_global_zero and not is_trial:
-            print(report(trainer, pl_module))
+            print(printable(report(trainer, pl_module)))
 
 
 def report(trainer: Trainer, pl_module: LightningModule) -> str:

@@ -283,11 +283,11 @@ def with_defaults(
 
 
 class _Stderr(io.TextIOBase):
-    """Whatever `sys.stderr` is at the moment."""
+    """Whatever `sys.stderr` is at the moment. Names of files in messages reach it printable."""
 
     @override
     def write(self, text: str) -> int:
-        return sys.stderr.write(text)
+        return sys.stderr.write(printable(text))
 
     @override
     def flush(self) -> None:

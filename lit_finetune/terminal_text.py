@@ -1,11 +1,14 @@
 """Names from outside, as a terminal and a spreadsheet can show them without obeying them."""
 
+import re
 import unicodedata
 
 _JOINERS = "\u200c\u200d"  # zero-width, part of the spelling of Persian words and of emoji
 _SHORT = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _BEGINS_FORMULA = ("=", "+", "-", "@", "'", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 """What a spreadsheet takes for the start of a formula, its wide forms too; and our own mark."""
+_SPLITS = re.compile(rf";(?=[\s\"]*[{re.escape(''.join(_BEGINS_FORMULA))}])")
+"""Where a semicolon separates cells, in many countries, a formula would begin after it."""
 
 
 def printable(text: object) -> str:
@@ -29,6 +32,7 @@ def as_cell(text: object) -> str:
     '=1+1 it's a\tb\\c
     """
     shown = "".join(c if _is_shown(c) and c != "\\" else _escaped(c) for c in str(text))
+    shown = _SPLITS.sub(r"\\x3b", shown)
     return f"'{shown}" if shown.lstrip().startswith(_BEGINS_FORMULA) else shown
 
 

@@ -1,6 +1,7 @@
 """The table of predictions."""
 
 import csv
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, Tensor
 from lit_finetune import FinetuneClassifier
 from lit_finetune.callbacks import PredictionWriter
 from lit_finetune.datamodules import ImageFolderDataModule
+from lit_finetune.terminal_text import text_of_cell
+
+write_predictions = sys.modules[PredictionWriter.__module__].write_predictions
 
 CLASSES = ["Bär, groß", 'the "other"', "Ωmega"]
 NAMES = ["a,b.png", "Käfer.png", 'sub/say "x".png', "sub/ two  spaces.png", "z.png"]
@@ -165,3 +169,47 @@ def test_several_loaders_are_refused(tmp_path: Path) -> None:
         predict(Echo(), loaders, tmp_path / "table.csv")
 
     assert not (tmp_path / "table.csv").exists()
+
+
+HOSTILE = [
+    "=1+1",
+    "+a",
+    "-a",
+    "@a",
+    "'a",
+    " =a",
+    "\uff1da",
+    "a;=b",
+    "a\x1b[2J",
+    "a\tb",
+    "a\nb",
+    "a\u202eb",
+]
+
+
+def test_names_are_text_to_a_spreadsheet_and_a_terminal_and_can_be_had_back(tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    probabilities = torch.eye(len(HOSTILE))
+
+    write_predictions(table, probabilities, names=HOSTILE, classes=HOSTILE)
+
+    with table.open(newline="", encoding="utf-8") as file:
+        (head, *rows) = csv.reader(file)
+    for cell in [cell for row in (head, *rows) for cell in row]:
+        assert cell.isprintable()
+        assert not cell.strip().startswith(("=", "+", "-", "@", "\uff1d"))
+    assert [text_of_cell(cell) for cell in head[2:]] == HOSTILE
+    assert [[text_of_cell(cell) for cell in row[:2]] for row in rows] == [[n, n] for n in HOSTILE]
+    semicolons = csv.reader(table.read_text().splitlines(), delimiter=";")
+    assert not [cell for row in semicolons for cell in row if cell.startswith("=")]
+
+
+def test_a_link_in_the_place_of_the_table_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("precious")
+    for name in ("table.csv", ".table.csv.part"):
+        (tmp_path / name).symlink_to(tmp_path / "victim")
+
+    write_predictions(tmp_path / "table.csv", torch.eye(2), names=["a", "b"], classes=["c", "d"])
+
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert read(tmp_path / "table.csv")[0]["predicted"] == "c"
