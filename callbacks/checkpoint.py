@@ -2,6 +2,7 @@
 
 import secrets
 import shutil
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from typing_extensions import override
 
@@ -16,7 +18,18 @@ from lit_finetune.atomic_write import temporary_folder
 from lit_finetune.checkpoint_files import RUN_ID, checked_state, is_in, is_local, was_written_by
 from lit_finetune.checkpoint_io import AtomicCheckpointIO, use_atomic_checkpoints
 from lit_finetune.distributed import shards
+from lit_finetune.earlier_runs import best_checkpoint, last_checkpoint
+from lit_finetune.run_state import RUN
 from lit_finetune.terminal_text import printable
+
+from .interrupt import Interrupt
+
+
+def checkpoint_places(trainer: Trainer) -> list[Path]:
+    """Where the Trainer's callbacks keep checkpoints, or will."""
+    kept = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
+    places = [str(each._ModelCheckpoint__resolve_ckpt_dir(trainer)) for each in kept]  # type: ignore[attr-defined]
+    return [Path(place).absolute() for place in dict.fromkeys(places) if is_local(place)]
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -36,6 +49,19 @@ class BestCheckpoint(ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
         self._run_id = self._run_id or secrets.token_hex(16)
         use_atomic_checkpoints(trainer.strategy)
+
+    @override
+    def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
+        return {str(last_checkpoint(checkpoint_places(trainer)))}  # of earlier runs too
+
+    @staticmethod
+    def find_best(trainer: Trainer) -> str:
+        """The path of the best checkpoint of the newest run.
+
+        Raises:
+            FileNotFoundError: There is none.
+        """
+        return str(best_checkpoint(checkpoint_places(trainer)))
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -94,7 +120,9 @@ class LastCheckpoint(ModelCheckpoint):
     """Keep the latest checkpoint of a run as `last.ckpt`, to resume from.
 
     Lightning's `ModelCheckpoint(save_last=True)` writes it only when the best has changed as well.
-    By default it is written at the end of each epoch.
+    By default it is written at the end of each epoch. After Ctrl-C or SIGTERM the step that trains
+    is finished and kept, and the program exits with status 130 or 143; a second Ctrl-C quits at
+    once.
 
     Args:
         dirpath: The folder; by default `checkpoints` in that of the logs.
@@ -116,11 +144,73 @@ class LastCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
+        self._interrupt = Interrupt()
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         use_atomic_checkpoints(trainer.strategy)
+        # Behind those who keep the best, of which it holds what they know. A new list: Lightning is
+        # going through the old one.
+        others = [each for each in trainer.callbacks if each is not self]  # type: ignore[attr-defined]
+        trainer.callbacks = [*others, self]  # type: ignore[attr-defined]
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._interrupt.listen(trainer)
+
+    @override
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if not trainer.fit_loop._should_accumulate():  # else gradients wait, which no file holds
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        self._interrupt.obey(trainer, batch_idx)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._interrupt.obey(trainer)
+
+    @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._interrupt.ignore()
+        is_trial = getattr(trainer, "fast_dev_run", False)  # mypy knows no such attribute
+        if isinstance(exception, SIGTERMException) and self._interrupt.is_obeyed:
+            exception.code = self._interrupt.exit_code
+            if not is_trial:
+                self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+                if trainer.is_global_zero:
+                    text = self._interrupt.farewell(trainer.global_step, self.best_model_path)
+                    print(text, file=sys.stderr)
+            return
+        super().on_exception(trainer, pl_module, exception)
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self._interrupt.is_obeyed and trainer.state.status == "interrupted":
+            checkpoint.setdefault(RUN, {})["is_settled"] = True
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._interrupt.ignore()
+        if stage == "fit" and self._interrupt.signum is not None:  # amid what came last
+            raise SystemExit(self._interrupt.exit_code)
+
+    @override
+    def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
+        return {str(last_checkpoint(checkpoint_places(trainer)))}  # of earlier runs too
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -238,6 +238,13 @@ class FinetuneCLI(LightningCLI):
         with explained(self.config[subcommand]):
             super()._run_subcommand(subcommand)
 
+    @override
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        if kwargs.get("ckpt_path") == "best":  # Lightning knows that of this process alone
+            kwargs["ckpt_path"] = BestCheckpoint.find_best(self.trainer)
+        return kwargs
+
     def after_fit(self) -> None:
         """Predict with the best checkpoint, so that a run ends with something to look at."""
         kept = [getattr(each, "best_model_path", "") for each in self.trainer.checkpoint_callbacks]

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, tensor
 
+from lit_finetune.batching import batching_of, check_batching
 from lit_finetune.resume_point import ResumePoint, finish_epoch, read_point, set_loops, tidy
 
 RUN = "lit_finetune_run"
@@ -25,6 +26,7 @@ class RunState:
 
     point: ResumePoint
     metrics: dict[str, float] = field(default_factory=dict)
+    batching: dict[str, int] = field(default_factory=dict)
     is_restored: bool = False
 
     def forget_epoch(self, *names: str) -> None:
@@ -42,7 +44,9 @@ def save_run(trainer: Any, checkpoint: dict[str, Any]) -> None:
         checkpoint: What will be saved.
     """
     checkpoint[METRICS] = scalars(trainer.callback_metrics) if trainer else {}
-    checkpoint.setdefault(RUN, {})
+    known = checkpoint.setdefault(RUN, {})
+    if trainer and trainer.state.fn == "fit":
+        known["batching"] = batching_of(trainer)
 
 
 def load_run(trainer: Any, checkpoint: dict[str, Any]) -> RunState | None:
@@ -58,15 +62,22 @@ def load_run(trainer: Any, checkpoint: dict[str, Any]) -> RunState | None:
         loops, known = checkpoint["loops"]["fit_loop"], checkpoint.get(RUN, {})
         point = read_point(loops, is_settled=known.get("is_settled", False))
         tidy(loops, point)
-        checkpoint[_TAKEN_UP] = RunState(point, dict(checkpoint.get(METRICS, {})))
+        checkpoint[_TAKEN_UP] = RunState(
+            point, dict(checkpoint.get(METRICS, {})), known.get("batching", {})
+        )
     state: RunState = checkpoint[_TAKEN_UP]
     return state
 
 
 def start_run(trainer: Any, state: RunState | None) -> None:
-    """Set the Trainer to go on with a run; nothing for one that has just begun."""
+    """Set the Trainer to go on with a run; nothing for one that has just begun.
+
+    Raises:
+        ValueError: It goes on amid an epoch that is divided into batches in another way.
+    """
     if state is None or state.is_restored:
         return
+    check_batching(state.batching, batching_of(trainer), batches=state.point.batches)
     state.is_restored = True
     set_loops(trainer, state.point)
     _step_missed_schedulers(trainer, state)

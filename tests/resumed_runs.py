@@ -5,6 +5,7 @@ it from its `last.ckpt` each time, and names what differs: weights, optimizer, r
 was logged, to the last bit.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -63,6 +64,20 @@ class StopBefore(Callback):
             raise Stop
 
 
+class Signal(Callback):
+    """Send this program a signal in a hook, when a batch of the whole run is done or due."""
+
+    def __init__(self, hook: str, batch: int, signum: int, times: int = 1) -> None:
+        self.batch, self.signum, self.times = batch, signum, times
+        setattr(self, hook, self._send)
+
+    def _send(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        if trainer.fit_loop.total_batch_idx == self.batch and not trainer.sanity_checking:
+            for _ in range(self.times):
+                os.kill(os.getpid(), self.signum)
+            self.batch = -1
+
+
 class Record(Logger):
     """All that is logged, by step and name."""
 
@@ -93,7 +108,11 @@ class Situation:
 
 
 def run(
-    situation: Situation, folder: Path, *, stop: int | None = None, resume: bool = False
+    situation: Situation,
+    folder: Path,
+    *,
+    stop: int | Callback | None = None,
+    resume: bool = False,
 ) -> tuple[dict[str, Any], dict[tuple[int, str], float]]:
     """Train from the start or from `last.ckpt`: what came out, and all that was logged."""
     seed_everything(1, verbose=False)
@@ -114,7 +133,7 @@ def run(
             best,
             FreezeUnfreezeCallback(situation.schedule),
             LearningRateMonitor(),
-            StopBefore(stop),
+            stop if isinstance(stop, Callback) else StopBefore(stop),
             *situation.callbacks(),
         ],
     )
@@ -127,8 +146,8 @@ def run(
             ckpt_path=ckpt_path,
             weights_only=True,
         )
-    except Stop:
-        return {}, record.rows
+    except (Stop, SystemExit) as error:
+        return {"exit": getattr(error, "code", None)}, record.rows
     end = {
         "weights": model.state_dict(),
         "optimizer": trainer.optimizers[0].state_dict(),
@@ -141,7 +160,7 @@ def run(
     return end, record.rows
 
 
-def compare(situation: Situation, folder: Path, *stops: int) -> list[str]:
+def compare(situation: Situation, folder: Path, *stops: int | Callback) -> list[str]:
     """What of a run that was stopped before these batches, and went on, is not as it should be."""
     whole, wanted = run(situation, folder / "whole")
     rows: dict[tuple[int, str], float] = {}

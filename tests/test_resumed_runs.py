@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from lit_finetune.callbacks import FrozenPrefixCache
 from lit_finetune.resume_point import ResumePoint, read_point, tidy
-from tests.resumed_runs import BATCHES, CADENCES, EPOCHS, Situation, compare
+from tests.resumed_runs import BATCHES, CADENCES, EPOCHS, Situation, compare, run
 
 PHASES = [
     {"modules": "head", "warmup_steps": 3},
@@ -91,6 +91,23 @@ def test_wherever_it_is_stopped(
     tmp_path: Path, kind: str, cadence: str, stops: tuple[int, ...]
 ) -> None:
     test_a_stopped_run_ends_and_logs_as_the_unbroken_one(tmp_path, kind, cadence, stops)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"trainer": {"accumulate_grad_batches": 2}}, "accumulate_grad_batches=1, and this run"),
+        ({"trainer": {"limit_train_batches": 4}}, "this run has 4 batches an epoch"),
+        ({"data": {"val_split": 0.3}}, "training pictures, and this run has"),
+    ],
+)
+def test_another_division_amid_an_epoch_is_refused(
+    tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    run(Situation(keep=CADENCES["3 steps"]), tmp_path, stop=4)
+
+    with pytest.raises(ValueError, match=words):
+        run(Situation(**change), tmp_path, resume=True)
 
 
 def loops(epoch: int, **counts: int) -> dict[str, Any]:

@@ -1,0 +1,105 @@
+"""Ctrl-C and SIGTERM amid training: the run ends after a step, from which it can go on."""
+
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
+
+CHECK_EVERY = 10
+"""Batches after which processes on GPUs ask each other: the host waits for the device then."""
+_NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+_NOTICE = (
+    b"\nThe run ends after this step. Press Ctrl-C again to quit at once, without a checkpoint.\n"
+)
+
+
+class Interrupt:
+    """Take note of a first Ctrl-C or SIGTERM; a second one quits at once.
+
+    Handlers of the user's own stay, and so does SLURM's way to requeue a job.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        """The signal that has come."""
+        self.is_obeyed = False
+        """Whether the run is about to end because of it."""
+        self._is_told = False
+        self._handlers: dict[int, Any] = {}
+
+    def listen(self, trainer: Trainer) -> None:
+        """Begin to take note; only the main thread may.
+
+        Under `ddp_spawn`, `ddp_fork` and `ddp_notebook` nobody does: there Lightning waits for ever
+        for a process that ends so.
+        """
+        self.signum, self.is_obeyed, self._is_told = None, False, trainer.is_global_zero
+        is_main = threading.current_thread() is threading.main_thread()
+        if not is_main or isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+            return
+        for signum in _NAMES:
+            if _is_default(trainer, signum):
+                self._handlers[signum] = signal.signal(signum, self._note)
+
+    def ignore(self) -> None:
+        """Leave signals to whom they were left before."""
+        for signum, handler in self._handlers.items():
+            if signal.getsignal(signum) == self._note:
+                signal.signal(signum, handler)
+        self._handlers = {}
+
+    def obey(self, trainer: Trainer, batch_idx: int | None = None) -> None:
+        """Let the Trainer end after this batch and all that belongs to it, if a signal has come.
+
+        Not amid an accumulated step: its gradients would be lost.
+
+        Args:
+            trainer: In `on_train_batch_end`, or in `on_validation_end`.
+            batch_idx: Of the batch, where processes need not ask each other each time.
+        """
+        if trainer.fit_loop._should_accumulate():
+            return
+        is_asked = self.signum is not None
+        if trainer.world_size > 1:
+            on_cpu = trainer.strategy.root_device.type == "cpu"
+            if not on_cpu and batch_idx is not None and batch_idx % CHECK_EVERY:
+                return
+            is_asked = trainer.strategy.reduce_boolean_decision(is_asked, all=False)
+        if is_asked:
+            self.is_obeyed = trainer._signal_connector.received_sigterm = True
+
+    @property
+    def exit_code(self) -> int:
+        """What a program that such a signal has ended returns."""
+        return 128 + (self.signum or signal.SIGTERM)
+
+    def farewell(self, step: int, path: str) -> str:
+        """Where the run is kept, and how to go on."""
+        name = _NAMES[signal.Signals(self.signum or signal.SIGTERM)]
+        return (
+            f"Stopped by {name} after step {step}, which is kept in {path}. To go on: --ckpt_path"
+            f" {path}, in Python trainer.fit(..., ckpt_path={path!r})."
+        )
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum is not None:
+            self.ignore()
+            raise SystemExit(128 + signum)
+        self.signum = signum
+        if self._is_told:
+            os.write(2, _NOTICE)  # `print` must not be called amid another one
+
+
+def _is_default(trainer: Trainer, signum: int) -> bool:
+    """Whether nobody but Python and Lightning cares for a signal."""
+    if signum == signal.SIGINT:
+        return signal.getsignal(signum) is signal.default_int_handler
+    connector = trainer._signal_connector
+    if isinstance(trainer._accelerator_connector.cluster_environment, SLURMEnvironment):
+        return False
+    return connector._original_handlers.get(signal.SIGTERM) in (None, signal.SIG_DFL)

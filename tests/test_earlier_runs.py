@@ -1,0 +1,98 @@
+"""`--ckpt_path last` and `best` of a new process are those of the newest run, or are refused."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger
+
+from lit_finetune import FinetuneClassifier
+from lit_finetune.callbacks import BestCheckpoint, LastCheckpoint
+from lit_finetune.cli import main
+from lit_finetune.datamodules import DigitsDataModule
+from tests.resumed_runs import Net
+
+WORDS = [
+    "--model.backbone=tests.resumed_runs.Net",
+    "--data=DigitsDataModule",
+    "--data.digits=[0,1,2]",
+    "--data.image_size=10",
+    "--data.num_workers=0",
+    "--trainer.accelerator=cpu",
+    "--trainer.limit_train_batches=3",
+    "--trainer.limit_val_batches=2",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+]
+
+
+@pytest.fixture(autouse=True)
+def _as_from_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["train.py"])
+
+
+def kept(folder: Path, version: int) -> dict[str, Path]:
+    """The checkpoints of a run."""
+    files = (folder / f"lightning_logs/version_{version}/checkpoints").glob("*.ckpt")
+    return {"last" if path.stem == "last" else "best": path for path in files}
+
+
+@pytest.mark.slow
+def test_the_command_line_goes_on_with_the_newest_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for epochs in (1, 2):
+        main(args=["fit", *WORDS, f"--trainer.max_epochs={epochs}"])
+    main(args=["fit", *WORDS, "--trainer.max_epochs=3", "--ckpt_path=last"])
+
+    assert str(kept(tmp_path, 1)["last"]) in caplog.text
+    assert torch.load(kept(tmp_path, 2)["last"], weights_only=True)["global_step"] == 9
+
+    main(args=["validate", *WORDS, "--ckpt_path=best"])
+    best = {**kept(tmp_path, 1), **kept(tmp_path, 2)}["best"]  # of before, if it was not beaten
+    assert str(best) in caplog.text
+
+
+@pytest.mark.parametrize("which", ["last", "best"])
+def test_the_command_line_refuses_where_there_was_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], which: str
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(args=["fit", *WORDS, f"--ckpt_path={which}"])
+
+    assert f"`ckpt_path` is '{which}', but no earlier run" in capsys.readouterr().err
+
+
+def fit(folder: Path, epochs: int, ckpt_path: str | None = None) -> Trainer:
+    trainer = Trainer(
+        max_epochs=epochs,
+        limit_train_batches=3,
+        limit_val_batches=0,
+        accelerator="cpu",
+        logger=CSVLogger(folder),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[BestCheckpoint(), LastCheckpoint()],
+    )
+    data = DigitsDataModule(digits=[0, 1, 2], batch_size=16, image_size=10, num_workers=0)
+    trainer.fit(FinetuneClassifier(Net(), num_classes=3), data, ckpt_path=ckpt_path)
+    return trainer
+
+
+def test_python_goes_on_with_the_newest_run_and_refuses_where_there_is_none(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(FileNotFoundError, match="leave `ckpt_path` out to start anew"):
+        fit(tmp_path, 1, "last")
+    fit(tmp_path, 2)
+    fit(tmp_path, 1)
+    older = next(tmp_path.glob("lightning_logs/version_0/checkpoints/last.ckpt"))
+    os.utime(older, (1, 1))
+
+    trainer = fit(tmp_path, 4, "last")
+
+    assert trainer.global_step == 12
+    assert "version_1" in str(trainer.ckpt_path)
