@@ -117,6 +117,16 @@ def classification_metrics(num_classes: int, prefix: str) -> MetricCollection:
     return MetricCollection(metrics, prefix=prefix, compute_groups=groups)
 
 
+def as_collection(metrics: Any, prefix: str) -> MetricCollection:
+    """Metrics that a subclass may give alone, or by name, as a collection.
+
+    >>> list(as_collection(accuracy(3), "val/"))
+    ['val/MulticlassAccuracy']
+    """
+    is_one = isinstance(metrics, MetricCollection)
+    return metrics if is_one else MetricCollection(metrics, prefix=prefix)
+
+
 def probabilities(logits: Tensor) -> Tensor:
     """The softmax of logits, in single precision at least: bfloat16 has three digits.
 

@@ -30,6 +30,7 @@ from lit_finetune.labels import refuse_other_labels
 from lit_finetune.metric_values import describe
 from lit_finetune.metrics import (
     MeanLoss,
+    as_collection,
     classification_metrics,
     is_class_index,
     loss_weight,
@@ -356,8 +357,9 @@ class ClassifierSteps(LightningModule):
 
     def _set_metrics(self) -> None:
         self.loader_measures = {}
-        self.val_metrics = self.metrics(self.num_classes, "val/").to(self.device)
-        self.test_metrics = self.metrics(self.num_classes, "test/").to(self.device)
+        val, test = (self.metrics(self.num_classes, prefix) for prefix in ("val/", "test/"))
+        self.val_metrics = as_collection(val, "val/").to(self.device)
+        self.test_metrics = as_collection(test, "test/").to(self.device)
         self._metric_attributes = None  # Lightning looks for them once
 
     def _set_classes(self, classes: HeadClasses) -> None:
