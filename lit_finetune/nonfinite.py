@@ -215,3 +215,18 @@ def describe_weights(names: list[str], place: str) -> str:
         " are. A step had a gradient that was not finite, or far too large: lower the learning rate"
         " or clip gradients (`Trainer(gradient_clip_val=1.0)`)."
     )
+
+
+def refuse_nonfinite_weights(module: Any) -> None:
+    """Raise, in all processes of a training, rather than write weights that are not finite.
+
+    Raises:
+        ValueError: Names some of them.
+    """
+    trainer = module._trainer
+    if trainer is None or trainer.state.fn != "fit":
+        return
+    names = nonfinite_names(module)
+    if trainer.strategy.reduce_boolean_decision(bool(names), all=False):
+        place = f"step {module.global_step}, in epoch {module.current_epoch},"
+        raise ValueError(describe_weights(names or ["in another process"], place))

@@ -42,9 +42,8 @@ from lit_finetune.nonfinite import (
     NonfiniteLoss,
     StepPlace,
     describe_loss,
-    describe_weights,
     discard_gradients,
-    nonfinite_names,
+    refuse_nonfinite_weights,
 )
 from lit_finetune.optim import refuse_rare_validation
 from lit_finetune.own_checkpoint import KEY
@@ -251,20 +250,6 @@ class ClassifierSteps(LightningModule):
         if not self._watch.is_told(self.current_epoch):
             warnings.warn(f"{text} This step is left out, and others like it.", stacklevel=2)
 
-    def _refuse_nonfinite_weights(self) -> None:
-        """Raise, in all processes, rather than write weights that are not finite.
-
-        Raises:
-            ValueError: Names some of them.
-        """
-        trainer = self._trainer
-        if trainer is None or trainer.state.fn != "fit":
-            return
-        names = nonfinite_names(self)
-        if trainer.strategy.reduce_boolean_decision(bool(names), all=False):
-            place = f"step {self.global_step}, in epoch {self.current_epoch},"
-            raise ValueError(describe_weights(names or ["in another process"], place))
-
     @override
     def on_validation_start(self) -> None:
         self.match_data_classes(self.trainer.val_dataloaders)
@@ -323,7 +308,7 @@ class ClassifierSteps(LightningModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._stops_if_nonfinite:
-            self._refuse_nonfinite_weights()
+            refuse_nonfinite_weights(self)
         save_run(self._trainer, checkpoint)
         checkpoint[KEY] = {
             "classes": self.classes if self.head_classes.is_named else None,
