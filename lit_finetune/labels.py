@@ -19,7 +19,8 @@ def refuse_other_labels(target: Tensor, num_classes: int, *, batch_idx: int) -> 
     """
     if not target.numel() or (batch_idx and target.device.type != "cpu"):
         return
-    least, most = int(target.min()), int(target.max())
+    labels = target.detach().cpu().numpy()  # of what lies on a CPU no copy, and nothing to wait for
+    least, most = labels.min(), labels.max()
     if least < 0 or most >= num_classes:
         raise ValueError(
             f"Labels of num_classes={num_classes} are the numbers from 0 to {num_classes - 1}, but"
