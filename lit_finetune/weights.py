@@ -1,13 +1,14 @@
 """Load a weights file into a network, and say what of it fitted."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from lit_finetune._names import nearest
 from lit_finetune.compiled import plain_name
+from lit_finetune.filled_layers import ENOUGH, FilledLayers, filled_layers
 from lit_finetune.head_search import auxiliary_heads, find_head, replaced_layers
 from lit_finetune.inputs import channels_adapted, input_layer
 from lit_finetune.not_weights import advice_on
@@ -43,6 +44,8 @@ class LoadReport:
     embeddings for another image size."""
     share: float
     """The share of the backbone's parameters, head excluded, that the file filled."""
+    layers: FilledLayers = field(default_factory=FilledLayers)
+    """How many of the backbone's layers the file filled."""
 
     def __str__(self) -> str:
         return f"{self.path}: {self.share:.1%} of the backbone's parameters loaded\n{self.table()}"
@@ -58,6 +61,7 @@ class LoadReport:
             "prefix off": self.stripped,
             "prefix on": self.added,
             "matched": str(len(self.matched)),
+            "filled": str(self.layers) if self.layers.total else "",
             "missing": _some(self.missing),
             "unexpected": _some(self.unexpected),
             "other shape": _some(shapes),
@@ -96,7 +100,8 @@ def load_weights(
     Args:
         network: The network to fill. It keeps its dtype and device.
         path: A weights file, see `read_state_dict`.
-        min_match: The least share of the backbone's parameters that the file has to fill.
+        min_match: The least share of the backbone's parameters that the file has to fill. Of its
+            layers, and of its convolutions alone, it has to fill as much or four fifths.
         head_name: The name of the module that is the head; found if it is not given.
 
     Raises:
@@ -117,15 +122,12 @@ def load_weights(
     adapted, unclear = _adapted(network, tensors, targets)
     tensors |= adapted
     report = _compare(tensors, targets, head=head, aside=aside, path=path, reading=reading)
-    report = replace(report, adapted=tuple(name for name in adapted if name in report.matched))
-    if report.share < min_match:
-        raise ValueError(
-            f"{path} fits {report.share:.1%} of the backbone's parameters, less than "
-            f"min_match={min_match}, so the network was left as it is.\n{report.table()}\n"
-            "Is the file of another architecture? If only the head differs, name it with "
-            "`head_name`; to load what fits, lower `min_match`."
-            f"{advice_on(report.unexpected)}"
-        )
+    report = replace(
+        report,
+        adapted=tuple(name for name in adapted if name in report.matched),
+        layers=filled_layers(network, set(report.matched), aside=aside),
+    )
+    _refuse_little(report, min_match)
     if unclear:
         raise ValueError(
             f"{path} has position embeddings for another image size that cannot be resampled, so "
@@ -137,6 +139,23 @@ def load_weights(
     state.update((own[name], tensors[name]) for name in report.matched)
     network.load_state_dict(state)
     return report
+
+
+def _refuse_little(report: LoadReport, min_match: float) -> None:
+    """Raise where a file fills too little of the backbone's numbers, or of its layers."""
+    fits = f"{report.path} fits {report.share:.1%} of the backbone's parameters"
+    if report.share < min_match:
+        little = f"{fits}, less than min_match={min_match}"
+    elif not report.layers.are_at_least(min(min_match, ENOUGH)):
+        little = f"{fits}, but only {report.layers}"
+    else:
+        return
+    raise ValueError(
+        f"{little}, so the network was left as it is.\n{report.table()}\n"
+        "Is the file of another architecture? If only the head differs, name it with "
+        "`head_name`; to load what fits, lower `min_match`."
+        f"{advice_on(report.unexpected)}"
+    )
 
 
 def _with_plain_names(entries: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
