@@ -1,7 +1,6 @@
 """What people have in the place of a weights file, and what they can do about it."""
 
 import json
-import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lit_finetune.inert_objects import InertArray, unknown_name
 from lit_finetune.plain_names import is_plain_name
 
 _UNPACK = "unpack it first"
@@ -144,8 +144,8 @@ def what_is_wrong(path: Path, error: Exception) -> str:
     """What a reader's error says of a file, and what to do."""
     if isinstance(error, NoWeightsError):
         return str(error)
-    if unsafe := re.search(r"GLOBAL (\S+)", str(error)):
-        what = f"holds more than tensors: `{unsafe[1]}` would be unpickled, which can run any code."
+    if unsafe := unknown_name(error):
+        what = f"holds more than tensors: `{unsafe}` would be unpickled, which can run any code."
         return f"{what} {_SAVE_AGAIN.format('model')}"
     if "TorchScript" in str(error):
         what = "is a TorchScript archive: a program, not only weights."
@@ -158,6 +158,13 @@ def what_it_has(content: Any) -> str:
     """What a file has where tensors by name were expected."""
     if not isinstance(content, dict) or not content:
         return type(content).__name__
+    values = [*content.values()]
+    values += [value for inner in values if isinstance(inner, dict) for value in inner.values()]
+    if any(isinstance(value, InertArray) for value in values):
+        return (
+            "dict of NumPy arrays: where you have made it, save tensors, "
+            "`{name: torch.from_numpy(array) for name, array in weights.items()}`"
+        )
     keys = ", ".join(str(key)[:40] for key in list(content)[:10])
     return f"{type(content).__name__} with the keys: {keys}"
 

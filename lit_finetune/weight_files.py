@@ -1,17 +1,17 @@
 """Read weights files of any kind without running the code that may be in them."""
 
 import warnings
-from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from lit_finetune._names import nearest
+from lit_finetune.inert_objects import INERT, Inert, is_loaded_enum, unknown_name
 from lit_finetune.not_weights import (
     FIRST_BYTES,
     NoWeightsError,
@@ -26,16 +26,7 @@ from lit_finetune.not_weights import (
 )
 from lit_finetune.sharded_checkpoint import gather_checkpoint, is_of_shards
 
-# Training scripts leave their arguments and a best accuracy beside the weights. These types hold
-# data and run nothing, so a file with them is read as well.
-_NUMPY_SCALAR = np.float64(0).__reduce__()[0]
-_PLAIN_DATA: list[Any] = [
-    Namespace,
-    np.dtype,
-    *{type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?")},
-    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
-    (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
-]
+_MOST_ENUMS = 16
 _MOST_LEVELS = 3
 
 
@@ -113,10 +104,22 @@ def _load(path: Path, start: bytes) -> Any:
     is_zip = start.startswith(b"PK\x03\x04")
     if is_zip:
         refuse_archive(path)
-    with torch.serialization.safe_globals(_PLAIN_DATA), warnings.catch_warnings():
+    enums: list[tuple[type, str]] = []
+    while True:
+        try:
+            return _load_inert([*INERT, *enums], path, is_mapped=is_zip)
+        except UnpicklingError as error:
+            name = unknown_name(error)
+            if not name or not is_loaded_enum(name) or len(enums) >= _MOST_ENUMS:
+                raise
+            enums.append((Inert, name))
+
+
+def _load_inert(names: list[Any], path: Path, *, is_mapped: bool) -> Any:
+    with torch.serialization.safe_globals(names), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript: the error below says it
         # Mapped, a tensor cannot reach past the end of a damaged file.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
 
 
 def _find_state_dicts(content: Any) -> dict[str, dict[str, Tensor]]:
