@@ -205,7 +205,8 @@ class LastCheckpoint(ModelCheckpoint):
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._interrupt.ignore()
-        if stage == "fit" and self._interrupt.signum is not None:  # amid what came last
+        # Amid what came last. All processes end, or some would wait for the others ever after.
+        if stage == "fit" and self._interrupt.has_come(trainer):
             raise SystemExit(self._interrupt.exit_code)
 
     @override

@@ -64,14 +64,17 @@ class Interrupt:
         """
         if trainer.fit_loop._should_accumulate():
             return
-        is_asked = self.signum is not None
-        if trainer.world_size > 1:
-            on_cpu = trainer.strategy.root_device.type == "cpu"
-            if not on_cpu and batch_idx is not None and batch_idx % CHECK_EVERY:
-                return
-            is_asked = trainer.strategy.reduce_boolean_decision(is_asked, all=False)
-        if is_asked:
+        on_cpu = trainer.strategy.root_device.type == "cpu"
+        is_costly = trainer.world_size > 1 and not on_cpu and batch_idx is not None
+        if not (is_costly and batch_idx % CHECK_EVERY) and self.has_come(trainer):
             self.is_obeyed = trainer._signal_connector.received_sigterm = True
+
+    def has_come(self, trainer: Trainer) -> bool:
+        """Whether any process was sent a signal; all must ask at the same time."""
+        is_here = self.signum is not None
+        if trainer.world_size == 1:
+            return is_here
+        return bool(trainer.strategy.reduce_boolean_decision(is_here, all=False))
 
     @property
     def exit_code(self) -> int:

@@ -27,6 +27,8 @@ from lit_finetune.callbacks import (
 from lit_finetune.datamodules import DigitsDataModule
 
 EPOCHS, BATCHES = 4, 5
+Run = tuple[dict[str, Any], dict[tuple[int, str], float]]
+"""What comes out, and all that was logged."""
 CADENCES: dict[str, dict[str, Any]] = {
     "each epoch": {},
     "3 steps": {"every_n_train_steps": 3},
@@ -113,7 +115,7 @@ def run(
     *,
     stop: int | Callback | None = None,
     resume: bool = False,
-) -> tuple[dict[str, Any], dict[tuple[int, str], float]]:
+) -> Run:
     """Train from the start or from `last.ckpt`: what came out, and all that was logged."""
     seed_everything(1, verbose=False)
     model = FinetuneClassifier(Net(), num_classes=3, drop_rate=0.1, **situation.model)
@@ -160,9 +162,11 @@ def run(
     return end, record.rows
 
 
-def compare(situation: Situation, folder: Path, *stops: int | Callback) -> list[str]:
+def compare(
+    situation: Situation, folder: Path, *stops: int | Callback, unbroken: Run | None = None
+) -> list[str]:
     """What of a run that was stopped before these batches, and went on, is not as it should be."""
-    whole, wanted = run(situation, folder / "whole")
+    whole, wanted = unbroken or run(situation, folder / "whole")
     rows: dict[tuple[int, str], float] = {}
     for place, stop in enumerate((*stops, None)):
         end, logged = run(situation, folder / "broken", stop=stop, resume=place > 0)

@@ -1,6 +1,7 @@
 """A run that is stopped and goes on is the run that was never stopped: bits, and all it logs."""
 
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
 
 from lit_finetune.callbacks import FrozenPrefixCache
 from lit_finetune.resume_point import ResumePoint, read_point, tidy
-from tests.resumed_runs import BATCHES, CADENCES, EPOCHS, Situation, compare, run
+from tests.resumed_runs import BATCHES, CADENCES, EPOCHS, Run, Situation, compare, run
 
 PHASES = [
     {"modules": "head", "warmup_steps": 3},
@@ -34,7 +35,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "plateau phases": {"schedule": PHASES},
     "validated twice": {"schedule": PHASES, "trainer": {"val_check_interval": 2}},
     "plateau scheduler": {"model": PLATEAU},
-    "plateau by step": {"model": {**PLATEAU, "lr_scheduler_interval": "step"}},
     "one cycle": {"model": ONE_CYCLE},
     "accumulated": {"trainer": {"accumulate_grad_batches": 2}},
     "averaged": {"callbacks": lambda: [EMAWeightAveraging(decay=0.7)]},
@@ -66,31 +66,47 @@ TELLING = [
     ("workers", "time", (3,)),
     ("views", "3 steps", (8,)),
 ]
+STOPS = ((8,), (10,), (6, 15))
 ALL = [
-    (kind, cadence, stops)
-    for kind in KINDS
-    for cadence in CADENCES
-    for stops in ((8,), (10,), (6, 15))
-    if (kind, cadence, stops) not in TELLING
+    (kind, cadence, STOPS[(row + column) % len(STOPS)])
+    for row, kind in enumerate(KINDS)
+    for column, cadence in enumerate(CADENCES)
+    if (kind, cadence) != ("accumulated", "an epoch's last batch")  # 5 steps are no epoch there
 ]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Run]:
+    """The run of a kind that is never stopped, made once."""
+    return cache(lambda kind: run(Situation(**KINDS[kind]), tmp_path_factory.mktemp("whole")))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "cadence", "stops"), TELLING)
 def test_a_stopped_run_ends_and_logs_as_the_unbroken_one(
-    tmp_path: Path, kind: str, cadence: str, stops: tuple[int, ...]
+    tmp_path: Path,
+    unbroken: Callable[[str], Run],
+    kind: str,
+    cadence: str,
+    stops: tuple[int, ...],
 ) -> None:
     situation = Situation(keep=CADENCES[cadence], **KINDS[kind])
 
-    assert compare(situation, tmp_path, *stops) == []
+    assert compare(situation, tmp_path, *stops, unbroken=unbroken(kind)) == []
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(("kind", "cadence", "stops"), ALL)
 def test_wherever_it_is_stopped(
-    tmp_path: Path, kind: str, cadence: str, stops: tuple[int, ...]
+    tmp_path: Path,
+    unbroken: Callable[[str], Run],
+    kind: str,
+    cadence: str,
+    stops: tuple[int, ...],
 ) -> None:
-    test_a_stopped_run_ends_and_logs_as_the_unbroken_one(tmp_path, kind, cadence, stops)
+    situation = Situation(keep=CADENCES[cadence], **KINDS[kind])
+
+    assert compare(situation, tmp_path, *stops, unbroken=unbroken(kind)) == []
 
 
 @pytest.mark.parametrize(
