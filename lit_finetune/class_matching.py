@@ -33,7 +33,7 @@ def meet_data(module: Any, datamodule: Any, *, trains: bool) -> None:
         trains: Whether the run trains.
     """
     names = module.data_classes = as_names(getattr(datamodule, "classes", None))
-    module.is_matched = module.is_resumed = False
+    module.is_matched = module.is_resumed = module.has_taken_checkpoint = False
     if not trains:
         return
     if names is not None:
@@ -89,10 +89,28 @@ def take_classes(module: Any, checkpoint: Mapping[str, Any]) -> None:
         raise ValueError(other_number(module.data_classes, found, num_classes=module.num_classes))
     is_fit = module._trainer is not None and module.trainer.state.fn == "fit"
     module.is_resumed = is_fit and checkpoint.get("global_step", 0) > 0
-    module.is_matched = False
+    module.is_matched, module.has_taken_checkpoint = False, True
     # The Tuner brings back the same head, of before the first step.
     if module.is_resumed or found.names != module.head_classes.names:
         module.call_outputs(found)
+
+
+def refuse_unread_checkpoint(module: Any, path: Any) -> None:
+    """Refuse a checkpoint of which a classifier has its weights alone.
+
+    Args:
+        module: A `ClassifierSteps`.
+        path: Where the checkpoint lies, if there is one.
+
+    Raises:
+        ValueError: A subclass has taken the reading of it.
+    """
+    if path and not module.has_taken_checkpoint:
+        raise ValueError(
+            f"What `{type(module).__name__}` has as `on_load_checkpoint` does not call"
+            " `super().on_load_checkpoint(checkpoint)`. So it is not known which classes the"
+            " checkpoint's head tells apart, nor where its run stands. Call it there."
+        )
 
 
 def _change_head(module: Any, match: Match) -> None:

@@ -16,6 +16,7 @@ from lit_finetune import splitting
 from lit_finetune.assemble import assemble
 from lit_finetune.blocks import Block, list_blocks
 from lit_finetune.checkpoint_loading import readable
+from lit_finetune.class_matching import refuse_unread_checkpoint
 from lit_finetune.compiled import unwrapped
 from lit_finetune.data_config import DataConfig
 from lit_finetune.distributed import begin_flat, refuse_under_flat, wrap_by_blocks
@@ -327,26 +328,16 @@ class FinetuneClassifier(ClassifierSteps):
         return {"optimizer": optimizer, "lr_scheduler": config} if config else optimizer
 
     @override
-    def on_validation_start(self) -> None:
-        super().on_validation_start()
-        if self.trainer.state.fn == "validate":
-            self._tell_new_head()
-
-    @override
-    def on_test_start(self) -> None:
-        super().on_test_start()
-        self._tell_new_head()
-
-    @override
-    def on_predict_start(self) -> None:
-        self._tell_new_head(refuse=True)
-
-    @override
     def predict_image(self, image: str | Path | Image.Image) -> dict[str, float]:
-        self._tell_new_head(refuse=True)
+        self.tell_new_head(refuse=True)
         return super().predict_image(image)
 
-    def _tell_new_head(self, *, refuse: bool = False) -> None:
+    def tell_new_head(self, *, refuse: bool = False) -> None:
+        """Say it where a head has not been trained, which is refused where nothing would show it.
+
+        Raises:
+            ValueError: It is random, and is to be used.
+        """
         head = self._new_head
         if head and head.is_still_in(self.backbone):
             if refuse and head.is_random:
@@ -397,4 +388,6 @@ class FinetuneClassifier(ClassifierSteps):
         """
         given = {"hparams_file": hparams_file, "weights_only": weights_only}
         file, judged = readable(cls, checkpoint_path, said=kwargs, **given)
-        return super().load_from_checkpoint(file, map_location, strict=strict, **judged)
+        loaded = super().load_from_checkpoint(file, map_location, strict=strict, **judged)
+        refuse_unread_checkpoint(loaded, file)
+        return loaded

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.tuner.lr_finder import _LRCallback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from PIL import Image
@@ -17,7 +17,6 @@ from typing_extensions import override
 
 from lit_finetune.checkpoint_io import use_atomic_checkpoints
 from lit_finetune.class_matching import match_head, meet_data, take_classes
-from lit_finetune.data_classes import refuse_other_validation
 from lit_finetune.data_config import DataConfig, eval_transform
 from lit_finetune.distributed import refuse_flat, refuse_wrapped
 from lit_finetune.evaluation import Loaders, Stage, count_evaluation, log_evaluations
@@ -49,6 +48,7 @@ from lit_finetune.optim import refuse_rare_validation
 from lit_finetune.own_checkpoint import KEY
 from lit_finetune.precision import precision_hint
 from lit_finetune.resume import refuse_lost_schedule
+from lit_finetune.run_hooks import join_run
 from lit_finetune.run_state import RunState, end_epoch, load_run, save_run, start_run
 from lit_finetune.scores import TrainingScores
 from lit_finetune.seeding import derive_seed, seed_device
@@ -83,7 +83,17 @@ class ClassifierSteps(LightningModule):
         self.told_values: set[str] = set()
         self.loader_measures: Loaders = {}
         self.data_classes: list[str] | None = None
-        self.is_matched = self.is_resumed = False
+        self.is_matched = self.is_resumed = self.has_taken_checkpoint = self.has_begun = False
+
+    @property
+    def trainer(self) -> Trainer:
+        """The Trainer that runs this module."""
+        return super().trainer
+
+    @trainer.setter
+    def trainer(self, trainer: Trainer | None) -> None:
+        vars(LightningModule)["trainer"].fset(self, trainer)
+        join_run(self, trainer)
 
     @property
     def num_classes(self) -> int:
@@ -137,6 +147,11 @@ class ClassifierSteps(LightningModule):
 
     @override
     def setup(self, stage: str) -> None:
+        if not self.has_begun:
+            self.begin_run(stage)
+
+    def begin_run(self, stage: str) -> None:
+        """What comes first in a run; a subclass may have a `setup` of its own."""
         clone_inference_tensors(self)  # of an evaluation before
         use_atomic_checkpoints(self.trainer.strategy)
         refuse_wrapped(self.trainer.strategy, self)
@@ -164,8 +179,6 @@ class ClassifierSteps(LightningModule):
 
     @override
     def on_fit_start(self) -> None:
-        if not self.trainer.strategy.restore_checkpoint_after_setup:
-            self.match_data_classes()
         if hint := precision_hint(self.device, str(self.trainer.precision)):
             rank_zero_info(hint)
         if self._run_seed is None:
@@ -180,8 +193,6 @@ class ClassifierSteps(LightningModule):
 
     @override
     def on_train_start(self) -> None:
-        self.match_data_classes(self.trainer.train_dataloader)
-        refuse_other_validation(self.trainer.val_dataloaders, self.data_classes)
         start_run(self.trainer, self._resumed)
         if self.trainer.check_val_every_n_epoch is None:
             refuse_rare_validation(
@@ -249,14 +260,6 @@ class ClassifierSteps(LightningModule):
         self._watch.restore_statistics()
         if not self._watch.is_told(self.current_epoch):
             warnings.warn(f"{text} This step is left out, and others like it.", stacklevel=2)
-
-    @override
-    def on_validation_start(self) -> None:
-        self.match_data_classes(self.trainer.val_dataloaders)
-
-    @override
-    def on_test_start(self) -> None:
-        self.match_data_classes(self.trainer.test_dataloaders)
 
     @override
     def validation_step(

@@ -38,7 +38,7 @@ LAYERS = (
     ("lit_finetune.callbacks", "lit_finetune.datamodules"),
     ("lit_finetune.classifier",),
     ("lit_finetune.steps",),
-    ("lit_finetune.evaluation",),
+    ("lit_finetune.evaluation", "lit_finetune.run_hooks"),
     ("lit_finetune.backbones",),
     ("lit_finetune.heads", "lit_finetune.weights"),
     ("lit_finetune.param_groups", "lit_finetune.schedule"),
