@@ -65,8 +65,10 @@ class Interrupt:
         if trainer.fit_loop._should_accumulate():
             return
         on_cpu = trainer.strategy.root_device.type == "cpu"
-        is_costly = trainer.world_size > 1 and not on_cpu and batch_idx is not None
-        if not (is_costly and batch_idx % CHECK_EVERY) and self.has_come(trainer):
+        is_costly = trainer.world_size > 1 and not on_cpu
+        if is_costly and (batch_idx or 0) % CHECK_EVERY:
+            return
+        if self.has_come(trainer):
             self.is_obeyed = trainer._signal_connector.received_sigterm = True
 
     def has_come(self, trainer: Trainer) -> bool:
