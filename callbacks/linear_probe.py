@@ -113,6 +113,7 @@ class LinearProbe(Callback):
             return
         if trainer.limit_train_batches == 0:
             return
+        pl_module.warn_of_random_backbone(is_probed=True)
         begin = time.monotonic()
         forward = HeadFeatures(pl_module, _head_name(pl_module))
         first = _FirstBatches(forward)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from lit_finetune.heads import (
 )
 from lit_finetune.lora import Lora, add_lora
 from lit_finetune.own_checkpoint import read_classes
+from lit_finetune.random_backbone import random_backbone
 from lit_finetune.trusted_hparams import known_backbone
 from lit_finetune.untrained_head import NewHead, new_head
 from lit_finetune.weights import LoadReport, load_weights
@@ -65,6 +67,8 @@ class Assembled:
 
     new_head: NewHead | None = None
     """The head, if nobody has trained it."""
+    random_backbone: NewHead | None = None
+    """The backbone, if it was drawn at random."""
 
     def __str__(self) -> str:
         """What became of the weights file and of the head."""
@@ -139,12 +143,14 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
     layers: tuple[str, ...] = ()
     if lora:
         layers = add_lora(network, lora, head_name=head_name, data_config=built.data_config)
+    note = partial(random_backbone, network, head_name, backbone=backbone, name=built.name)
     return Assembled(
         network=network,
         name=built.name,
         num_classes=num_classes,
         head_name=head_name,
         keeps_head=keeps,
+        random_backbone=None if path or weights else note(kwargs=backbone_kwargs),
         new_head=_new_head(
             network,
             head_name,

@@ -169,7 +169,7 @@ class FinetuneClassifier(ClassifierSteps):
         self.data_config: DataConfig = built.data_config
         self._set_classes(built.head_classes)
         self.first_head = built.first_head
-        self._new_head = built.new_head
+        self._new_head, self._random_backbone = built.new_head, built.random_backbone
         self._still = frozen_modules(self, self.blocks) if built.lora_layers else []
         rank_zero_info(str(built))
 
@@ -360,7 +360,7 @@ class FinetuneClassifier(ClassifierSteps):
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self._new_head = None
+        self._new_head = self._random_backbone = None
         if state := checkpoint.get("state_dict"):  # none where shards have been read by now
             # It may be of another version of transformers.
             checkpoint["state_dict"] = dict(in_names_of(self, {"": state})[""])

@@ -1,0 +1,113 @@
+"""A backbone that was never trained and does not train is warned of, and no other is."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lit_finetune.callbacks import FreezeUnfreezeCallback, FrozenPrefixCache, LinearProbe
+from lit_finetune.classifier import FinetuneClassifier
+
+
+class Tiny(nn.Module):
+    def __init__(self, has_norm: bool = True) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4) if has_norm else nn.Identity()
+        self.layer1 = nn.Linear(4, 4)
+        self.fc = nn.Linear(4, 2)
+        self.data_config = {"image_size": [8, 8]}
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.layer1(self.norm(self.stem(images)).relu().mean((2, 3))))
+
+
+def pretrained() -> Tiny:
+    network = Tiny()
+    network.norm.running_mean += 1
+    return network
+
+
+def loader() -> DataLoader[Any]:
+    torch.manual_seed(0)
+    return DataLoader(TensorDataset(torch.rand(8, 3, 8, 8), torch.arange(8) % 2), batch_size=4)
+
+
+def warned(model: FinetuneClassifier, *callbacks: Any, epochs: int = 1, **kwargs: Any) -> list[str]:
+    trainer = Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+    )
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        trainer.fit(model, loader(), **kwargs)
+    return [str(each.message) for each in seen if "random weights" in str(each.message)]
+
+
+def classifier(backbone: Any = Tiny, **kwargs: Any) -> FinetuneClassifier:
+    return FinetuneClassifier(backbone, num_classes=2, lr_scheduler="constant", **kwargs)
+
+
+HEAD_ONLY = "head_only"
+GRADUAL = {0: "head", 1: "all"}
+
+
+@pytest.mark.parametrize("schedule", [HEAD_ONLY, GRADUAL])
+@pytest.mark.parametrize(
+    "backbone", [Tiny, lambda: Tiny(has_norm=False), "test_random_backbone.Tiny", Tiny()]
+)
+def test_a_frozen_random_backbone_is_warned_of_once(
+    monkeypatch: pytest.MonkeyPatch, backbone: Any, schedule: Any
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    said = warned(classifier(backbone), FreezeUnfreezeCallback(schedule), epochs=2)
+    assert len(said) == 1
+    assert "`weights`" in said[0]
+
+
+def test_other_ways_to_use_random_features_are_warned_of() -> None:
+    assert "a head is fitted" in warned(classifier(), LinearProbe())[0]
+    assert len(warned(classifier(), LinearProbe(), FreezeUnfreezeCallback("head_only"))) == 1
+    assert warned(classifier(), FrozenPrefixCache(), FreezeUnfreezeCallback("head_only"))
+    assert warned(classifier(lora={"r": 2}))
+    by_hand = classifier()
+    by_hand.backbone.stem.requires_grad_(False)
+    assert warned(by_hand)
+
+
+def test_a_random_backbone_that_trains_is_not_warned_of() -> None:
+    assert not warned(classifier())
+    assert not warned(classifier(), FreezeUnfreezeCallback("full"))
+
+
+@pytest.mark.parametrize("backbone", [pretrained, pretrained(), Tiny(has_norm=False)])
+def test_a_network_that_may_have_learnt_is_not_warned_of(backbone: Any) -> None:
+    assert not warned(classifier(backbone), FreezeUnfreezeCallback("head_only"))
+
+
+def test_weights_of_any_origin_are_not_warned_of(tmp_path: Path) -> None:
+    torch.save(Tiny().state_dict(), tmp_path / "a.pth")
+    of_file = classifier(weights=str(tmp_path / "a.pth"))
+    assert not warned(of_file, FreezeUnfreezeCallback("head_only"))
+    by_hand = classifier()
+    by_hand.backbone.load_state_dict(Tiny().state_dict())
+    assert not warned(by_hand, FreezeUnfreezeCallback("head_only"))
+
+
+def test_a_checkpoint_is_not_warned_of(tmp_path: Path) -> None:
+    model, trainer = classifier(), Trainer(max_epochs=1, accelerator="cpu", logger=False)
+    trainer.fit(model, loader())
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    loaded = FinetuneClassifier.load_from_checkpoint(tmp_path / "a.ckpt", backbone=Tiny)
+    assert not warned(loaded, FreezeUnfreezeCallback("head_only"))
+    assert not warned(classifier(), epochs=2, ckpt_path=tmp_path / "a.ckpt")
