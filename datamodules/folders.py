@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lit_finetune._names import nearest
+from lit_finetune._names import nearest, some_of
+from lit_finetune.class_names import listed, spelled
 
 from .layout import subfolders
 from .left_out import LeftOut, some
@@ -82,21 +83,39 @@ def refuse_shared(owners: Mapping[str, str], pictures: Mapping[str, Identity], w
         )
 
 
-def check_classes(found: Iterable[str], *, known: Iterable[str], folder: Path) -> list[str]:
-    """Compare the classes of a split with those of training, by name.
+def check_classes(
+    found: Iterable[str], *, known: Iterable[str], folder: Path, source: str
+) -> list[str]:
+    """Compare the classes of a split with those that give the labels, by name.
+
+    Args:
+        found: The split's.
+        known: Those that give the labels.
+        folder: Where the split lies.
+        source: What has the known ones.
 
     Returns:
-        The classes that training has and the split lacks.
+        The classes that the split lacks.
 
     Raises:
-        ValueError: the split has a class that training lacks.
+        ValueError: The split has a class that gives no label.
     """
     found, known = set(found), sorted(known)
     unknown = sorted(found.difference(known))
     if unknown:
         hint = nearest(unknown[0], known)
         raise ValueError(
-            f"'{folder}' has the class(es) {', '.join(map(repr, unknown))}, which training does "
-            f"not have.{hint} Training has: {', '.join(known)}."
+            f"'{folder}' has {some_of(list(map(repr, unknown)))}, which {source} does not have."
+            f"{hint} There are {listed(known)} in {source}."
         )
     return [name for name in known if name not in found]
+
+
+def in_spelling_of(classes: Mapping[str, str], known: Iterable[str]) -> dict[str, str]:
+    """The class of each picture as a known one is spelled: one name has two forms in Unicode.
+
+    >>> in_spelling_of({"1.png": "e" + chr(0x301)}, [chr(0xE9)])["1.png"] == chr(0xE9)
+    True
+    """
+    names = {spelled(name): name for name in known}
+    return {picture: names.get(spelled(name), name) for picture, name in classes.items()}

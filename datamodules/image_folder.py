@@ -14,7 +14,7 @@ from lit_finetune.images import IMAGE_SUFFIXES
 from .base import PARTS, ImageDataModule, Part
 from .datasets import UNLABELLED, FileSamples
 from .division import divide
-from .folders import check_classes
+from .folders import check_classes, in_spelling_of
 from .layout import Layout, find_layout
 from .left_out import some
 from .picture_folders import PictureFolders
@@ -32,8 +32,8 @@ class ImageFolderDataModule(ImageDataModule):
     file, so that every process and every resumed run has the same. It stays as it is: pictures that
     come later are left out with a warning until the file is deleted. The label of a class is its
     place among the sorted names of the training folders, in every split; without a `train` folder
-    there is only validation and testing, and the labels come from what there is. Each real file
-    counts once, whatever links lead to it (`docs/data.md`).
+    there is only validation and testing, and the labels come from the part that has all classes of
+    the other. Each real file counts once, whatever links lead to it (`docs/data.md`).
 
     Args:
         data_dir: Folder that holds the pictures; it may be left out where there is a `predict_dir`,
@@ -111,6 +111,7 @@ class ImageFolderDataModule(ImageDataModule):
         for part in PARTS[stage]:
             self.read_samples(part)
         if stage == "fit":
+            self._warn_of_test_classes()
             self._folders.refuse_links_and_warn_of_copies(self._parts)
         super().prepare_data()
 
@@ -178,18 +179,30 @@ class ImageFolderDataModule(ImageDataModule):
         return {name: indices[label] for name, label in classes.items()}
 
     def _list_split_folder(self, split: Split) -> Mapping[str, str]:
-        folder, classes = self.layout.folders[split], self._folders.listing(split).classes
+        folder = self.layout.folders[split]
+        classes = in_spelling_of(self._folders.listing(split).classes, self.classes)
         if not classes:
             raise ValueError(
                 f"'{folder}' holds no pictures in folders of their classes. Pictures without a "
                 "class can only be predicted: give the folder as `predict_dir`."
             )
-        missing = check_classes(classes.values(), known=self.classes, folder=folder)
+        source = self.layout.labelled_by
+        found = classes.values()
+        missing = check_classes(found, known=self.classes, folder=folder, source=source)
         if missing:
             rank_zero_warn(
-                f"'{folder}' has no pictures of {some(missing)}; the labels stay those of training."
+                f"'{folder}' has no pictures of {some(missing)}; the labels stay those of {source}."
             )
         return classes
+
+    def _warn_of_test_classes(self) -> None:
+        """Say before a training that what comes after it will be refused."""
+        if "test" not in self.layout.folders or not self._folders.listing("test").classes:
+            return  # pictures without classes are there to be predicted
+        try:
+            self.read_samples("test")
+        except ValueError as error:
+            rank_zero_warn(f"`test` will be refused: {error}")
 
     @cached_property
     def _pool(self) -> Mapping[str, str]:

@@ -19,13 +19,20 @@ MOST_LOOKED_AT = 1000
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where the pictures of each split lie, and which classes the first of them has."""
+    """Where the pictures of each split lie, and which classes they have."""
 
     root: Path
     folders: Mapping[Split, Path]
     classes: tuple[str, ...]
     unused: tuple[str, ...] = ()
     """Folders of pictures beside those of the splits."""
+
+    @property
+    def labelled_by(self) -> str:
+        """What has the classes that give the labels, in a message."""
+        if "train" in self.folders:
+            return "training"
+        return repr(str(labelling_folder(self.folders)[0]))
 
     def warning(self) -> str | None:
         """What is not used, and what was taken for what; None if all is used."""
@@ -55,8 +62,7 @@ def find_layout(root: Path) -> Layout:
             f"{some(unused)} are named after no part. If those are the classes to train on, move "
             f"them into a folder 'train'; if {parts} is a class as well, rename it. {RENAME}"
         )
-    first = next(iter(folders.values()))
-    classes = subfolders(first)
+    first, classes = labelling_folder(folders)
     if len(classes) < 2:
         raise ValueError(
             f"'{first}' needs a folder of pictures for each class, two at the least, but holds "
@@ -64,6 +70,20 @@ def find_layout(root: Path) -> Layout:
         )
     refuse_splits_among_classes(first, classes)
     return Layout(root, folders, tuple(classes), tuple(unused))
+
+
+def labelling_folder(folders: Mapping[Split, Path]) -> tuple[Path, list[str]]:
+    """The folder whose classes give the labels, and these.
+
+    It is that of training. Where there is none, it is the one that has all classes of the others:
+    a small part may lack some. If none has, it is the first.
+    """
+    there = {path: subfolders(path) for path in folders.values()}
+    first = next(iter(there))
+    if "train" not in folders:
+        has_all = [path for path in there if set().union(*there.values()) == set(there[path])]
+        first = has_all[0] if has_all else first
+    return first, there[first]
 
 
 def refuse_lost_links(folder: Path) -> None:

@@ -1,5 +1,6 @@
 import json
 import os
+import unicodedata
 
 import pytest
 import torch
@@ -142,6 +143,47 @@ def test_a_class_that_training_lacks_is_an_error_with_the_nearest_name(tmp_path,
     make_pictures(tmp_path / "val", Ants=2, bees=1)
     with pytest.raises(ValueError, match=r"'Ants', which training does not have.*mean 'ants'"):
         ImageFolderDataModule(tmp_path).read_samples("val")
+
+
+def test_what_testing_will_be_refused_for_is_said_before_the_training(tmp_path, make_pictures):
+    make_pictures(tmp_path / "train", ants=5, bees=5)
+    make_pictures(tmp_path / "test", ants=2, cows=2)
+    with pytest.warns(UserWarning, match=r"`test` will be refused: .*has 'cows', which training"):
+        ImageFolderDataModule(tmp_path).prepare_data()
+
+
+@pytest.mark.filterwarnings("ignore:.*the labels stay those of")
+@pytest.mark.parametrize(
+    ("val", "test", "classes"),
+    [
+        (["ants", "cows"], ["ants", "bees", "cows"], ["ants", "bees", "cows"]),
+        (["ants", "bees", "cows"], ["bees", "cows"], ["ants", "bees", "cows"]),
+        (["ants", "bees"], ["unsorted"], ["ants", "bees"]),
+    ],
+)
+def test_without_training_labels_come_from_the_part_that_has_all_classes(
+    tmp_path, make_pictures, val, test, classes
+):
+    make_pictures(tmp_path / "val", **dict.fromkeys(val, 2))
+    make_pictures(tmp_path / "test", **dict.fromkeys(test, 2))
+    data = ImageFolderDataModule(tmp_path)
+
+    assert data.classes == classes
+    for part, own in (("val", val), ("test", test)):
+        if set(own) <= set(classes):
+            assert {classes[label] for label in data.read_samples(part).labels} == set(own)
+        else:
+            with pytest.raises(ValueError, match=r"has 'unsorted', which '.*val' does not have"):
+                data.read_samples(part)
+
+
+def test_a_class_has_one_name_in_both_forms_of_unicode(tmp_path, make_pictures):
+    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    make_pictures(tmp_path / "train", **{composed: 3, "tea": 3})
+    make_pictures(tmp_path / "val", **{decomposed: 1, "tea": 2})
+    data = ImageFolderDataModule(tmp_path)
+
+    assert data.read_samples("val").labels == [0, 1, 1]
 
 
 def test_an_empty_training_class_is_an_error(photos):
