@@ -2,12 +2,14 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice, product
 
 import torch
 from torch import Tensor
+
+from lit_finetune.state_dict_choice import choose, is_not_trained
 
 # Where a file holds a network twice and both fit: the averaged copy is the better one, the
 # momentum encoder of MoCo and BYOL the worse one.
@@ -48,9 +50,20 @@ class Reading:
         return {self.rename(name): tensors[name] for name in names}
 
     @property
+    def label(self) -> str:
+        """Under what the tensors stand in the file, as `state_dict.module.`."""
+        return f"{self.entry}.{self.stripped}"
+
+    def is_apart_from(self, other: "Reading") -> bool:
+        """Whether the two read other tensors, and not the same under other prefixes."""
+        return self.label != other.label and (
+            self.entry != other.entry or not self.stripped.startswith(other.stripped)
+        )
+
+    @property
     def rank(self) -> int:
         """1 for an averaged copy of the network, -1 for a momentum encoder, else 0."""
-        label = f"{self.entry}.{self.stripped}"
+        label = self.label
         return bool(_AVERAGED.search(label)) - bool(_SECOND_COPY.search(label))
 
 
@@ -61,7 +74,15 @@ def best_reading(
 
     Any prefix that stands in the file's names may be taken off, several stacked ones too, and any
     under which most of the network lies may be put on.
+
+    Raises:
+        NoWeightsError: Several fit as well, and their names do not tell which one is meant.
     """
+
+    def fitting(reading: Reading) -> dict[str, Tensor]:
+        tensors = reading.of(entries)
+        return {n: t for n, t in tensors.items() if n in network and fits(t, network[n])}
+
     roots = _roots(network)
     elements: Counter[Reading] = Counter()
     names: Counter[Reading] = Counter()
@@ -77,17 +98,56 @@ def best_reading(
         length = len(reading.stripped) + len(reading.added)
         return elements[reading], names[reading], reading.rank, -length
 
-    return max(names, key=worth, default=Reading(main_entry(entries)))
+    if not names:
+        return Reading(max(entries, key=lambda entry: _size(entries[entry])))
+    readings = _trained(names, lambda reading: names[reading])
+    best, *others = sorted(readings, key=worth, reverse=True)
+    if not elements[best]:
+        return best
+    rivals = [best]
+    for other in others:
+        is_twin = worth(other)[:3] == worth(best)[:3] and best.is_apart_from(other)
+        is_first = other.entry not in {rival.entry for rival in rivals}
+        is_near = 10 * elements[other] >= 9 * elements[best] and other.rank == best.rank
+        if is_twin or (is_near and is_first):
+            rivals.append(other)
+    return choose(
+        rivals, label=lambda reading: reading.label, tensors=lambda reading: fitting(reading)
+    )
 
 
 def main_entry(entries: Mapping[str, Mapping[str, Tensor]]) -> str:
     """The entry that holds the network, where no network is there to compare with.
 
     It is the largest, unless an averaged copy is about as large.
+
+    Raises:
+        NoWeightsError: Several are as large, and their names do not tell which one is meant.
     """
-    sizes = {entry: sum(map(Tensor.numel, tensors.values())) for entry, tensors in entries.items()}
-    large = [entry for entry, size in sizes.items() if 2 * size >= max(sizes.values())]
-    return max(large, key=lambda entry: (Reading(entry).rank, sizes[entry]))
+    sizes = {entry: _size(tensors) for entry, tensors in entries.items()}
+    trained = _trained(map(Reading, entries), lambda reading: sizes[reading.entry])
+    large = [each for each in trained if 2 * sizes[each.entry] >= max(sizes.values())]
+    best, *others = sorted(
+        large or trained, key=lambda each: (each.rank, sizes[each.entry]), reverse=True
+    )
+    near = [
+        o for o in others if o.rank == best.rank and 10 * sizes[o.entry] >= 9 * sizes[best.entry]
+    ]
+    return choose(
+        [best, *near], label=lambda each: each.label, tensors=lambda each: entries[each.entry]
+    ).entry
+
+
+def _trained(readings: Iterable[Reading], size: Callable[[Reading], int]) -> list[Reading]:
+    """The readings but for those of masks, gradients and the like, if enough is left."""
+    readings = list(readings)
+    trained = [each for each in readings if not is_not_trained(each.label)]
+    most = max(map(size, readings))
+    return trained if 2 * max(map(size, trained), default=0) >= most else readings
+
+
+def _size(tensors: Mapping[str, Tensor]) -> int:
+    return sum(map(Tensor.numel, tensors.values()))
 
 
 def fits(tensor: Tensor, target: Tensor) -> bool:

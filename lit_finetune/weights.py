@@ -11,7 +11,7 @@ from lit_finetune.compiled import plain_name
 from lit_finetune.filled_layers import ENOUGH, FilledLayers, filled_layers
 from lit_finetune.head_search import auxiliary_heads, find_head, replaced_layers
 from lit_finetune.inputs import channels_adapted, input_layer
-from lit_finetune.not_weights import advice_on
+from lit_finetune.not_weights import NoWeightsError, advice_on
 from lit_finetune.positions import is_positional, resampled
 from lit_finetune.python_types import refuse_other_than_module, refuse_other_than_path
 from lit_finetune.weight_files import read_entries
@@ -83,7 +83,11 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         ValueError: The file is damaged, holds no weights, or would have to run code.
     """
     entries = read_entries(path)
-    return {name: tensor.clone() for name, tensor in entries[main_entry(entries)].items()}
+    try:
+        entry = main_entry(entries)
+    except NoWeightsError as error:
+        raise ValueError(f"{path} {error}") from error
+    return {name: tensor.clone() for name, tensor in entries[entry].items()}
 
 
 def load_weights(
@@ -117,7 +121,10 @@ def load_weights(
     entries = in_names_of(network, _with_plain_names(read_entries(path)))
     if not any(name.endswith(("weight_g", "weight.original0")) for name in targets):
         entries = {entry: fold_weight_norm(tensors) for entry, tensors in entries.items()}
-    reading = best_reading(entries, targets)
+    try:
+        reading = best_reading(entries, targets)
+    except NoWeightsError as error:
+        raise ValueError(f"{path} {error}") from error
     tensors = reading.of(entries)
     adapted, unclear = _adapted(network, tensors, targets)
     tensors |= adapted
