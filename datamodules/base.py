@@ -17,6 +17,7 @@ from torch import nn
 from typing_extensions import Self, override
 
 from lit_finetune._names import one_of
+from lit_finetune.checkpoint_form import seed_in
 from lit_finetune.checkpoint_reader import read_checkpoint
 from lit_finetune.checkpoint_source import local_or_fetched
 from lit_finetune.data_config import DataConfig, Interpolation, eval_geometry
@@ -234,7 +235,7 @@ class ImageDataModule(LightningDataModule):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._run_seed = state_dict["run_seed"]
+        self._run_seed = seed_in(state_dict)
 
     @classmethod
     @override

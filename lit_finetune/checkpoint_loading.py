@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from lit_finetune.checkpoint_reader import read_checkpoint
+from lit_finetune.checkpoint_restore import migrate
 from lit_finetune.checkpoint_source import local_or_fetched
 from lit_finetune.trusted_hparams import read_hparams, trusted_hparams
 
@@ -41,6 +42,7 @@ def readable(
     file, only = local_or_fetched(checkpoint), weights_only is not False
     name = checkpoint if isinstance(checkpoint, str | Path) else None
     content = read_checkpoint(file, name=name, mmap=True, weights_only=only)
+    migrate(content)  # as Lightning will: what is judged is what it sees
     if hparams_file is not None:
         content[cls.CHECKPOINT_HYPER_PARAMS_KEY] = read_hparams_file(Path(hparams_file))
     overrides = trusted_overrides(cls, content, said=said)

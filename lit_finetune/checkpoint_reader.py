@@ -1,13 +1,23 @@
 """Read checkpoints as plain data, with messages of our own."""
 
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lit_finetune.not_weights import FIRST_BYTES, NoWeightsError, refuse_signature, what_it_has
+from lit_finetune.checkpoint_form import damaged_part
+from lit_finetune.not_weights import (
+    FIRST_BYTES,
+    NoWeightsError,
+    refuse_claims,
+    refuse_inflated,
+    refuse_signature,
+    what_it_has,
+)
+from lit_finetune.terminal_text import printable
 
 
 def read_checkpoint(file: Any, *, name: str | Path | None = None, **options: Any) -> dict[str, Any]:
@@ -28,8 +38,24 @@ def read_checkpoint(file: Any, *, name: str | Path | None = None, **options: Any
             f"{_called(file, name)} is no checkpoint of Lightning, but a {what_it_has(content)}. To"
             " start from the weights in it, pass its path as `weights`."
         )
+    refuse_damaged(content, name or _called(file, name))
     checkpoint: dict[str, Any] = content
     return checkpoint
+
+
+def refuse_damaged(content: Any, called: str | Path) -> None:
+    """Refuse a checkpoint with a part that cannot be what should stand there.
+
+    Raises:
+        ValueError: Names the part.
+    """
+    part = damaged_part(content) if isinstance(content, Mapping) else "pytorch-lightning_version"
+    if part:
+        raise ValueError(
+            f"{printable(called)} is damaged, or was changed: its part `{printable(part)}` cannot"
+            " be what it says. Copy or download it again, or start from its weights alone: pass its"
+            " path as `weights`."
+        )
 
 
 def load_plain(
@@ -62,7 +88,11 @@ def load_plain(
     options = {"map_location": map_location, "weights_only": weights_only}
     try:
         refuse_signature(start)
-        return torch.load(file, mmap=is_mapped or None, **options)
+        size = _refuse_inflated_archive(file) if start.startswith(b"PK") else None
+        content = torch.load(file, mmap=is_mapped or None, **options)
+        if size is not None and isinstance(content, Mapping):
+            refuse_inflated(_tensors(content.get("state_dict")), size)
+        return content
     except OSError:
         raise
     # A damaged file makes torch raise nearly anything. What it says of code that it did not run is
@@ -76,6 +106,22 @@ def load_plain(
             file.seek(0)
 
 
+def _refuse_inflated_archive(file: Any) -> int:
+    """Refuse a zip archive that claims more than it has; how large it is."""
+    place = file.tell() if hasattr(file, "tell") else 0
+    size = Path(file).stat().st_size if isinstance(file, str | Path) else file.seek(0, 2)
+    with zipfile.ZipFile(file) as archive:
+        refuse_claims(archive.infolist(), size)
+    if hasattr(file, "seek"):
+        file.seek(place)
+    return int(size)
+
+
+def _tensors(state: Any) -> dict[str, torch.Tensor]:
+    named = state.items() if isinstance(state, Mapping) else ()
+    return {str(name): each for name, each in named if isinstance(each, torch.Tensor)}
+
+
 def _first_bytes(file: Any) -> bytes:
     if isinstance(file, str | Path):
         with Path(file).open("rb") as opened:
@@ -86,7 +132,7 @@ def _first_bytes(file: Any) -> bytes:
 
 
 def _called(file: Any, name: str | Path | None) -> str:
-    return str(name or (file if isinstance(file, str | Path) else "The checkpoint"))
+    return printable(name or (file if isinstance(file, str | Path) else "The checkpoint"))
 
 
 def _what_is_wrong(error: Exception) -> str:

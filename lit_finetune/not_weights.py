@@ -74,15 +74,20 @@ def refuse_archive(path: Path) -> None:
             raise NoWeightsError(
                 f"is a zip archive, but not one of torch's: {_UNPACK}, and give a weights file."
             )
-        claimed, size = sum(member.file_size for member in members), path.stat().st_size
-        if claimed > size + _ROOM_FOR_TEXT:
-            raise NoWeightsError(
-                f"claims to hold {claimed:,} bytes in a file of {size:,}: it is damaged or was "
-                "compressed. Save it again with `torch.save`."
-            )
+        refuse_claims(members, path.stat().st_size)
         # torch does not look at the checksums, and may be told to write none: all are 0 then.
         if any(member.CRC for member in members) and archive.testzip():
             raise zipfile.BadZipFile("A checksum is wrong.")
+
+
+def refuse_claims(members: Iterable[zipfile.ZipInfo], size: int) -> None:
+    """Raise if what a zip archive claims to hold is larger than its file."""
+    claimed = sum(member.file_size for member in members)
+    if claimed > size + _ROOM_FOR_TEXT:
+        raise NoWeightsError(
+            f"claims to hold {claimed:,} bytes in a file of {size:,}: it is damaged or was "
+            "compressed. Save it again with `torch.save`."
+        )
 
 
 def refuse_inflated(tensors: Mapping[str, Tensor], size: int) -> None:

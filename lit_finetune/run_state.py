@@ -58,7 +58,7 @@ def load_run(trainer: Any, checkpoint: dict[str, Any]) -> RunState | None:
     """
     if trainer is None or trainer.state.fn != "fit" or "loops" not in checkpoint:
         return None
-    if _TAKEN_UP not in checkpoint:
+    if not isinstance(checkpoint.get(_TAKEN_UP), RunState):  # or a file has something there
         loops, known = checkpoint["loops"]["fit_loop"], checkpoint.get(RUN, {})
         point = read_point(loops, is_settled=known.get("is_settled", False))
         tidy(loops, point)

@@ -16,6 +16,7 @@ from torchmetrics import MetricCollection
 from typing_extensions import override
 
 from lit_finetune.checkpoint_io import use_atomic_checkpoints
+from lit_finetune.checkpoint_restore import tell_damage
 from lit_finetune.class_matching import match_head, meet_data, take_classes
 from lit_finetune.data_config import DataConfig, eval_transform
 from lit_finetune.distributed import refuse_flat, refuse_wrapped
@@ -157,6 +158,7 @@ class ClassifierSteps(LightningModule):
         """What comes first in a run; a subclass may have a `setup` of its own."""
         clone_inference_tensors(self)  # of an evaluation before
         use_atomic_checkpoints(self.trainer.strategy)
+        tell_damage(self.trainer)
         refuse_wrapped(self.trainer.strategy, self)
         if stage == "fit":
             refuse_flat(self.trainer.strategy)

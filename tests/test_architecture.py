@@ -140,8 +140,9 @@ def test_nothing_imports_the_command_line(module: str) -> None:
 
 @every_module
 def test_the_core_knows_no_lightning(module: str) -> None:
-    knows_strategies = module in ("lit_finetune.distributed", "lit_finetune.checkpoint_io")
-    if height_of(module, CORE) <= CORE and not knows_strategies:
+    about_lightning = ("distributed", "checkpoint_io", "checkpoint_restore")
+    is_about_it = module.removeprefix("lit_finetune.") in about_lightning
+    if height_of(module, CORE) <= CORE and not is_about_it:
         assert not roots(imports(module)) & {"lightning", "pytorch_lightning"}
 
 

@@ -1,0 +1,126 @@
+"""Whether a checkpoint is made as Lightning and this package make one, part by part."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from packaging.version import InvalidVersion, Version
+from torch import Tensor
+
+OWN, RUN, MONITORED = "lit_finetune", "lit_finetune_run", "lit_finetune_monitored"
+_LARGEST = 2**63
+
+
+def damaged_part(content: Mapping[Any, Any]) -> str:
+    """The part of a checkpoint that cannot be what should stand there; "" where all can.
+
+    What a callback or an optimizer knows is not looked into: only they can tell.
+
+    >>> damaged_part({"state_dict": {}, "callbacks": ["best"]})
+    'callbacks'
+
+    Args:
+        content: Plain data; what it leaves out is not missed.
+    """
+    unnamed = (str(key)[:40] for key in content if not isinstance(key, str))
+    wrong = (key for key, can_be in _PARTS.items() if key in content and not can_be(content[key]))
+    return next(unnamed, "") or next(wrong, "")
+
+
+def seed_in(state: Any) -> int | None:
+    """The seed of a run's order, in what a data module noted.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if not isinstance(state, Mapping) or not _is_seed(state.get("run_seed", "")):
+        raise ValueError(
+            "What the checkpoint says of the order of pictures is damaged: it has no `run_seed`."
+            " Start anew from its weights alone, passed as `weights`."
+        )
+    seed: int | None = state["run_seed"]
+    return seed
+
+
+def _is_version(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and bool(Version(value))
+    except InvalidVersion:
+        return False
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _LARGEST
+
+
+def _is_seed(value: Any) -> bool:
+    return value is None or (type(value) is int and abs(value) < 2 * _LARGEST)
+
+
+def _are_weights(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str) and (isinstance(each, Tensor) or name.endswith("_extra_state"))
+        for name, each in value.items()
+    )
+
+
+def _are_states(value: Any) -> bool:
+    """Whether a value is a mapping from names to what each of them knows."""
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str) and isinstance(each, Mapping) for name, each in value.items()
+    )
+
+
+def _are_optimizers(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_optimizer, value))
+
+
+def _is_optimizer(value: Any) -> bool:
+    if not isinstance(value, Mapping) or not isinstance(value.get("state"), Mapping):
+        return False
+    groups = value.get("param_groups")
+    return (
+        isinstance(groups, list)
+        and all(isinstance(group, Mapping) for group in groups)
+        and all(isinstance(group.get("params"), list) for group in groups)
+        and all(isinstance(state, Mapping) for state in value["state"].values())
+    )
+
+
+def _are_mappings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, Mapping) for each in value)
+
+
+def _are_numbers(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str) and isinstance(each, float | int) for name, each in value.items()
+    )
+
+
+def _is_own(value: Any) -> bool:
+    """Whether a value is what a FinetuneClassifier notes; names of classes have their own check."""
+    return (
+        isinstance(value, Mapping)
+        and isinstance(value.get("data_config"), Mapping)
+        and "run_seed" in value
+        and _is_seed(value["run_seed"])
+    )
+
+
+def _is_run(value: Any) -> bool:
+    batching = value.get("batching", {}) if isinstance(value, Mapping) else None
+    return _are_numbers(batching)
+
+
+_PARTS: Mapping[str, Callable[[Any], bool]] = {
+    "pytorch-lightning_version": _is_version,
+    "state_dict": _are_weights,
+    "epoch": _is_count,
+    "global_step": _is_count,
+    "callbacks": _are_states,
+    "loops": _are_states,
+    "optimizer_states": _are_optimizers,
+    "lr_schedulers": _are_mappings,
+    OWN: _is_own,
+    RUN: _is_run,
+    MONITORED: _are_numbers,
+}

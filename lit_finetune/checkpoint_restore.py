@@ -1,0 +1,74 @@
+"""What goes wrong while a checkpoint is taken up, in one sentence that says what to do."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from lightning.pytorch.utilities.migration.utils import migrate_checkpoint
+
+from lit_finetune.distributed import shards
+from lit_finetune.sharded_checkpoint import plain_data_only, plain_part
+
+_STEPS = ("restore_model", "restore_datamodule", "restore_callbacks", "restore_training_state")
+"""Lightning's, once it has read a checkpoint."""
+_OF_PYTHON = (LookupError, TypeError, AttributeError, ArithmeticError, AssertionError)
+"""What code raises that is given other data than it wrote."""
+
+
+def migrate(checkpoint: dict[str, Any]) -> None:
+    """Bring a checkpoint of an older Lightning to the form of this one.
+
+    Raises:
+        ValueError: It is not made as that version made them.
+    """
+    with _told_as_damage():
+        migrate_checkpoint(checkpoint)
+
+
+def tell_damage(trainer: Any) -> None:
+    """Let a Trainer say in a sentence that a checkpoint is damaged; the second time does nothing.
+
+    Its callbacks, loops and optimizers each take up what the file has for them, and a Python error
+    is all that they have for data of another form.
+    """
+    connector = trainer._checkpoint_connector
+    if isinstance(connector.resume_start, partial):
+        return
+    connector.resume_start = partial(_resume_start, connector.resume_start, trainer)
+    for name in _STEPS:
+        setattr(connector, name, partial(_restore, getattr(connector, name)))
+
+
+def _resume_start(
+    resume_start: Callable[..., None],
+    trainer: Any,
+    checkpoint_path: Any = None,
+    weights_only: bool | None = None,
+) -> None:
+    if not checkpoint_path or weights_only is False or not shards(trainer.strategy):
+        with _told_as_damage():
+            resume_start(checkpoint_path, weights_only=weights_only)
+        return
+    # A strategy that shards reads it itself: Lightning has no CheckpointIO for that.
+    plain_part(checkpoint_path)
+    with plain_data_only(checkpoint_path), _told_as_damage():
+        resume_start(checkpoint_path, weights_only=weights_only)
+
+
+def _restore(restore: Callable[[], None]) -> None:
+    with _told_as_damage():
+        restore()
+
+
+@contextmanager
+def _told_as_damage() -> Iterator[None]:
+    try:
+        yield
+    except _OF_PYTHON as error:
+        raise ValueError(
+            "The checkpoint cannot be taken up: a part of it is not what whoever wrote it wrote"
+            f" there ({type(error).__name__}: {str(error)[:200]}). It is damaged, was changed, or"
+            " is of other callbacks or versions. Start anew from its weights alone, passed as"
+            " `weights`."
+        ) from error
