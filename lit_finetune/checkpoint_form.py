@@ -8,6 +8,8 @@ from torch import Tensor
 
 OWN, RUN, MONITORED = "lit_finetune", "lit_finetune_run", "lit_finetune_monitored"
 _LARGEST = 2**63
+_NUMBER, _SEQUENCE = float | int, list | tuple
+_KINDS: tuple[Any, ...] = (Mapping, _SEQUENCE, str, Tensor, _NUMBER)
 
 
 def damaged_part(content: Mapping[Any, Any]) -> str:
@@ -24,6 +26,31 @@ def damaged_part(content: Mapping[Any, Any]) -> str:
     unnamed = (str(key)[:40] for key in content if not isinstance(key, str))
     wrong = (key for key, can_be in _PARTS.items() if key in content and not can_be(content[key]))
     return next(unnamed, "") or next(wrong, "")
+
+
+def other_form(ours: Any, found: Any, place: str = "") -> str:
+    """Where a state that was found is of another form than one of ours; "" if nowhere.
+
+    What only one of the two has, or has as None, is not looked at.
+
+    >>> other_form({"wait": 0, "best": {"score": 0.1}}, {"wait": 2, "best": {"score": "high"}})
+    'best.score'
+    """
+    if ours is None or found is None:
+        return ""
+    kind: Any = next((kind for kind in _KINDS if isinstance(ours, kind)), None)
+    if kind is None:
+        return ""
+    is_scalar = kind is _NUMBER and isinstance(found, Tensor) and found.numel() == 1
+    if not is_scalar and not isinstance(found, kind):
+        return place or "state"
+    pairs: list[tuple[Any, Any, Any]] = []
+    if kind is Mapping:
+        pairs = [(key, ours[key], found[key]) for key in ours if key in found]
+    elif kind is _SEQUENCE:
+        pairs = [(number, *both) for number, both in enumerate(zip(ours, found, strict=False))]
+    places = (other_form(a, b, f"{place}.{key}".strip(".")) for key, a, b in pairs)
+    return next(filter(None, places), "")
 
 
 def seed_in(state: Any) -> int | None:
@@ -113,6 +140,7 @@ def _is_run(value: Any) -> bool:
 
 _PARTS: Mapping[str, Callable[[Any], bool]] = {
     "pytorch-lightning_version": _is_version,
+    "hparams_name": lambda value: value is None or isinstance(value, str),
     "state_dict": _are_weights,
     "epoch": _is_count,
     "global_step": _is_count,

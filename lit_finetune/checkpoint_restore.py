@@ -1,12 +1,13 @@
 """What goes wrong while a checkpoint is taken up, in one sentence that says what to do."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from lightning.pytorch.utilities.migration.utils import migrate_checkpoint
 
+from lit_finetune.checkpoint_form import other_form
 from lit_finetune.distributed import shards
 from lit_finetune.sharded_checkpoint import plain_data_only, plain_part
 
@@ -37,7 +38,7 @@ def tell_damage(trainer: Any) -> None:
         return
     connector.resume_start = partial(_resume_start, connector.resume_start, trainer)
     for name in _STEPS:
-        setattr(connector, name, partial(_restore, getattr(connector, name)))
+        setattr(connector, name, partial(_restore, getattr(connector, name), trainer, name))
 
 
 def _resume_start(
@@ -56,9 +57,34 @@ def _resume_start(
         resume_start(checkpoint_path, weights_only=weights_only)
 
 
-def _restore(restore: Callable[[], None]) -> None:
+def _restore(restore: Callable[[], None], trainer: Any, name: str) -> None:
     with _told_as_damage():
+        found = trainer._checkpoint_connector._loaded_checkpoint or {}
+        for part, ours, state in _states(trainer, name, found):
+            if place := other_form(ours, state):
+                raise TypeError(f"{part}: `{place}`")
         restore()
+
+
+def _states(
+    trainer: Any, name: str, checkpoint: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    """What is about to take up a state, by name: its own state, and the one in the checkpoint."""
+    if name == "restore_callbacks":
+        states = checkpoint.get("callbacks", {})
+        for callback in trainer.callbacks:
+            key = callback.state_key
+            if key in states:
+                yield key, callback.state_dict(), states[key]
+    elif name == "restore_training_state" and trainer.state.fn == "fit":
+        yield "loops", trainer.fit_loop.state_dict(), checkpoint.get("loops", {}).get("fit_loop")
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        for key, theirs in (
+            ("optimizer_states", trainer.optimizers),
+            ("lr_schedulers", schedulers),
+        ):
+            for each, state in zip(theirs, checkpoint.get(key, []), strict=False):
+                yield type(each).__name__, each.state_dict(), state
 
 
 @contextmanager

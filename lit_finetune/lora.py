@@ -55,6 +55,8 @@ def read_lora(given: "Lora | Mapping[str, Any] | None") -> Lora | None:
     """
     if given is None or isinstance(given, Lora):
         return given
+    if not isinstance(given, Mapping):
+        raise ValueError(f"`lora` is a `Lora` or a mapping, but got a {type(given).__name__}.")
     known = [field.name for field in fields(Lora)]
     for key in given:
         if key not in known:

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import traceback
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -362,6 +363,74 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path
 
         yield serve
         server.shutdown()
+
+
+DAMAGED: Mapping[str, Any] = {
+    "pytorch-lightning_version": "../x",
+    "hparams_name": ["x"],
+    "state_dict": {"backbone.fc.bias": [1, 2]},
+    "epoch": "first",
+    "global_step": -1,
+    "callbacks": {"EarlyStopping": 3},
+    "loops": [],
+    "optimizer_states": [{"state": 3}],
+    "lr_schedulers": [None],
+    "lit_finetune": {"classes": None, "data_config": {}, "run_seed": "x"},
+    "lit_finetune_run": {"batching": ["processes"]},
+    "lit_finetune_monitored": {"val/loss": "low"},
+}
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> dict[str, Any]:
+    """What the checkpoint of a run holds."""
+    trainer = make_trainer()
+    trainer.fit(FinetuneClassifier(Net(), num_classes=2), loader())
+    trainer.save_checkpoint(tmp_path / "trained.ckpt")
+    content: dict[str, Any] = torch.load(tmp_path / "trained.ckpt", weights_only=True)
+    return content
+
+
+def test_a_damaged_part_is_told_by_its_name(trained: dict[str, Any], tmp_path: Path) -> None:
+    for part, damage in DAMAGED.items():
+        torch.save({**trained, part: damage}, tmp_path / "damaged.ckpt")
+        said = rf"damaged\.ckpt is damaged, or was changed: its part `{part}`"
+        with pytest.raises(ValueError, match=said):
+            FinetuneClassifier.load_from_checkpoint(tmp_path / "damaged.ckpt", backbone=Net())
+        with pytest.raises(ValueError, match=said):
+            model = FinetuneClassifier(Net(), num_classes=2)
+            make_trainer().fit(model, loader(), ckpt_path=str(tmp_path / "damaged.ckpt"))
+
+
+def test_a_part_that_only_its_owner_knows_is_told_as_well(
+    trained: dict[str, Any], tmp_path: Path
+) -> None:
+    (optimizer,), (scheduler,) = trained["optimizer_states"], trained["lr_schedulers"]
+    loops = trained["loops"]
+    for part, damage in {
+        "loops": {key: value for key, value in loops.items() if key != "fit_loop"},
+        "fit_loop": {**trained, "loops": {**loops, "fit_loop": {}}}["loops"],
+        "optimizer_states": [{**optimizer, "param_groups": [{"params": [], "lr": "x"}]}],
+        "lr_schedulers": [{**scheduler, "_step_count": "x"}],
+    }.items():
+        file = tmp_path / "damaged.ckpt"
+        torch.save({**trained, "loops" if part == "fit_loop" else part: damage}, file)
+        with pytest.raises(ValueError, match="The checkpoint cannot be taken up"):
+            make_trainer().fit(
+                FinetuneClassifier(Net(), num_classes=2), loader(), ckpt_path=str(file)
+            )
+
+
+def test_a_file_that_claims_more_than_it_has_is_refused(
+    trained: dict[str, Any], tmp_path: Path
+) -> None:
+    expanded = {"backbone.fc.weight": torch.zeros(1).expand(10**13)}
+    torch.save({**trained, "state_dict": expanded}, tmp_path / "expanded.ckpt")
+    with zipfile.ZipFile(tmp_path / "bomb.ckpt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02" + bytes(2**25))
+    for name in ("expanded.ckpt", "bomb.ckpt"):
+        with pytest.raises(ValueError, match="claims"):
+            FinetuneClassifier.load_from_checkpoint(tmp_path / name)
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
