@@ -415,10 +415,10 @@ def test_a_part_that_only_its_owner_knows_is_told_as_well(
     }.items():
         file = tmp_path / "damaged.ckpt"
         torch.save({**trained, "loops" if part == "fit_loop" else part: damage}, file)
+        model = FinetuneClassifier(Net(), num_classes=2)
+        model = FinetuneClassifier(Net(), num_classes=2)
         with pytest.raises(ValueError, match="The checkpoint cannot be taken up"):
-            make_trainer().fit(
-                FinetuneClassifier(Net(), num_classes=2), loader(), ckpt_path=str(file)
-            )
+            make_trainer().fit(model, loader(), ckpt_path=str(file))
 
 
 def test_a_file_that_claims_more_than_it_has_is_refused(
