@@ -1,6 +1,7 @@
 """What people have in the place of a weights file, and what they can do about it."""
 
 import json
+import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,20 +17,43 @@ _SAVE_AGAIN = (
     "On a machine where you trust it, save the tensors alone, "
     '`torch.save({}.state_dict(), "weights.pth")`, or as safetensors, and load that file.'
 )
+_CONVERT = (
+    "convert it where its framework is installed, or take the PyTorch network that it was exported "
+    'from, and save `torch.save(model.state_dict(), "weights.pth")`, or safetensors'
+)
 # By the first bytes of the file.
 _SIGNATURES = {
     b"version https://git-lfs": "a Git LFS pointer, not the file itself: run `git lfs pull`",
-    b"<": "a web page, not a weights file: download it again",
+    b"<!": "a web page, not a weights file: download it again",
+    b"<h": "a web page, not a weights file: download it again",
+    b"<H": "a web page, not a weights file: download it again",
     b"\x1f\x8b": f"compressed with gzip: {_UNPACK}",
     b"BZh": f"compressed with bzip2: {_UNPACK}",
     b"\xfd7zXZ": f"compressed with xz: {_UNPACK}",
     b"\x28\xb5\x2f\xfd": f"compressed with zstd: {_UNPACK}",
     b"7z\xbc\xaf": f"a 7z archive: {_UNPACK}",
     b"Rar!": f"a RAR archive: {_UNPACK}",
-    b"\x89HDF": "an HDF5 file, as Keras writes them: convert it to safetensors",
+    b"\x89HDF": f"an HDF5 file, as Keras writes them: {_CONVERT}",
     b"\x93NUMPY": "a NumPy array: convert it to safetensors",
     b"GGUF": "a GGUF file: convert it to safetensors",
 }
+_FOREIGN_SUFFIXES = {
+    ".onnx": "by its name an ONNX model",
+    ".mlmodel": "by its name a Core ML model",
+    ".pb": "by its name a TensorFlow graph",
+    ".tflite": "by its name a TensorFlow Lite model",
+    ".msgpack": "by its name a msgpack file, as Flax writes them",
+    ".caffemodel": "by its name a Caffe model",
+    ".params": "by its name a file of MXNet's",
+    ".engine": "by its name a TensorRT engine",
+}
+_MEMBERS = {
+    r"\.npy$": "a NumPy archive (.npz)",
+    r"\.weights\.h5$|(^|/)saved_model\.pb$|\.h5$": "a model of Keras or TensorFlow",
+    r"\.mlmodel$": "a Core ML model",
+    r"\.onnx$": "an archive with an ONNX model",
+}
+"""What a zip archive is, by the name of a file in it."""
 _TORCH = bytes.fromhex("6cfc9c46f9206aa85019")
 """The number that torch's legacy format begins with, in pickled form."""
 _TAR = slice(257, 262)
@@ -48,6 +72,25 @@ _ADVICE = {
 
 class NoWeightsError(Exception):
     """What a file is instead of a weights file, as the end of a sentence that begins with it."""
+
+
+def refuse_foreign(path: Path, start: bytes) -> None:
+    """Raise if a file is a network of another framework, by its content, or else by its suffix."""
+    what = None
+    if start[4:8] == b"TFL3":
+        what = "a TensorFlow Lite model"
+    elif re.match(rb"\x08[\x01-\x20][\x12\x1a:]", start) and path.suffix != ".mlmodel":
+        what = "a SavedModel of TensorFlow" if path.suffix == ".pb" else "an ONNX model"
+    elif re.match(rb"(?:[\x81-\x8f]|\xde..|\xdf....)[\xa1-\xbf\xd9]", start, re.DOTALL):
+        what = "a msgpack file, as Flax writes them"
+    elif start.startswith(b"<?xml"):
+        what = "an XML file, such as OpenVINO's"
+    elif start.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"%PDF")):
+        raise NoWeightsError("is a picture or a document, not weights: give a weights file.")
+    elif not start.startswith((b"PK\x03\x04", b"\x80")):
+        what = _FOREIGN_SUFFIXES.get(path.suffix.lower())
+    if what:
+        raise NoWeightsError(f"is {what}, not a file of PyTorch's: {_CONVERT}.")
 
 
 def refuse_signature(start: bytes) -> None:
@@ -71,6 +114,9 @@ def refuse_archive(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         if not any(member.filename.split("/")[-1] == "data.pkl" for member in members):
+            for pattern, what in _MEMBERS.items():
+                if any(re.search(pattern, member.filename) for member in members):
+                    raise NoWeightsError(f"is {what}, not a file of PyTorch's: {_CONVERT}.")
             raise NoWeightsError(
                 f"is a zip archive, but not one of torch's: {_UNPACK}, and give a weights file."
             )

@@ -18,6 +18,7 @@ from lit_finetune.not_weights import (
     files_in,
     folder_advice,
     refuse_archive,
+    refuse_foreign,
     refuse_inflated,
     refuse_signature,
     shard_names,
@@ -89,6 +90,8 @@ def _read(path: Path) -> Any:
     # A damaged file makes the readers raise nearly anything: KeyError, EOFError, struct.error, …
     try:
         refuse_signature(start)
+        if start[8:9] != b"{":
+            refuse_foreign(path, start)
         content = _load(path, start)
         for tensors in _find_state_dicts(content).values():
             refuse_inflated(tensors, path.stat().st_size)
