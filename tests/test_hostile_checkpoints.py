@@ -397,8 +397,8 @@ def test_a_damaged_part_is_told_by_its_name(trained: dict[str, Any], tmp_path: P
         said = rf"damaged\.ckpt is damaged, or was changed: its part `{part}`"
         with pytest.raises(ValueError, match=said):
             FinetuneClassifier.load_from_checkpoint(tmp_path / "damaged.ckpt", backbone=Net())
+        model = FinetuneClassifier(Net(), num_classes=2)
         with pytest.raises(ValueError, match=said):
-            model = FinetuneClassifier(Net(), num_classes=2)
             make_trainer().fit(model, loader(), ckpt_path=str(tmp_path / "damaged.ckpt"))
 
 
