@@ -143,4 +143,4 @@ def _find_state_dicts(content: Any) -> dict[str, dict[str, Tensor]]:
 
 def _is_weight(value: Any) -> bool:
     is_dense = isinstance(value, Tensor) and value.layout == torch.strided
-    return is_dense and not value.is_meta and not value.is_quantized
+    return is_dense and not value.is_meta

@@ -152,8 +152,13 @@ def _size(tensors: Mapping[str, Tensor]) -> int:
 
 def fits(tensor: Tensor, target: Tensor) -> bool:
     """Whether a tensor can be copied into another one and mean the same."""
-    kinds = [(each.is_floating_point(), each.is_complex()) for each in (tensor, target)]
+    kinds = [(is_float(each), each.is_complex()) for each in (tensor, target)]
     return tensor.shape == target.shape and kinds[0] == kinds[1]
+
+
+def is_float(tensor: Tensor) -> bool:
+    """Whether a tensor's numbers are the weights themselves; float8 goes with scales."""
+    return tensor.is_floating_point() and tensor.element_size() > 1
 
 
 def fold_weight_norm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,8 +15,18 @@ from lit_finetune.not_weights import NoWeightsError, advice_on
 from lit_finetune.positions import is_positional, resampled
 from lit_finetune.python_types import refuse_other_than_module, refuse_other_than_path
 from lit_finetune.weight_files import read_entries
-from lit_finetune.weight_names import Reading, best_reading, fits, fold_weight_norm, main_entry
+from lit_finetune.weight_names import (
+    Reading,
+    best_reading,
+    fits,
+    fold_weight_norm,
+    is_float,
+    main_entry,
+)
 from lit_finetune.weight_translation import in_names_of
+
+_QUANTISED = ("weight", "qweight", "qzeros", "SCB", "weight_packed")
+"""How the names of quantised weights end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +128,9 @@ def load_weights(
     refuse_other_than_path(path)
     head, aside = _head_prefixes(network, head_name)
     targets = _tensors_of(network)
-    entries = in_names_of(network, _with_plain_names(read_entries(path)))
+    entries = _with_plain_names(read_entries(path))
+    _refuse_quantised(path, entries)
+    entries = in_names_of(network, entries)
     if not any(name.endswith(("weight_g", "weight.original0")) for name in targets):
         entries = {entry: fold_weight_norm(tensors) for entry, tensors in entries.items()}
     try:
@@ -163,6 +175,28 @@ def _refuse_little(report: LoadReport, min_match: float) -> None:
         "`head_name`; to load what fits, lower `min_match`."
         f"{advice_on(report.unexpected)}"
     )
+
+
+def _refuse_quantised(
+    path: str | Path,
+    entries: Mapping[str, Mapping[str, Tensor]],
+) -> None:
+    """Raise where a file holds quantised weights, and none of the usual kind beside them."""
+    found: list[str] = []
+    for tensors in entries.values():
+        large = {n: t for n, t in tensors.items() if t.ndim > 1 or t.is_quantized}
+        odd = [n for n, t in large.items() if not is_float(t) and not t.is_complex()]
+        odd = [n for n in odd if tensors[n].is_quantized or n.endswith(_QUANTISED)]
+        if not odd and len(large) > 1:
+            return
+        found += [f"{name} ({str(tensors[name].dtype).removeprefix('torch.')})" for name in odd]
+    if found:
+        raise ValueError(
+            f"{path} fits 0.0% of the backbone's parameters: it holds quantised or whole numbers in"
+            f" the place of weights, {_some(found)}, which mean nothing without their scales. Give"
+            " the file of before quantisation (float32, float16, bfloat16), or dequantise and save"
+            " it again."
+        )
 
 
 def _with_plain_names(entries: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
