@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, tensor
 
 from lit_finetune.batching import batching_of, check_batching
+from lit_finetune.loader_order import follow_order, order_of, resume_order, sampler_of
 from lit_finetune.resume_point import ResumePoint, finish_epoch, read_point, set_loops, tidy
 
 RUN = "lit_finetune_run"
@@ -27,6 +28,7 @@ class RunState:
     point: ResumePoint
     metrics: dict[str, float] = field(default_factory=dict)
     batching: dict[str, int] = field(default_factory=dict)
+    order: dict[str, Any] | None = None
     is_restored: bool = False
 
     def forget_epoch(self, *names: str) -> None:
@@ -47,6 +49,8 @@ def save_run(trainer: Any, checkpoint: dict[str, Any]) -> None:
     known = checkpoint.setdefault(RUN, {})
     if trainer and trainer.state.fn == "fit":
         known["batching"] = batching_of(trainer)
+        batches = read_point(checkpoint["loops"]["fit_loop"]).batches
+        known["order"] = order_of(trainer, batches=batches)
 
 
 def load_run(trainer: Any, checkpoint: dict[str, Any]) -> RunState | None:
@@ -63,22 +67,29 @@ def load_run(trainer: Any, checkpoint: dict[str, Any]) -> RunState | None:
         point = read_point(loops, is_settled=known.get("is_settled", False))
         tidy(loops, point)
         checkpoint[_TAKEN_UP] = RunState(
-            point, dict(checkpoint.get(METRICS, {})), known.get("batching", {})
+            point,
+            dict(checkpoint.get(METRICS, {})),
+            known.get("batching", {}),
+            known.get("order"),
         )
     state: RunState = checkpoint[_TAKEN_UP]
     return state
 
 
 def start_run(trainer: Any, state: RunState | None) -> None:
-    """Set the Trainer to go on with a run; nothing for one that has just begun.
+    """Set the Trainer to go on with a run, or let the order of one that begins be repeatable.
 
     Raises:
         ValueError: It goes on amid an epoch that is divided into batches in another way.
     """
+    is_new = follow_order(trainer)
+    if state is None and is_new:
+        iter(trainer.fit_loop._data_fetcher)
     if state is None or state.is_restored:
         return
     check_batching(state.batching, batching_of(trainer), batches=state.point.batches)
     state.is_restored = True
+    resume_order(trainer, state.order, batches=state.point.batches)
     set_loops(trainer, state.point)
     _step_missed_schedulers(trainer, state)
     known = {name: tensor(value) for name, value in state.metrics.items()}
@@ -89,6 +100,8 @@ def end_epoch(trainer: Any, state: RunState | None) -> None:
     """Let the epoch after the first one of a resumed run begin as any other."""
     if state is not None:
         finish_epoch(trainer)
+        if (sampler := sampler_of(trainer)) is not None:
+            sampler.finish_epoch()
 
 
 def scalars(metrics: Mapping[str, Tensor]) -> dict[str, float]:
