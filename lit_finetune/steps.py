@@ -27,7 +27,6 @@ from lit_finetune.head_rows import note_names
 from lit_finetune.images import as_rgb
 from lit_finetune.inference_mode import clone_inference_tensors
 from lit_finetune.labels import refuse_other_labels
-from lit_finetune.loader_order import follow_order
 from lit_finetune.metric_values import describe
 from lit_finetune.metrics import (
     MeanLoss,
@@ -217,7 +216,6 @@ class ClassifierSteps(LightningModule):
     @override
     def on_train_epoch_start(self) -> None:  # not where a run goes on amid an epoch
         self._scores = TrainingScores()
-        follow_order(self.trainer)  # the loader may be a new one
 
     @override
     def on_train_epoch_end(self) -> None:
