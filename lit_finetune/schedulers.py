@@ -16,8 +16,9 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import Adagrad, Optimizer
 from torch.optim.lr_scheduler import (
     ChainedScheduler,
     CosineAnnealingLR,
@@ -58,9 +59,21 @@ def add_group(
     rates = _scaled_rates(optimizer, schedulers, leader, scale)
     shared = {k: v for k, v in leading.items() if k not in ("params", "param_names", "name")}
     optimizer.add_param_group({**shared, **own, **rates})
+    if isinstance(optimizer, Adagrad):
+        _begin_sums(optimizer, optimizer.param_groups[-1])
     for scheduler in _nested(schedulers):
         _edit_lists(scheduler, _RATE_LISTS, lambda old: [*old, _scaled(old[leader], scale)])
         _edit_lists(scheduler, _OTHER_LISTS, lambda old: [*old, old[leader]])
+
+
+def _begin_sums(optimizer: Adagrad, group: Mapping[str, Any]) -> None:
+    """Give a group's parameters the state that some releases' Adagrad makes at its birth alone."""
+    for parameter in group["params"]:
+        device = parameter.device if group.get("fused") else None
+        optimizer.state[parameter] = {
+            "step": torch.tensor(0.0, device=device),
+            "sum": torch.full_like(parameter, group["initial_accumulator_value"]).detach(),
+        }
 
 
 def remove_group(optimizer: Optimizer, schedulers: Sequence[LRScheduler], index: int) -> None:

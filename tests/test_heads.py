@@ -105,11 +105,10 @@ def test_torchvision_classifiers_get_a_new_head_where_their_own_was(name: str, h
 
 @pytest.mark.parametrize(("name", "head"), TIMM.items())
 def test_timm_classifiers_get_a_new_head_where_their_own_was(name: str, head: str) -> None:
-    network = on_meta(timm.create_model, name)
+    network = timm.create_model(name)
     assert find_head(network) == head
     assert replace_head(network, 7) == head
-    size = network.pretrained_cfg["input_size"]
-    assert network(torch.zeros(2, *size, device="meta")).shape == (2, 7)
+    assert network(torch.zeros(2, *network.pretrained_cfg["input_size"])).shape == (2, 7)
     assert network.num_classes == 7
 
 
@@ -173,6 +172,8 @@ TOGETHER = {
 
 @pytest.mark.parametrize(("name", "heads"), TOGETHER.items())
 def test_heads_that_work_together_are_replaced_together(name: str, heads: tuple[str, ...]) -> None:
+    if not timm.is_model(name):
+        pytest.skip(f"timm {timm.__version__} has no {name}")
     network = on_meta(timm.create_model, name)
     assert replace_head(network, 7, head="mlp", drop_rate=0.1) == heads[0]
     assert partner_heads(network, heads[0]) == heads
