@@ -24,9 +24,7 @@ _CONVERT = (
 # By the first bytes of the file.
 _SIGNATURES = {
     b"version https://git-lfs": "a Git LFS pointer, not the file itself: run `git lfs pull`",
-    b"<!": "a web page, not a weights file: download it again",
-    b"<h": "a web page, not a weights file: download it again",
-    b"<H": "a web page, not a weights file: download it again",
+    b"<": "a web page, not a weights file: download it again",
     b"\x1f\x8b": f"compressed with gzip: {_UNPACK}",
     b"BZh": f"compressed with bzip2: {_UNPACK}",
     b"\xfd7zXZ": f"compressed with xz: {_UNPACK}",
@@ -74,16 +72,21 @@ class NoWeightsError(Exception):
     """What a file is instead of a weights file, as the end of a sentence that begins with it."""
 
 
+def _text_of(start: bytes) -> bytes:
+    """The first bytes of a file without what may stand before a text: a byte order mark, spaces."""
+    return start.removeprefix(b"\xef\xbb\xbf").lstrip()
+
+
 def refuse_foreign(path: Path, start: bytes) -> None:
     """Raise if a file is a network of another framework, by its content, or else by its suffix."""
-    what = None
+    what, text = None, _text_of(start)
     if start[4:8] == b"TFL3":
         what = "a TensorFlow Lite model"
     elif re.match(rb"\x08[\x01-\x20][\x12\x1a:]", start) and path.suffix != ".mlmodel":
         what = "a SavedModel of TensorFlow" if path.suffix == ".pb" else "an ONNX model"
     elif re.match(rb"(?:[\x81-\x8f]|\xde..|\xdf....)[\xa1-\xbf\xd9]", start, re.DOTALL):
         what = "a msgpack file, as Flax writes them"
-    elif start.startswith(b"<?xml"):
+    elif text.startswith(b"<?xml") and b"<html" not in text.lower():
         what = "an XML file, such as OpenVINO's"
     elif start.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"%PDF")):
         raise NoWeightsError("is a picture or a document, not weights: give a weights file.")
@@ -98,7 +101,7 @@ def refuse_signature(start: bytes) -> None:
     if start[8:9] == b"{":  # safetensors: a length, then JSON
         return
     for signature, what in _SIGNATURES.items():
-        if start.startswith(signature):
+        if start.startswith(signature) or _text_of(start).startswith(signature):
             raise NoWeightsError(f"is {what}.")
     if start.startswith(b"\x80") and _TORCH not in start[:32]:
         raise NoWeightsError(

@@ -53,3 +53,21 @@ def test_arrays_of_numpy_are_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", weight=np.ones(3))
     with pytest.raises(ValueError, match=r"NumPy archive \(\.npz\).*convert it"):
         read_state_dict(tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("before", ["", "\ufeff", "\n  "])
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ("<div>Sign in</div>", "a web page"),
+        ("<!DOCTYPE html><html>", "a web page"),
+        ('<?xml version="1.0"?>\n<html xmlns="http://www.w3.org/1999/xhtml">', "a web page"),
+        ('<?xml version="1.0"?>\n<net name="a">', "an XML file"),
+    ],
+)
+def test_a_page_in_the_place_of_a_file_is_called_so(
+    tmp_path: Path, before: str, content: str, what: str
+) -> None:
+    (tmp_path / "a.pth").write_text(before + content, encoding="utf-8")
+    with pytest.raises(ValueError, match=what):
+        read_state_dict(tmp_path / "a.pth")
