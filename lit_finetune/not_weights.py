@@ -24,7 +24,6 @@ _CONVERT = (
 # By the first bytes of the file.
 _SIGNATURES = {
     b"version https://git-lfs": "a Git LFS pointer, not the file itself: run `git lfs pull`",
-    b"<": "a web page, not a weights file: download it again",
     b"\x1f\x8b": f"compressed with gzip: {_UNPACK}",
     b"BZh": f"compressed with bzip2: {_UNPACK}",
     b"\xfd7zXZ": f"compressed with xz: {_UNPACK}",
@@ -79,14 +78,14 @@ def _text_of(start: bytes) -> bytes:
 
 def refuse_foreign(path: Path, start: bytes) -> None:
     """Raise if a file is a network of another framework, by its content, or else by its suffix."""
-    what, text = None, _text_of(start)
+    what = None
     if start[4:8] == b"TFL3":
         what = "a TensorFlow Lite model"
     elif re.match(rb"\x08[\x01-\x20][\x12\x1a:]", start) and path.suffix != ".mlmodel":
         what = "a SavedModel of TensorFlow" if path.suffix == ".pb" else "an ONNX model"
     elif re.match(rb"(?:[\x81-\x8f]|\xde..|\xdf....)[\xa1-\xbf\xd9]", start, re.DOTALL):
         what = "a msgpack file, as Flax writes them"
-    elif text.startswith(b"<?xml") and b"<html" not in text.lower():
+    elif _text_of(start).startswith(b"<?xml"):
         what = "an XML file, such as OpenVINO's"
     elif start.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"%PDF")):
         raise NoWeightsError("is a picture or a document, not weights: give a weights file.")
@@ -100,8 +99,11 @@ def refuse_signature(start: bytes) -> None:
     """Raise if the first bytes of a file are those of something else than weights."""
     if start[8:9] == b"{":  # safetensors: a length, then JSON
         return
+    text = _text_of(start).lower()
+    if text.startswith(b"<") and (b"<html" in text or not text.startswith(b"<?xml")):
+        raise NoWeightsError("is a web page, not a weights file: download it again.")
     for signature, what in _SIGNATURES.items():
-        if start.startswith(signature) or _text_of(start).startswith(signature):
+        if start.startswith(signature):
             raise NoWeightsError(f"is {what}.")
     if start.startswith(b"\x80") and _TORCH not in start[:32]:
         raise NoWeightsError(

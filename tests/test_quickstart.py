@@ -77,8 +77,8 @@ def test_its_predictions_are_where_it_says_and_right(printed):
 
 
 @pytest.mark.slow
-def test_its_best_checkpoint_needs_nothing_else(printed):
-    model = FinetuneClassifier.load_from_checkpoint(told("best", printed))
+def test_its_best_checkpoint_needs_nothing_but_the_word_that_its_network_is_trusted(printed):
+    model = FinetuneClassifier.load_from_checkpoint(told("best", printed), backbone=DigitsNet)
 
     assert model.classes == ["5", "6", "7", "8", "9"]
 
