@@ -105,7 +105,7 @@ class RepeatableSampler:
     def _pass_over(self, batches: Iterator[Any], state: Mapping[str, Any]) -> None:
         for _ in islice(batches, state["batches"]):
             pass
-        if self._marks[-1] != state["mark"]:
+        if state["mark"] not in (self._marks[-1], None):
             _warn(state["batches"], "its sampler brings another order each time it is asked")
 
     def _marked(self, batches: Iterator[Any]) -> Iterator[Any]:
@@ -157,6 +157,8 @@ def resume_order(trainer: Any, state: Mapping[str, Any] | None, *, batches: int)
     """Let the training loader go on after so many batches of an epoch, or say that it cannot."""
     sampler = sampler_of(trainer)
     if sampler is not None and state is not None:
+        if trainer.global_rank > 0:  # the mark is of the first process's own batches
+            state = {**state, "mark": None}
         sampler.load_state_dict(state, batches=batches)
         warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before")
     elif batches and sampler is not None:

@@ -128,7 +128,7 @@ def load_weights(
     refuse_other_than_path(path)
     head, aside = _head_prefixes(network, head_name)
     targets = _tensors_of(network)
-    entries = _with_plain_names(read_entries(path))
+    entries: Mapping[str, Mapping[str, Tensor]] = _with_plain_names(read_entries(path))
     _refuse_quantised(path, entries)
     entries = in_names_of(network, entries)
     if not any(name.endswith(("weight_g", "weight.original0")) for name in targets):
