@@ -60,10 +60,12 @@ def _resume_start(
 def _restore(restore: Callable[[], None], trainer: Any, name: str) -> None:
     with _told_as_damage():
         found = trainer._checkpoint_connector._loaded_checkpoint or {}
-        for part, ours, state in _states(trainer, name, found):
-            if place := other_form(ours, state):
+        states = _states(trainer, name, found)
+        wrong = [(part, other_form(ours, state)) for part, ours, state in states]
+        restore()  # whoever has a message of its own for what is wrong comes first
+        for part, place in wrong:
+            if place:
                 raise TypeError(f"{part}: `{place}`")
-        restore()
 
 
 def _states(
@@ -78,13 +80,17 @@ def _states(
                 yield key, callback.state_dict(), states[key]
     elif name == "restore_training_state" and trainer.state.fn == "fit":
         yield "loops", trainer.fit_loop.state_dict(), checkpoint.get("loops", {}).get("fit_loop")
-        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        for key, theirs in (
-            ("optimizer_states", trainer.optimizers),
-            ("lr_schedulers", schedulers),
+        for config, state in zip(
+            trainer.lr_scheduler_configs, checkpoint.get("lr_schedulers", []), strict=False
         ):
-            for each, state in zip(theirs, checkpoint.get(key, []), strict=False):
-                yield type(each).__name__, each.state_dict(), state
+            yield type(config.scheduler).__name__, config.scheduler.state_dict(), state
+        for optimizer, state in zip(
+            trainer.optimizers, checkpoint.get("optimizer_states", []), strict=False
+        ):
+            groups = zip(optimizer.param_groups, state["param_groups"], strict=False)
+            for ours, found in groups:  # a sharded run calls parameters by their names
+                options = {key: value for key, value in ours.items() if key != "params"}
+                yield type(optimizer).__name__, options, found
 
 
 @contextmanager

@@ -410,7 +410,15 @@ def test_a_part_that_only_its_owner_knows_is_told_as_well(
     for part, damage in {
         "loops": {key: value for key, value in loops.items() if key != "fit_loop"},
         "fit_loop": {**trained, "loops": {**loops, "fit_loop": {}}}["loops"],
-        "optimizer_states": [{**optimizer, "param_groups": [{"params": [], "lr": "x"}]}],
+        "optimizer_states": [
+            {
+                **optimizer,
+                "param_groups": [
+                    {**optimizer["param_groups"][0], "lr": "x"},
+                    *optimizer["param_groups"][1:],
+                ],
+            }
+        ],
         "lr_schedulers": [{**scheduler, "_step_count": "x"}],
     }.items():
         file = tmp_path / "damaged.ckpt"
