@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def read_command(args: Sequence[str] | Mapping[str, Any], commands: Sequence[str
 
 def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
     """The options among words: `--key=value`, `--key value`, `-c value`."""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in pairwise([*words, ""]):
         if word.startswith("-"):
             key, found, value = word.partition("=")
             name = "config" if key == "-c" else key.lstrip("-")

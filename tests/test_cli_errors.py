@@ -120,6 +120,7 @@ def test_a_wrong_or_missing_command_is_told_with_those_that_there_are(
     assert "validate" in say(command=command)
 
 
+@pytest.mark.filterwarnings("ignore:The data says")
 def test_the_checkpoint_of_another_network_is_told_with_what_to_do(say: Say) -> None:
     model = FinetuneClassifier("timm/test_resnet", num_classes=2)
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
