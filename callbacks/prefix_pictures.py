@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
 
+from lit_finetune.loader_order import RepeatableSampler
 from lit_finetune.seeding import derive_seed, drawing_from
 
 Loader = DataLoader[Any]
@@ -163,7 +164,9 @@ def _random_states() -> tuple[Any, ...]:
 
 def _sampler(loader: Loader) -> Any:
     assert loader.batch_sampler is not None, "`refuse_unnumbered` has seen to that"
-    return loader.batch_sampler
+    sampler = loader.batch_sampler
+    # A look at it must not begin the epoch in which a run goes on.
+    return sampler.inner if isinstance(sampler, RepeatableSampler) else sampler
 
 
 def _kind_of_index(loader: Loader) -> type:

@@ -133,6 +133,9 @@ def follow_order(trainer: Any) -> bool:
         seed=torch.initial_seed(),
         epoch=lambda: trainer.current_epoch,
     )
+    if (plain := vars(loader).get("prefix_plain")) is not None:  # a FrozenPrefixCache asks this one
+        vars(loader)["prefix_plain"] = twin = copy.copy(plain)
+        vars(twin)[name], twin._iterator = vars(loader)[name], None
     combined.flattened = [loader]
     return True
 
@@ -179,8 +182,7 @@ def _warn(batches: int, why: str, *, anew: bool = False) -> None:
 
 def _is_plain(loader: Any) -> bool:
     is_map = isinstance(loader, DataLoader) and not isinstance(loader.dataset, IterableDataset)
-    is_own = hasattr(loader, "load_state_dict") or hasattr(loader, "prefix_plain")
-    return is_map and not is_own
+    return is_map and not hasattr(loader, "load_state_dict")
 
 
 def _has_state(trainer: Any) -> bool:

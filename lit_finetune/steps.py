@@ -313,7 +313,7 @@ class ClassifierSteps(LightningModule):
         if not isinstance(image, str | Path | Image.Image):
             raise TypeError(
                 "`predict_image` takes one picture, as a path or an image of Pillow, but got a"
-                f" {type(image).__name__}. Call it for each, or use `Trainer.predict` for many."
+                f" {type(image).__name__}: see `Image.fromarray`; `Trainer.predict` takes many."
             )
         pixels = eval_transform(self.data_config)(as_rgb(image))[None]
         with eval_mode(self):
