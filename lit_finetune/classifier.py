@@ -312,7 +312,8 @@ class FinetuneClassifier(ClassifierSteps):
 
     @override
     def configure_optimizers(self) -> Any:
-        if not self.trainer.strategy.restore_checkpoint_after_setup:
+        trainer = self._trainer
+        if trainer is not None and not trainer.strategy.restore_checkpoint_after_setup:
             self.match_data_classes()  # before callbacks pass over all pictures in `on_fit_start`
         groups = self._noted[1] if self._noted else self.param_groups()
         parameters = parameters_by_name(self)

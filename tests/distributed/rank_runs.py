@@ -49,14 +49,17 @@ class Net(nn.Module):
 class WrappedOnce(FreezeUnfreezeCallback):
     """The reference: all require a gradient when they are wrapped, and nothing is wrapped again."""
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def _make_plan(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let DDP take note of every parameter."""
-        super().setup(trainer, pl_module, stage)
+        if self.plan is not None:  # a resumed run asks once more
+            return
+        super()._make_plan(trainer, pl_module)
+        self._as_planned = {n for n, p in pl_module.named_parameters() if p.requires_grad}
         set_trainable(pl_module, {name for name, _ in pl_module.named_parameters()})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Freeze only now."""
-        set_trainable(pl_module, self._trainable(pl_module))
+        set_trainable(pl_module, self._as_planned)
         super().on_train_start(trainer, pl_module)
 
 
