@@ -66,7 +66,14 @@ def match_head(module: Any, loaders: Any) -> str:
     has_names = names is not None and (head.is_named or module.data_classes)
     if names is None or module.is_matched or not (has_names or len(names) == module.num_classes):
         return ""
-    match = match_classes(names, head, trains=is_fit, is_resumed=module.is_resumed)
+    new = module._new_head
+    match = match_classes(
+        names,
+        head,
+        trains=is_fit,
+        is_resumed=module.is_resumed,
+        is_new=new is not None and new.is_still_in(module.backbone),
+    )
     if match.action in ("reorder", "renew"):
         _change_head(module, match)
     if is_fit:

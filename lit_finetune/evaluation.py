@@ -66,9 +66,13 @@ class LogEvaluation(Callback):
 
     A callback, since a subclass of the classifier may have hooks of its own without calling those
     of the classifier. What is computed is the same in all processes.
+
+    Args:
+        classifier: Whatever else its Trainer runs is left alone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, classifier: LightningModule) -> None:
+        self.classifier = classifier
         self._open: set[int] = set()
 
     @override
@@ -112,7 +116,8 @@ class LogEvaluation(Callback):
         self._end(trainer, pl_module, "test")
 
     def _begin(self, trainer: Trainer, module: Any, stage: Stage) -> None:
-        self._open = set(range(len(_num_batches(trainer, stage))))
+        is_ours = module is self.classifier
+        self._open = set(range(len(_num_batches(trainer, stage)))) if is_ours else set()
         for loader in self._open:
             for measure in measures_of(module, stage, loader):
                 measure.reset()
@@ -121,7 +126,7 @@ class LogEvaluation(Callback):
         self, trainer: Trainer, module: Any, stage: Stage, batch_idx: int, loader: int
     ) -> None:
         num_batches = _num_batches(trainer, stage)
-        if len(num_batches) > 1 and batch_idx + 1 == num_batches[loader]:
+        if loader in self._open and len(num_batches) > 1 and batch_idx + 1 == num_batches[loader]:
             self._open.discard(loader)
             _log(module, stage, loader, suffix=f"/dataloader_idx_{loader}", is_added=True)
 
@@ -133,10 +138,13 @@ class LogEvaluation(Callback):
         self._open = set()
 
 
-def log_evaluations(trainer: Any) -> None:
-    """Let a Trainer log what its classifier counts, unless it does already."""
-    if not any(isinstance(callback, LogEvaluation) for callback in trainer.callbacks):
-        trainer.callbacks.append(LogEvaluation())
+def log_evaluations(classifier: LightningModule, trainer: Any) -> None:
+    """Let a Trainer log what a classifier counts, in the place of the one that it ran before."""
+    present = [each for each in trainer.callbacks if isinstance(each, LogEvaluation)]
+    for each in present:
+        each.classifier = classifier
+    if not present:
+        trainer.callbacks.append(LogEvaluation(classifier))
 
 
 def _log(module: Any, stage: Stage, loader: int, *, suffix: str, is_added: bool) -> None:

@@ -83,7 +83,12 @@ def named_by_hand(names: Sequence[str], head: HeadClasses) -> HeadClasses:
 
 
 def match_classes(
-    data: Sequence[str], head: HeadClasses, *, trains: bool, is_resumed: bool = False
+    data: Sequence[str],
+    head: HeadClasses,
+    *,
+    trains: bool,
+    is_resumed: bool = False,
+    is_new: bool = False,
 ) -> Match:
     """What makes label k of the data and output k of a head the same class, by name.
 
@@ -96,6 +101,7 @@ def match_classes(
         head: Its outputs.
         trains: Whether the head is going to be trained on the data, or measured.
         is_resumed: Whether an optimizer goes on with what it knows of each output.
+        is_new: Whether nobody has trained the head, so that its outputs stand for nothing yet.
 
     Raises:
         ValueError: The data has other classes; both lists are named.
@@ -109,7 +115,10 @@ def match_classes(
         raise ValueError(_other_number(data, head, trains=trains))
     order = reordering(data, head.names)
     has_only_numbers = head.origin == "network" and are_generic(head.names) and order is None
-    if not head.is_named or has_only_numbers or order == list(range(len(data))):
+    if not head.is_named or has_only_numbers:
+        told = "" if is_new else _by_place(data, head)
+        return Match("name" if trains else "keep", told=told)
+    if order == list(range(len(data))):
         return Match("name" if trains else "keep")
     if order is None:
         return _for_other_names(data, head, trains=trains, is_resumed=is_resumed)
@@ -162,6 +171,15 @@ def _other_number(data: Sequence[str], head: HeadClasses, *, trains: bool) -> st
         f"The data has {listed(data)}, but the model num_classes={len(head.names)}. Build the model"
         f" with num_classes={len(data)}; the command line takes the number from the data's"
         " `num_classes`, which has to be that of its `classes`."
+    )
+
+
+def _by_place(data: Sequence[str], head: HeadClasses) -> str:
+    """What is said where nothing but the order tells which output stands for which class."""
+    has = f"has {listed(head.names)}" if head.is_named else "names no classes"
+    return (
+        f"{head.owner[:1].upper()}{head.owner[1:]} {has}, so its outputs are matched with the"
+        f" data's classes by place: {listed(data)}, in this order."
     )
 
 

@@ -13,61 +13,71 @@ class RunHooks(Callback):
     """Begin a classifier's run, and match its head with the data where both are known.
 
     A callback, since a subclass may have hooks of its own without calling those of the classifier.
+
+    Args:
+        classifier: A `ClassifierSteps`, which stands above this module. Whatever else its Trainer
+            runs is left alone.
     """
+
+    def __init__(self, classifier: Any) -> None:
+        self.classifier = classifier
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        _classifier(pl_module).begin_run(stage)
-        _classifier(pl_module).has_begun = True
+        if pl_module is self.classifier:
+            self.classifier.begin_run(stage)
+            self.classifier.has_begun = True
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.strategy.restore_checkpoint_after_setup:
-            _match(pl_module)
+        if pl_module is self.classifier and not trainer.strategy.restore_checkpoint_after_setup:
+            _match(self.classifier)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _match(pl_module, trainer.train_dataloader)
-        classes = _classifier(pl_module).data_classes
+        if pl_module is not self.classifier:
+            return
+        _match(self.classifier, trainer.train_dataloader)
+        classes = self.classifier.data_classes
         refuse_other_validation(trainer.val_dataloaders, trainer.train_dataloader, classes)
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # In a training the labels are those of its own pictures: the sanity check knows them not.
-        if trainer.state.fn == "validate":
-            _match(pl_module, trainer.val_dataloaders)
-            _classifier(pl_module).tell_new_head()
+        if pl_module is self.classifier and trainer.state.fn == "validate":
+            _match(self.classifier, trainer.val_dataloaders)
+            self.classifier.tell_new_head()
 
     @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _match(pl_module, trainer.test_dataloaders)
-        _classifier(pl_module).tell_new_head()
+        if pl_module is self.classifier:
+            _match(self.classifier, trainer.test_dataloaders)
+            self.classifier.tell_new_head()
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        refuse_unread_checkpoint(pl_module, trainer.ckpt_path)
-        _classifier(pl_module).tell_new_head(refuse=True)
+        if pl_module is self.classifier:
+            refuse_unread_checkpoint(pl_module, trainer.ckpt_path)
+            self.classifier.tell_new_head(refuse=True)
 
 
-def join_run(module: Any, trainer: Any) -> None:
-    """Let a Trainer call what its classifier needs, unless it does already.
+def join_run(classifier: Any, trainer: Any) -> None:
+    """Let a Trainer call what a classifier needs, in the place of the one that it ran before.
 
     Args:
-        module: The classifier.
+        classifier: A `ClassifierSteps`.
         trainer: Its Trainer; it may run another module, of which the classifier is a part.
     """
-    module.has_begun = False
-    if getattr(trainer, "lightning_module", None) is not module:
+    classifier.has_begun = False
+    if getattr(trainer, "lightning_module", None) is not classifier:
         return
-    if not any(isinstance(callback, RunHooks) for callback in trainer.callbacks):
-        trainer.callbacks.append(RunHooks())
+    present = [each for each in trainer.callbacks if isinstance(each, RunHooks)]
+    for each in present:
+        each.classifier = classifier
+    if not present:
+        trainer.callbacks.append(RunHooks(classifier))
 
 
-def _classifier(module: Any) -> Any:
-    """A `ClassifierSteps`, which stands above this module."""
-    return module
-
-
-def _match(module: Any, loaders: Any = None) -> None:
-    refuse_unread_checkpoint(module, module.trainer.ckpt_path)
-    module.match_data_classes(loaders)
+def _match(classifier: Any, loaders: Any = None) -> None:
+    refuse_unread_checkpoint(classifier, classifier.trainer.ckpt_path)
+    classifier.match_data_classes(loaders)

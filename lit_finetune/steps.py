@@ -163,7 +163,7 @@ class ClassifierSteps(LightningModule):
         if stage == "fit":
             refuse_flat(self.trainer.strategy)
         self._scores, self._watch = TrainingScores(), LossWatch()
-        log_evaluations(self.trainer)
+        log_evaluations(self, self.trainer)
         datamodule = getattr(self.trainer, "datamodule", None)
         meet_data(self, datamodule, trains=stage == "fit")
 

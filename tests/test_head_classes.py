@@ -75,6 +75,26 @@ def test_a_head_without_names_takes_those_of_the_data_once_it_trains() -> None:
     assert match_classes(["b", "a"], unnamed(2), trains=False).action == "keep"
 
 
+@pytest.mark.parametrize("trains", [True, False])
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        (HeadClasses(("LABEL_0", "LABEL_1"), "network", "its own head"), "'LABEL_0', 'LABEL_1'"),
+        (unnamed(2), "The model names no classes"),
+    ],
+)
+def test_a_head_that_names_no_classes_is_matched_by_place_and_that_is_told_once(
+    head: HeadClasses, words: str, trains: bool
+) -> None:
+    match = match_classes(["wasp", "ant"], head, trains=trains)
+
+    assert match.action in ("name", "keep")
+    assert words in match.told
+    assert "by place" in match.told
+    assert "'wasp', 'ant'" in match.told
+    assert not match_classes(["wasp", "ant"], head, trains=trains, is_new=True).told
+
+
 def test_one_name_in_two_forms_of_unicode_is_one_name() -> None:
     ours, theirs = (unicodedata.normalize(form, "café") for form in ("NFD", "NFC"))
     assert ours != theirs
