@@ -24,18 +24,18 @@ class RunHooks(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if pl_module is self.classifier:
+        if self._runs(pl_module):
             self.classifier.begin_run(stage)
             self.classifier.has_begun = True
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if pl_module is self.classifier and not trainer.strategy.restore_checkpoint_after_setup:
+        if self._runs(pl_module) and not trainer.strategy.restore_checkpoint_after_setup:
             _match(self.classifier)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if pl_module is not self.classifier:
+        if not self._runs(pl_module):
             return
         _match(self.classifier, trainer.train_dataloader)
         classes = self.classifier.data_classes
@@ -44,21 +44,24 @@ class RunHooks(Callback):
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # In a training the labels are those of its own pictures: the sanity check knows them not.
-        if pl_module is self.classifier and trainer.state.fn == "validate":
+        if self._runs(pl_module) and trainer.state.fn == "validate":
             _match(self.classifier, trainer.val_dataloaders)
             self.classifier.tell_new_head()
 
     @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if pl_module is self.classifier:
+        if self._runs(pl_module):
             _match(self.classifier, trainer.test_dataloaders)
             self.classifier.tell_new_head()
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if pl_module is self.classifier:
+        if self._runs(pl_module):
             refuse_unread_checkpoint(pl_module, trainer.ckpt_path)
             self.classifier.tell_new_head(refuse=True)
+
+    def _runs(self, module: LightningModule) -> bool:
+        return module is self.classifier
 
 
 def join_run(classifier: Any, trainer: Any) -> None:
