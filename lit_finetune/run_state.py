@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, tensor
 
 from lit_finetune.batching import batching_of, check_batching
+from lit_finetune.epoch_start import repeat_epoch_start
 from lit_finetune.loader_order import follow_order, order_of, resume_order, sampler_of
 from lit_finetune.resume_point import ResumePoint, finish_epoch, read_point, set_loops, tidy
 
@@ -87,8 +88,10 @@ def start_run(trainer: Any, state: RunState | None) -> None:
         iter(trainer.fit_loop._data_fetcher)
     if state is None or state.is_restored:
         return
-    check_batching(state.batching, batching_of(trainer), batches=state.point.batches)
     state.is_restored = True
+    if state.point.batches:
+        repeat_epoch_start(trainer)
+    check_batching(state.batching, batching_of(trainer), batches=state.point.batches)
     resume_order(trainer, state.order, batches=state.point.batches)
     set_loops(trainer, state.point)
     _step_missed_schedulers(trainer, state)

@@ -118,6 +118,9 @@ def keep_proportion(scheduler: Any) -> None:
         for group in others:
             share = group["lr_ratio"] / leader["lr_ratio"]
             group.update({key: leader[key] * share for key in keys})
+    # The state of a resumed one knows no groups that have joined just before it was made.
+    late = scheduler.optimizer.param_groups[len(scheduler.base_lrs) :]
+    scheduler.base_lrs = [*scheduler.base_lrs, *(group["initial_lr"] for group in late)]
 
 
 def base_lr(group: Mapping[str, Any]) -> float:

@@ -97,6 +97,11 @@ class Record(Logger):
         self.rows.update({(step or 0, name): float(value) for name, value in metrics.items()})
 
 
+def three_digits(**options: Any) -> DigitsDataModule:
+    """Data that needs no file."""
+    return DigitsDataModule(digits=[0, 1, 2], **options)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Situation:
     """How a run is set up."""
@@ -107,6 +112,7 @@ class Situation:
     data: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
     callbacks: Callable[[], list[Callback]] = list
+    datamodule: Callable[..., Any] = three_digits
 
 
 def run(
@@ -139,12 +145,12 @@ def run(
             *situation.callbacks(),
         ],
     )
-    data = {"image_size": 10, "num_workers": 0, "train_augmentation": "auto", **situation.data}
+    data = {"image_size": 10, "batch_size": 16, "num_workers": 0, "train_augmentation": "auto"}
     ckpt_path = folder / "last.ckpt" if resume else None
     try:
         trainer.fit(
             model,
-            DigitsDataModule(digits=[0, 1, 2], batch_size=16, **data),
+            situation.datamodule(**{**data, **situation.data}),
             ckpt_path=ckpt_path,
             weights_only=True,
         )
