@@ -12,6 +12,7 @@ from lit_finetune.checkpoint_form import damaged_part
 from lit_finetune.not_weights import (
     FIRST_BYTES,
     NoWeightsError,
+    is_safetensors,
     refuse_claims,
     refuse_inflated,
     refuse_signature,
@@ -79,7 +80,7 @@ def load_plain(
         ValueError: It holds more than plain data, or is damaged.
     """
     start = _first_bytes(file)
-    if start[8:9] == b"{":
+    if is_safetensors(start):
         raise ValueError(
             f"{_called(file, name)} holds weights (safetensors), and is no checkpoint: load it with"
             " `weights`, on the command line `--model.weights`."

@@ -9,53 +9,39 @@ from typing import Any
 
 from torch import Tensor
 
+from lit_finetune.foreign_archives import foreign_archive
+from lit_finetune.foreign_formats import CONVERT, foreign_format
 from lit_finetune.inert_objects import InertArray, unknown_name
 from lit_finetune.plain_names import is_plain_name
 
-_UNPACK = "unpack it first"
 _SAVE_AGAIN = (
     "On a machine where you trust it, save the tensors alone, "
     '`torch.save({}.state_dict(), "weights.pth")`, or as safetensors, and load that file.'
 )
-_CONVERT = (
-    "convert it where its framework is installed, or take the PyTorch network that it was exported "
-    'from, and save `torch.save(model.state_dict(), "weights.pth")`, or safetensors'
-)
-# By the first bytes of the file.
-_SIGNATURES = {
-    b"version https://git-lfs": "a Git LFS pointer, not the file itself: run `git lfs pull`",
-    b"\x1f\x8b": f"compressed with gzip: {_UNPACK}",
-    b"BZh": f"compressed with bzip2: {_UNPACK}",
-    b"\xfd7zXZ": f"compressed with xz: {_UNPACK}",
-    b"\x28\xb5\x2f\xfd": f"compressed with zstd: {_UNPACK}",
-    b"7z\xbc\xaf": f"a 7z archive: {_UNPACK}",
-    b"Rar!": f"a RAR archive: {_UNPACK}",
-    b"\x89HDF": f"an HDF5 file, as Keras writes them: {_CONVERT}",
-    b"\x93NUMPY": "a NumPy array: convert it to safetensors",
-    b"GGUF": "a GGUF file: convert it to safetensors",
-}
-_FOREIGN_SUFFIXES = {
-    ".onnx": "by its name an ONNX model",
-    ".mlmodel": "by its name a Core ML model",
-    ".pb": "by its name a TensorFlow graph",
-    ".tflite": "by its name a TensorFlow Lite model",
-    ".msgpack": "by its name a msgpack file, as Flax writes them",
-    ".caffemodel": "by its name a Caffe model",
-    ".params": "by its name a file of MXNet's",
-    ".engine": "by its name a TensorRT engine",
-}
-_MEMBERS = {
-    r"\.npy$": "a NumPy archive (.npz)",
-    r"\.weights\.h5$|(^|/)saved_model\.pb$|\.h5$": "a model of Keras or TensorFlow",
+_BY_NAME = {
+    r"\.data-\d{5}-of-\d{5}$": "a TensorFlow checkpoint",
+    r"\.onnx(_data|\.data)?$": "an ONNX model",
     r"\.mlmodel$": "a Core ML model",
-    r"\.onnx$": "an archive with an ONNX model",
+    r"\.pb$": "a TensorFlow graph",
+    r"\.tflite$": "a TensorFlow Lite model",
+    r"\.msgpack$": "a msgpack file, as Flax writes them",
+    r"\.caffemodel$": "a Caffe model",
+    r"\.params$": "a file of MXNet's",
+    r"\.engine$|\.trt$": "a TensorRT engine",
+    r"\.(pdparams|pdiparams|pdmodel|pdopt)$": "a PaddlePaddle model",
+    r"\.mnn$": "an MNN model",
+    r"\.weights$": "the weights of a Darknet network (YOLO)",
+    r"\.h5$|\.hdf5$|\.keras$": "a model of Keras",
 }
-"""What a zip archive is, by the name of a file in it."""
+"""What a file is whose content tells nothing, by its name."""
+_BESIDE = {".xml": "the weights of an OpenVINO model", ".param": "the weights of an ncnn model"}
+"""What a file of bare numbers is, by the suffix of its brother."""
 _TORCH = bytes.fromhex("6cfc9c46f9206aa85019")
 """The number that torch's legacy format begins with, in pickled form."""
-_TAR = slice(257, 262)
-FIRST_BYTES = 512
-"""How much of a file tells what it is."""
+FIRST_BYTES = 1 << 14
+"""How much of a file tells what it is, from its beginning and from its end."""
+_LONGEST_HEADER = 100_000_000
+"""The safetensors library reads no longer one."""
 _LEAST_ROOM = 1 << 20
 """A tensor of so many bytes may be larger than its file: it can be an expanded one."""
 _ROOM_FOR_TEXT = 1 << 24
@@ -71,47 +57,38 @@ class NoWeightsError(Exception):
     """What a file is instead of a weights file, as the end of a sentence that begins with it."""
 
 
-def _text_of(start: bytes) -> bytes:
-    """The first bytes of a file without what may stand before a text: a byte order mark, spaces."""
-    return start.removeprefix(b"\xef\xbb\xbf").lstrip()
+def is_safetensors(start: bytes) -> bool:
+    """Whether a file begins as safetensors do: the length of a text in JSON, and that.
+
+    >>> is_safetensors(bytes([2, 0, 0, 0, 0, 0, 0, 0]) + b"{}"), is_safetensors(b'{"model":{}}')
+    (True, False)
+    """
+    return start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= _LONGEST_HEADER
 
 
-def refuse_foreign(path: Path, start: bytes) -> None:
-    """Raise if a file is a network of another framework, by its content, or else by its suffix."""
-    what = None
-    if start[4:8] == b"TFL3":
-        what = "a TensorFlow Lite model"
-    elif re.match(rb"\x08[\x01-\x20][\x12\x1a:]", start) and path.suffix != ".mlmodel":
-        what = "a SavedModel of TensorFlow" if path.suffix == ".pb" else "an ONNX model"
-    elif re.match(rb"(?:[\x81-\x8f]|\xde..|\xdf....)[\xa1-\xbf\xd9]", start, re.DOTALL):
-        what = "a msgpack file, as Flax writes them"
-    elif _text_of(start).startswith(b"<?xml"):
-        what = "an XML file, such as OpenVINO's"
-    elif start.startswith((b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"%PDF")):
-        raise NoWeightsError("is a picture or a document, not weights: give a weights file.")
-    elif not start.startswith((b"PK\x03\x04", b"\x80")):
-        what = _FOREIGN_SUFFIXES.get(path.suffix.lower())
+def is_of_torch(start: bytes) -> bool:
+    """Whether a file begins as one of `torch.save` or safetensors, or as any other zip archive."""
+    is_legacy = start.startswith(b"\x80") and _TORCH in start[:32]
+    return is_legacy or start.startswith(b"PK\x03\x04") or is_safetensors(start)
+
+
+def refuse_signature(start: bytes, end: bytes = b"") -> None:
+    """Raise if a file is something else than weights, by its first bytes, and its last ones."""
+    what = None if is_of_torch(start) else foreign_format(start, end)
     if what:
-        raise NoWeightsError(f"is {what}, not a file of PyTorch's: {_CONVERT}.")
+        raise NoWeightsError(f"is {what}.")
 
 
-def refuse_signature(start: bytes) -> None:
-    """Raise if the first bytes of a file are those of something else than weights."""
-    if start[8:9] == b"{":  # safetensors: a length, then JSON
-        return
-    text = _text_of(start).lower()
-    if text.startswith(b"<") and (b"<html" in text or not text.startswith(b"<?xml")):
-        raise NoWeightsError("is a web page, not a weights file: download it again.")
-    for signature, what in _SIGNATURES.items():
-        if start.startswith(signature):
-            raise NoWeightsError(f"is {what}.")
-    if start.startswith(b"\x80") and _TORCH not in start[:32]:
-        raise NoWeightsError(
-            "is a pickle that `torch.save` did not write, or damaged; to unpickle it could run any "
-            f"code. {_SAVE_AGAIN.format('model')}"
-        )
-    if start[_TAR] == b"ustar":
-        raise NoWeightsError(f"is a tar archive: {_UNPACK}, and give the weights file in it.")
+def refuse_foreign_name(path: Path) -> None:
+    """Raise if a file whose content tells nothing is a network of another framework by its name."""
+    found = (what for pattern, what in _BY_NAME.items() if re.search(pattern, path.name.lower()))
+    what = next(found, None)
+    is_bare = path.suffix in (".bin", ".weights")
+    for suffix, beside in _BESIDE.items() if is_bare else ():
+        if path.with_suffix(suffix).is_file():
+            what = f"{beside} (`{path.with_suffix(suffix).name}` is beside it)"
+    if what:
+        raise NoWeightsError(f"is by its name {what}, not a file of PyTorch's: {CONVERT}.")
 
 
 def refuse_archive(path: Path) -> None:
@@ -119,12 +96,7 @@ def refuse_archive(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         if not any(member.filename.split("/")[-1] == "data.pkl" for member in members):
-            for pattern, what in _MEMBERS.items():
-                if any(re.search(pattern, member.filename) for member in members):
-                    raise NoWeightsError(f"is {what}, not a file of PyTorch's: {_CONVERT}.")
-            raise NoWeightsError(
-                f"is a zip archive, but not one of torch's: {_UNPACK}, and give a weights file."
-            )
+            raise NoWeightsError(f"is {foreign_archive([each.filename for each in members])}.")
         refuse_claims(members, path.stat().st_size)
         # torch does not look at the checksums, and may be told to write none: all are 0 then.
         if any(member.CRC for member in members) and archive.testzip():
@@ -169,35 +141,8 @@ def shard_names(index: Path) -> list[str]:
     return sorted(names)
 
 
-def folder_advice(folder: Path) -> str:
-    """What to do about a folder that was given as a weights file."""
-    names = {file.name for file in folder.iterdir()}
-    if "meta.pt" in names and ".metadata" in names:
-        command = f"python -m lightning.pytorch.utilities.consolidate_checkpoint {folder}"
-        return (
-            f" It is a checkpoint in parts, as Lightning's FSDP writes it: gather it, `{command}`."
-        )
-    if ".metadata" in names:
-        tool = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch"
-        return (
-            " It is a distributed checkpoint (DCP, FSDP): gather it in one file, "
-            f"`{tool} {folder} weights.pth`."
-        )
-    if "zero_to_fp32.py" in names:
-        return " It is a checkpoint of DeepSpeed: run the `zero_to_fp32.py` in it."
-    return files_in(folder)
-
-
-def files_in(folder: Path) -> str:
-    """The first few files in a folder, as the end of a message; those with weights first."""
-    suffixes = (".safetensors", ".index.json", ".bin", ".pth", ".pt", ".ckpt")
-    names = [file.name for file in folder.iterdir() if file.is_file()]
-    names.sort(key=lambda name: (not name.endswith(suffixes), name))
-    return f" The folder has: {', '.join(names[:5]) or 'no files'}."
-
-
-def what_is_wrong(path: Path, error: Exception) -> str:
-    """What a reader's error says of a file, and what to do."""
+def what_is_wrong(path: Path, error: Exception, start: bytes) -> str:
+    """What a reader's error says of a file that begins so, and what to do."""
     if isinstance(error, NoWeightsError):
         return str(error)
     if unsafe := unknown_name(error):
@@ -207,7 +152,12 @@ def what_is_wrong(path: Path, error: Exception) -> str:
         what = "is a TorchScript archive: a program, not only weights."
         return f"{what} {_SAVE_AGAIN.format(f'torch.jit.load({path.name!r})')}"
     size = f"{path.stat().st_size:,} bytes"
-    return f"is no weights file, cut short or damaged ({size}). Download or save it again."
+    if is_of_torch(start):
+        return f"is no weights file, cut short or damaged ({size}). Download or save it again."
+    return (
+        f"is no weights file, or damaged ({size}): it begins neither as a file of `torch.save` nor "
+        "of safetensors. Give such a file, or download or save it again."
+    )
 
 
 def what_it_has(content: Any) -> str:

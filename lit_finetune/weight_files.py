@@ -1,5 +1,6 @@
 """Read weights files of any kind without running the code that may be in them."""
 
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,14 +12,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lit_finetune._names import nearest
+from lit_finetune.foreign_folders import files_in, folder_advice
 from lit_finetune.inert_objects import INERT, Inert, is_loaded_enum, unknown_name
 from lit_finetune.not_weights import (
     FIRST_BYTES,
     NoWeightsError,
-    files_in,
-    folder_advice,
+    is_of_torch,
+    is_safetensors,
     refuse_archive,
-    refuse_foreign,
+    refuse_foreign_name,
     refuse_inflated,
     refuse_signature,
     shard_names,
@@ -61,9 +63,15 @@ def _check_exists(path: Path) -> None:
         return
     if path.is_dir():
         raise ValueError(f"{path} is a folder, not a weights file.{folder_advice(path)}")
+    if path.is_symlink() and not path.exists():
+        to = os.readlink(path)
+        fetch = " Run `git annex get` on it." if "annex/objects" in to else " Copy it again."
+        raise FileNotFoundError(f"{path} is a link to {to}, which is not there.{fetch}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"No weights file {path}: its folder does not exist.")
-    if not path.is_file():
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is a pipe or a device, not a weights file: copy it to a file.")
+    if not path.exists():
         near = nearest(path.name, (file.name for file in path.parent.iterdir()))
         hint = near or files_in(path.parent)
         raise FileNotFoundError(f"No weights file {path.name!r} in {path.parent}.{hint}")
@@ -85,28 +93,40 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 
 
 def _read(path: Path) -> Any:
-    with path.open("rb") as file:
-        start = file.read(FIRST_BYTES)
+    start, end = _ends(path)
     # A damaged file makes the readers raise nearly anything: KeyError, EOFError, struct.error, …
     try:
-        refuse_signature(start)
-        if start[8:9] != b"{":
-            refuse_foreign(path, start)
+        refuse_signature(start, end)
+        if not is_of_torch(start):
+            refuse_foreign_name(path)
         content = _load(path, start)
         for tensors in _find_state_dicts(content).values():
             refuse_inflated(tensors, path.stat().st_size)
     except Exception as error:
-        raise ValueError(f"{path} {what_is_wrong(path, error)}") from error
+        raise ValueError(f"{path} {what_is_wrong(path, error, start)}") from error
     return content
+
+
+def _ends(path: Path) -> tuple[bytes, bytes]:
+    """The first and the last bytes of a file."""
+    with path.open("rb") as file:
+        start = file.read(FIRST_BYTES)
+        file.seek(max(0, path.stat().st_size - FIRST_BYTES))
+        return start, file.read(FIRST_BYTES)
 
 
 def _load(path: Path, start: bytes) -> Any:
     """What a file holds, by its first bytes, of data only."""
-    if start[8:9] == b"{" or path.suffix == ".safetensors":
+    if is_safetensors(start):
         return load_file(path)
     is_zip = start.startswith(b"PK\x03\x04")
     if is_zip:
         refuse_archive(path)
+    if path.suffix == ".safetensors" and is_of_torch(start):
+        raise NoWeightsError(
+            "is a file of `torch.save` by its content, and torch goes by the name: rename it, to "
+            f"`{path.stem}.pth`."
+        )
     enums: list[tuple[type, str]] = []
     while True:
         try:
