@@ -18,8 +18,8 @@ from torch.nn import functional
 from typing_extensions import override
 
 from lit_finetune.classifier import FinetuneClassifier
+from lit_finetune.eval_mode import eval_mode
 from lit_finetune.features import HeadFeatures, collect_features
-from lit_finetune.freezing import eval_mode
 from lit_finetune.head_use import linear_head
 from lit_finetune.probe import L2_PATH, ProbeFit
 from lit_finetune.probe_checks import check_options, has_two_classes

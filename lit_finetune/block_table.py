@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lit_finetune.blocks import list_blocks
 from lit_finetune.compiled import eagerly
-from lit_finetune.freezing import eval_mode
+from lit_finetune.eval_mode import eval_mode
 
 WIDEST = 44
 """How many characters of the names of a block's modules are shown."""

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from lit_finetune.data_config import DataConfig
-from lit_finetune.freezing import eval_mode
+from lit_finetune.eval_mode import eval_mode
 
 
 def dry_run(network: nn.Module, data_config: DataConfig, *, purpose: str) -> Any:

@@ -1,7 +1,6 @@
 """Apply to a network what trains and what does not, and hold it there."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -159,18 +158,6 @@ def release(frozen: Iterable[nn.Module]) -> None:
     """Let modules that were held train again."""
     for module in frozen:
         module.training = True
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode, and each of its modules back into its own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _is_partly_live(name: str, module: nn.Module, live: Collection[str]) -> bool:

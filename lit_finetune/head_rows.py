@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 
 from lit_finetune.data_config import DataConfig
 from lit_finetune.dry_run import num_channels
-from lit_finetune.freezing import eval_mode
+from lit_finetune.eval_mode import eval_mode
 from lit_finetune.head_search import Layer, last_layer, replaced_layers
 from lit_finetune.heads import FIRST_STD
 from lit_finetune.outputs import logits_of

@@ -20,8 +20,8 @@ from lit_finetune.checkpoint_restore import tell_damage
 from lit_finetune.class_matching import match_head, meet_data, take_classes
 from lit_finetune.data_config import DataConfig, eval_transform
 from lit_finetune.distributed import refuse_flat, refuse_wrapped
+from lit_finetune.eval_mode import eval_mode
 from lit_finetune.evaluation import Loaders, Stage, count_evaluation, log_evaluations
-from lit_finetune.freezing import eval_mode
 from lit_finetune.head_classes import HeadClasses, named_by_hand
 from lit_finetune.head_rows import note_names
 from lit_finetune.images import as_rgb

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_finetune.blocks import list_blocks
+from lit_finetune.eval_mode import eval_mode
 from lit_finetune.freezing import (
-    eval_mode,
     frozen_modules,
     hold,
     norm_parameters,
