@@ -1,6 +1,5 @@
 """Finding the pictures that cannot be read, before a run stumbles over them."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +10,7 @@ from rich.progress import track
 
 from lit_finetune.bit_depth import declared_bits
 from lit_finetune.images import load_image, open_image
+from lit_finetune.json_files import read_json
 
 from .completeness import is_surely_whole
 from .portable_names import from_text, to_text
@@ -101,7 +101,7 @@ def stamp_if_there(path: Path) -> list[int]:
 def read_record(path: Path) -> dict[str, Any]:
     """What earlier runs found; nothing, if there is no record that can be read."""
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path)
         return {from_text(name): entry for name, entry in stored.items()}
     except (OSError, ValueError, AttributeError):
         return {}

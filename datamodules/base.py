@@ -241,7 +241,7 @@ class ImageDataModule(LightningDataModule):
     @override
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
         """The data module of these keywords, with the order of a run; the file names nothing."""
-        content = read_checkpoint(local_or_fetched(checkpoint_path), mmap=True)
+        content = read_checkpoint(local_or_fetched(checkpoint_path))
         module = cls(**kwargs)
         if state := content.get(cls.__qualname__):
             module.load_state_dict(state)

@@ -19,6 +19,7 @@ from rich.progress import track
 
 from lit_finetune.atomic_write import atomic_folder
 from lit_finetune.images import load_part
+from lit_finetune.json_files import parse_json, read_json
 from lit_finetune.plain_names import is_plain_name
 
 from .base import Part
@@ -116,7 +117,7 @@ class PackedSamples:
     def names(self) -> Sequence[str]:
         """What each picture was called."""
         lines = (self.folder / NAMES).read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        return [str(parse_json(line)) for line in lines]
 
     def load(self, index: int) -> Image.Image:
         """One picture, in RGB."""
@@ -161,10 +162,10 @@ def check_format(folder: Path) -> None:
     """
     path = folder / INDEX
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = read_json(path)
         config, chunks = index["config"], [chunk["filename"] for chunk in index["chunks"]]
         found = config.get("data_format")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"'{path}' is no index of packed pictures: it is damaged.") from error
     if found != FORMAT or config.get("encryption") or config.get("item_loader") != "PyTreeLoader":
         raise ValueError(

@@ -1,12 +1,12 @@
 """A split on disk: the same on every rank and after every resume."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lit_finetune.atomic_write import atomic_write_text
+from lit_finetune.json_files import read_json
 
 from .portable_names import from_text, json_text, to_text
 from .splits import split_fractions, stratified_split
@@ -82,7 +82,7 @@ def read_split(path: Path, plan: SplitPlan) -> dict[str, list[str]]:
         ValueError: the file is no split, or was made by another plan.
     """
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path)
         files = stored.pop("files").items()
         parts = {split: list(map(from_text, names)) for split, names in files}
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -49,7 +49,7 @@ def read_model(ckpt_path: str, *, said: Iterable[str], taken: Iterable[str]) -> 
         FileNotFoundError: There is no such checkpoint.
     """
     file = local_or_fetched(ckpt_path)
-    hparams = read_hparams(read_checkpoint(file, name=ckpt_path, mmap=True))
+    hparams = read_hparams(read_checkpoint(file, name=ckpt_path, skip_data=True))
     if "backbone" in hparams and hparams["backbone"] is None and "backbone" not in said:
         raise ValueError(
             f"{ckpt_path} is of a network that was passed as a module, or built from objects: name"

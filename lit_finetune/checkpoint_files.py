@@ -57,7 +57,7 @@ def was_written_by(path: str, folder: str, *, state_key: str, run_id: str) -> bo
     if not os.path.isfile(path) and not os.path.isdir(path):  # a pipe would be waited for
         return False
     try:
-        state = plain_part(path)["callbacks"][state_key]
+        state = plain_part(path, skip_data=True)["callbacks"][state_key]
         listed = [*state["best_k_models"], state["best_model_path"], state["last_model_path"]]
         names = {Path(each).name for each in listed}
     # What is no checkpoint makes torch raise nearly anything.

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from lit_finetune.atomic_write import atomic_write
 from lit_finetune.checkpoint_files import is_local
-from lit_finetune.checkpoint_reader import load_plain, read_checkpoint
+from lit_finetune.checkpoint_reader import read_checkpoint, refuse_unsafe
 from lit_finetune.checkpoint_source import local_or_fetched
 from lit_finetune.distributed import shards
 from lit_finetune.terminal_text import printable
@@ -66,10 +66,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
         """What a file or an address holds, or the weights in a folder of a sharded run."""
+        refuse_unsafe(weights_only)
         source = local_or_fetched(path)
-        if weights_only is False:
-            content: dict[str, Any] = load_plain(source, name=path, weights_only=False)
-            return content
         return read_checkpoint(source, name=path, map_location=map_location or "cpu")
 
     @override

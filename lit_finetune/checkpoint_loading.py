@@ -3,18 +3,20 @@
 import ast
 import csv
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lit_finetune.checkpoint_reader import read_checkpoint
+from lit_finetune.checkpoint_reader import read_checkpoint, refuse_unsafe
 from lit_finetune.checkpoint_restore import migrate
-from lit_finetune.checkpoint_source import local_or_fetched
+from lit_finetune.checkpoint_source import opened
 from lit_finetune.trusted_hparams import read_hparams, trusted_hparams
 
 
+@contextmanager
 def readable(
     cls: type[Any],
     checkpoint: Any,
@@ -22,31 +24,32 @@ def readable(
     hparams_file: str | Path | None,
     weights_only: bool | None,
     said: Mapping[str, Any],
-) -> tuple[Any, dict[str, Any]]:
+) -> Iterator[tuple[Any, dict[str, Any]]]:
     """What Lightning's `load_from_checkpoint` may be called with, once a file has been judged.
 
     Args:
         cls: The class that is loaded.
         checkpoint: A path, an address, a folder of shards, or an open file.
         hparams_file: A file that counts in the place of the checkpoint's hyper-parameters.
-        weights_only: The user's wish; True where there is none.
+        weights_only: The user's wish; False is refused.
         said: What the user gives by keyword: it counts, and is trusted.
 
-    Returns:
-        A file, and keywords.
+    Yields:
+        An open file, and keywords.
 
     Raises:
         ValueError: The file holds more than plain data, or names what only the user may name.
         FileNotFoundError: There is no such file.
     """
-    file, only = local_or_fetched(checkpoint), weights_only is not False
+    refuse_unsafe(weights_only)
     name = checkpoint if isinstance(checkpoint, str | Path) else None
-    content = read_checkpoint(file, name=name, mmap=True, weights_only=only)
-    migrate(content)  # as Lightning will: what is judged is what it sees
-    if hparams_file is not None:
-        content[cls.CHECKPOINT_HYPER_PARAMS_KEY] = read_hparams_file(Path(hparams_file))
-    overrides = trusted_overrides(cls, content, said=said)
-    return file, {"hparams_file": hparams_file, "weights_only": only, **overrides, **said}
+    with opened(checkpoint) as file:
+        content = read_checkpoint(file, name=name, skip_data=True)
+        migrate(content)  # as Lightning will: what is judged is what it sees
+        if hparams_file is not None:
+            content[cls.CHECKPOINT_HYPER_PARAMS_KEY] = read_hparams_file(Path(hparams_file))
+        overrides = trusted_overrides(cls, content, said=said)
+        yield file, {"hparams_file": hparams_file, "weights_only": True, **overrides, **said}
 
 
 def read_hparams_file(path: Path) -> Any:

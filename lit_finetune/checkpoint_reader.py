@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from lit_finetune.checkpoint_form import damaged_part
 from lit_finetune.not_weights import (
     FIRST_BYTES,
@@ -18,7 +16,9 @@ from lit_finetune.not_weights import (
     refuse_signature,
     what_it_has,
 )
+from lit_finetune.pickle_check import PickleError
 from lit_finetune.terminal_text import printable
+from lit_finetune.torch_files import load_torch_file, open_torch_file, tensors_in
 
 
 def read_checkpoint(file: Any, *, name: str | Path | None = None, **options: Any) -> dict[str, Any]:
@@ -59,13 +59,26 @@ def refuse_damaged(content: Any, called: str | Path) -> None:
         )
 
 
+def refuse_unsafe(weights_only: bool | None) -> None:
+    """Refuse to unpickle whatever a checkpoint holds.
+
+    Raises:
+        ValueError: `weights_only` is False; the message says what to do instead.
+    """
+    if weights_only is False:
+        raise ValueError(
+            "`weights_only=False` would run any code that a checkpoint holds, and is not followed:"
+            " leave it out. If the checkpoint holds objects of classes of your own, name these"
+            " first: `torch.serialization.add_safe_globals([MyClass])`."
+        )
+
+
 def load_plain(
     file: Any,
     *,
     name: str | Path | None = None,
     map_location: Any = "cpu",
-    mmap: bool = False,
-    weights_only: bool = True,
+    skip_data: bool = False,
 ) -> Any:
     """What a file of `torch.save` holds, if that is plain data.
 
@@ -73,63 +86,41 @@ def load_plain(
         file: A path, or an open file.
         name: What messages call it; by default its path.
         map_location: As for `torch.load`.
-        mmap: Whether tensors stay in the file, for whoever needs but the rest.
-        weights_only: False runs whatever code the file holds: only ever the user's explicit wish.
+        skip_data: Whether tensors may be without their data, for whoever needs but the rest.
 
     Raises:
         ValueError: It holds more than plain data, or is damaged.
     """
-    start = _first_bytes(file)
+    if isinstance(file, str | Path):
+        with open_torch_file(file) as opened:
+            options = {"map_location": map_location, "skip_data": skip_data}
+            return load_plain(opened, name=name or file, **options)
+    start = file.read(FIRST_BYTES)
+    file.seek(0)
     if is_safetensors(start):
         raise ValueError(
             f"{_called(file, name)} holds weights (safetensors), and is no checkpoint: load it with"
             " `weights`, on the command line `--model.weights`."
         )
-    is_mapped = mmap and isinstance(file, str | Path) and start.startswith(b"PK")
-    options = {"map_location": map_location, "weights_only": weights_only}
     try:
         refuse_signature(start)
-        size = _refuse_inflated_archive(file) if start.startswith(b"PK") else None
-        content = torch.load(file, mmap=is_mapped or None, **options)
-        if size is not None and isinstance(content, Mapping):
-            refuse_inflated(_tensors(content.get("state_dict")), size)
+        size = file.seek(0, 2)
+        file.seek(0)
+        if start.startswith(b"PK"):
+            with zipfile.ZipFile(file) as archive:
+                refuse_claims(archive.infolist(), size)
+            file.seek(0)
+        content = load_torch_file(file, map_location=map_location, skip_data=skip_data)
+        refuse_inflated(dict(tensors_in(content)), size)
         return content
-    except OSError:
-        raise
     # A damaged file makes torch raise nearly anything. What it says of code that it did not run is
     # how to run it, so its error is not shown as the cause either.
     except Exception as error:
-        if not weights_only:
+        if isinstance(error, OSError) and error.errno is not None:
             raise
         raise ValueError(f"{_called(file, name)} {_what_is_wrong(error)}") from None
     finally:
-        if not isinstance(file, str | Path):
-            file.seek(0)
-
-
-def _refuse_inflated_archive(file: Any) -> int:
-    """Refuse a zip archive that claims more than it has; how large it is."""
-    place = file.tell() if hasattr(file, "tell") else 0
-    size = Path(file).stat().st_size if isinstance(file, str | Path) else file.seek(0, 2)
-    with zipfile.ZipFile(file) as archive:
-        refuse_claims(archive.infolist(), size)
-    if hasattr(file, "seek"):
-        file.seek(place)
-    return int(size)
-
-
-def _tensors(state: Any) -> dict[str, torch.Tensor]:
-    named = state.items() if isinstance(state, Mapping) else ()
-    return {str(name): each for name, each in named if isinstance(each, torch.Tensor)}
-
-
-def _first_bytes(file: Any) -> bytes:
-    if isinstance(file, str | Path):
-        with Path(file).open("rb") as opened:
-            return opened.read(FIRST_BYTES)
-    start: bytes = file.read(FIRST_BYTES)
-    file.seek(0)
-    return start
+        file.seek(0)
 
 
 def _called(file: Any, name: str | Path | None) -> str:
@@ -140,6 +131,8 @@ def _what_is_wrong(error: Exception) -> str:
     """What torch's error says of a file, and what to do."""
     if isinstance(error, NoWeightsError):
         return str(error)
+    if isinstance(error, PickleError):
+        return f"{error}, so it was not opened: it is damaged, or was made to do harm."
     unsafe = re.search(r"(?:GLOBAL|[Uu]nsupported (?:class|global)) ([\w.]+)", str(error))
     if unsafe:
         return (

@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch.utilities.migration.utils import migrate_checkpoint
 
 from lit_finetune.checkpoint_form import other_form
+from lit_finetune.checkpoint_reader import refuse_unsafe
 from lit_finetune.distributed import shards
 from lit_finetune.sharded_checkpoint import plain_data_only, plain_part
 
@@ -47,12 +48,13 @@ def _resume_start(
     checkpoint_path: Any = None,
     weights_only: bool | None = None,
 ) -> None:
-    if not checkpoint_path or weights_only is False or not shards(trainer.strategy):
+    refuse_unsafe(weights_only)
+    if not checkpoint_path or not shards(trainer.strategy):
         with _told_as_damage():
             resume_start(checkpoint_path, weights_only=weights_only)
         return
     # A strategy that shards reads it itself: Lightning has no CheckpointIO for that.
-    plain_part(checkpoint_path)
+    plain_part(checkpoint_path, skip_data=True)
     with plain_data_only(checkpoint_path), _told_as_damage():
         resume_start(checkpoint_path, weights_only=weights_only)
 

@@ -1,6 +1,8 @@
 """Where a checkpoint comes from: a file, an address, a folder of shards, an open file."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import fsspec  # type: ignore[import-untyped]  # has no types; torch brings it
 from lit_finetune._names import nearest
 from lit_finetune.checkpoint_files import is_local
 from lit_finetune.sharded_checkpoint import as_file
+from lit_finetune.torch_files import open_torch_file
 
 
 def local_or_fetched(checkpoint: Any) -> Any:
@@ -32,6 +35,21 @@ def local_or_fetched(checkpoint: Any) -> Any:
         names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
         raise FileNotFoundError(f"There is no checkpoint {path}.{nearest(path.name, names)}")
     return path
+
+
+@contextmanager
+def opened(checkpoint: Any) -> Iterator[Any]:
+    """A checkpoint as an open file; one of the user's is left open.
+
+    Raises:
+        OSError: There is no such file, or it cannot be read.
+    """
+    source = local_or_fetched(checkpoint)
+    if not isinstance(source, Path):
+        yield source
+        return
+    with open_torch_file(source) as file:  # once: another one could come in its place
+        yield file
 
 
 def _fetched(address: str) -> io.BytesIO:

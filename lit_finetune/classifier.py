@@ -385,10 +385,11 @@ class FinetuneClassifier(ClassifierSteps):
         a classifier is known. A head given as a module or callable has to be given again.
 
         The path may be an address, or the folder of a sharded run. The arguments are Lightning's,
-        but `weights_only` is True where it is not given.
+        but `weights_only=False` is refused: objects of classes of your own in the file are named by
+        `torch.serialization.add_safe_globals`.
         """
         given = {"hparams_file": hparams_file, "weights_only": weights_only}
-        file, judged = readable(cls, checkpoint_path, said=kwargs, **given)
-        loaded = super().load_from_checkpoint(file, map_location, strict=strict, **judged)
-        refuse_unread_checkpoint(loaded, file)
+        with readable(cls, checkpoint_path, said=kwargs, **given) as (file, judged):
+            loaded = super().load_from_checkpoint(file, map_location, strict=strict, **judged)
+        refuse_unread_checkpoint(loaded, checkpoint_path)
         return loaded

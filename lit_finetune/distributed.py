@@ -19,7 +19,7 @@ from torch.distributed.fsdp.wrap import CustomPolicy
 
 from lit_finetune.flat import is_flat
 from lit_finetune.plan import Plan
-from lit_finetune.sharded_checkpoint import plain_data_only, plain_part
+from lit_finetune.sharded_checkpoint import plain_data_only, shared_part
 from lit_finetune.sharding import (
     keep_statistics_alike,
     refuse_tensor_parallel,
@@ -248,7 +248,7 @@ def look_ahead(strategy: Strategy, prepare: Callable[[dict[str, Any]], None] | N
         checkpoint_path: str | Path, weights_only: bool | None = None
     ) -> dict[str, Any]:
         del strategy.load_checkpoint  # of this object: the class has its own
-        plain = plain_part(strategy.broadcast(checkpoint_path))
+        plain = shared_part(strategy.broadcast(checkpoint_path))
         if prepare is None:
             strategy.optimizers = []
         else:

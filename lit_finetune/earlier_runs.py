@@ -56,7 +56,7 @@ def best_checkpoint(places: Iterable[Path]) -> Path:
         raise _not_found("best", places)
     newest = max(found, key=_written_at)
     # Of several it knows which is best; of its path no more is believed than the name.
-    named = newest.with_name(Path(_best_in(plain_part(newest)) or newest).name)
+    named = newest.with_name(Path(_best_in(plain_part(newest, skip_data=True)) or newest).name)
     return named if named in found else newest
 
 

@@ -1,6 +1,5 @@
 """What people have in the place of a weights file, and what they can do about it."""
 
-import json
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -12,6 +11,8 @@ from torch import Tensor
 from lit_finetune.foreign_archives import foreign_archive
 from lit_finetune.foreign_formats import CONVERT, foreign_format
 from lit_finetune.inert_objects import InertArray, unknown_name
+from lit_finetune.json_files import read_json
+from lit_finetune.pickle_check import PickleError
 from lit_finetune.plain_names import is_plain_name
 
 _SAVE_AGAIN = (
@@ -127,8 +128,8 @@ def refuse_inflated(tensors: Mapping[str, Tensor], size: int) -> None:
 def shard_names(index: Path) -> list[str]:
     """The files that a Hugging Face index names, all of them beside the index."""
     try:
-        names = set(json.loads(index.read_bytes())["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        names = set(read_json(index)["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise NoWeightsError("is no index of weights files: no `weight_map`.") from error
     for name in names:
         if not is_plain_name(name):
@@ -145,6 +146,8 @@ def what_is_wrong(path: Path, error: Exception, start: bytes) -> str:
     """What a reader's error says of a file that begins so, and what to do."""
     if isinstance(error, NoWeightsError):
         return str(error)
+    if isinstance(error, PickleError):
+        return f"{error}, so it was not opened: it is damaged, or was made to do harm."
     if unsafe := unknown_name(error):
         what = f"holds more than tensors: `{unsafe}` would be unpickled, which can run any code."
         return f"{what} {_SAVE_AGAIN.format('model')}"

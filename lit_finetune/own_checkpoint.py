@@ -51,8 +51,8 @@ def read_classes(path: str | Path) -> list[str] | None:
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        return classes_in(plain_part(path))
-    return classes_in(read_content(path)) if _speaks_of_us(path) else None
+        return classes_in(plain_part(path, skip_data=True))
+    return classes_in(read_content(path, skip_data=True)) if _speaks_of_us(path) else None
 
 
 def _speaks_of_us(path: Path) -> bool:

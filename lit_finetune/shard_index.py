@@ -23,8 +23,10 @@ from torch.distributed.checkpoint.metadata import (
 )
 from typing_extensions import override
 
+from lit_finetune.pickle_check import PickleError, check_pickle
 from lit_finetune.plain_names import is_plain_name
 from lit_finetune.terminal_text import printable
+from lit_finetune.torch_files import open_torch_file
 
 INDEX = ".metadata"
 """What torch calls the file."""
@@ -67,13 +69,17 @@ def read_index(folder: str | Path) -> Metadata:
     """
     path = Path(folder) / INDEX
     try:
-        with path.open("rb") as file:
+        with open_torch_file(path) as file:
+            check_pickle(file)
+            file.seek(0)
             index = _IndexUnpickler(file).load()
         names = _checked_names(index)
     except OSError:
         raise
     except Exception as error:  # a damaged pickle makes its reader raise nearly anything
         told = str(error) if isinstance(error, ValueError) else "It is damaged."
+        if isinstance(error, PickleError):
+            told = f"It {error}."
         raise ValueError(
             f"{printable(path)} is no index of a sharded checkpoint. {told}"
         ) from error
@@ -99,7 +105,7 @@ def _checked_names(index: Any) -> set[Any]:
             for name, entry in index.state_dict_metadata.items()
         )
         and all(
-            isinstance(place, MetadataIndex) and isinstance(info, _StorageInfo)
+            isinstance(place, MetadataIndex) and _is_place(info)
             for place, info in index.storage_data.items()
         )
     )
@@ -115,6 +121,15 @@ def _is_entry(entry: Any) -> bool:
         isinstance(entry, TensorStorageMetadata)
         and isinstance(entry.properties.dtype, torch.dtype)
         and all(type(side) is int and side >= 0 for side in entry.size)
+    )
+
+
+def _is_place(info: Any) -> bool:
+    """Whether an entry says where in a file something stands, as it is and not compressed."""
+    return (
+        isinstance(info, _StorageInfo)
+        and all(type(number) is int and number >= 0 for number in (info.offset, info.length))
+        and not getattr(info, "transform_descriptors", None)
     )
 
 

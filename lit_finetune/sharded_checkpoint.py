@@ -11,34 +11,48 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.utils import _create_file_view
 from typing_extensions import override
 
 from lit_finetune.checkpoint_reader import load_plain, refuse_damaged
 from lit_finetune.shard_index import INDEX, has_index, read_index
 from lit_finetune.terminal_text import printable
+from lit_finetune.torch_files import check_torch_file
 
 _PLAIN_PART = "meta.pt"
 _WEIGHTS = "state_dict."
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
-def plain_part(checkpoint: str | Path) -> dict[str, Any]:
+def plain_part(checkpoint: str | Path, *, skip_data: bool = False) -> dict[str, Any]:
     """What a checkpoint says besides the shards.
 
     Args:
         checkpoint: A file that holds the whole network, or a folder of shards.
+        skip_data: Whether tensors may be without their data.
     """
     path = Path(checkpoint)
     file = path / _PLAIN_PART if path.is_dir() else path
-    content: dict[str, Any] = load_plain(file, mmap=True)
+    content: dict[str, Any] = load_plain(file, skip_data=skip_data)
     refuse_damaged(content, checkpoint)
+    return content
+
+
+def shared_part(checkpoint: str | Path) -> dict[str, Any]:
+    """The same for all processes of a node, which share the memory that a whole network takes.
+
+    The strategy that asks for it will map the file as well.
+    """
+    content = plain_part(checkpoint, skip_data=os.path.isfile(checkpoint))
+    if os.path.isfile(checkpoint):
+        content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
     return content
 
 
@@ -96,8 +110,12 @@ def plain_data_only(checkpoint: str | Path) -> Iterator[None]:
     """
     if has_index(checkpoint):
         read_index(checkpoint)
+    ours = {name: vars(_Reader)[name] for name in ("read_metadata", "_slice_file")}
+    torchs = {name: vars(FileSystemReader)[name] for name in ours}
     before = os.environ.get(_FORCE)
     os.environ[_FORCE] = "1"  # what is no tensor torch would unpickle, whatever it is
+    for name, method in ours.items():  # torch makes readers of its own, and reads the index again
+        setattr(FileSystemReader, name, method)
     try:
         yield
     except CheckpointException as error:  # of all processes together, and no Exception
@@ -106,12 +124,20 @@ def plain_data_only(checkpoint: str | Path) -> Iterator[None]:
             " the checkpoint was not opened. Copy or download it again."
         ) from error
     finally:
+        for name, method in torchs.items():
+            setattr(FileSystemReader, name, method)
         os.environ.pop(_FORCE)
         if before is not None:
             os.environ[_FORCE] = before
 
 
 class _Reader(FileSystemReader):
+    @override
+    def _slice_file(self, file: IO[bytes], sinfo: Any) -> IO[bytes]:
+        part = _create_file_view(cast(Any, file), sinfo.offset, sinfo.length)
+        check_torch_file(part)
+        return cast(IO[bytes], part)
+
     @override
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         index = read_index(str(self.path))

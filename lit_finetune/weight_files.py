@@ -28,6 +28,7 @@ from lit_finetune.not_weights import (
     what_it_has,
 )
 from lit_finetune.sharded_checkpoint import gather_checkpoint, is_of_shards
+from lit_finetune.torch_files import load_torch_file, open_torch_file
 
 _MOST_ENUMS = 16
 _MOST_LEVELS = 3
@@ -36,8 +37,7 @@ _MOST_LEVELS = 3
 def read_entries(path: str | Path) -> dict[str, dict[str, Tensor]]:
     """All state dicts in a weights file, each under the dotted key at which it was found.
 
-    The key of a file that is itself a state dict is "". Tensors may be mapped from the file: copy
-    what is kept.
+    The key of a file that is itself a state dict is "".
 
     Raises:
         FileNotFoundError: There is no such file; the message names the nearest ones.
@@ -52,10 +52,15 @@ def read_entries(path: str | Path) -> dict[str, dict[str, Tensor]]:
     return entries
 
 
-def read_content(path: str | Path) -> Any:
-    """All that a weights file holds, as plain data; tensors may be mapped from it."""
+def read_content(path: str | Path, *, skip_data: bool = False) -> Any:
+    """All that a weights file holds, as plain data.
+
+    Args:
+        path: A file, or a folder of shards.
+        skip_data: Whether tensors of a file may be without their data.
+    """
     path = Path(path).expanduser()
-    return gather_checkpoint(path) if path.is_dir() else _read(path)
+    return gather_checkpoint(path) if path.is_dir() else _read(path, skip_data=skip_data)
 
 
 def _check_exists(path: Path) -> None:
@@ -92,14 +97,14 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, *, skip_data: bool) -> Any:
     start, end = _ends(path)
     # A damaged file makes the readers raise nearly anything: KeyError, EOFError, struct.error, …
     try:
         refuse_signature(start, end)
         if not is_of_torch(start):
             refuse_foreign_name(path)
-        content = _load(path, start)
+        content = _load(path, start, skip_data=skip_data)
         for tensors in _find_state_dicts(content).values():
             refuse_inflated(tensors, path.stat().st_size)
     except Exception as error:
@@ -109,18 +114,17 @@ def _read(path: Path) -> Any:
 
 def _ends(path: Path) -> tuple[bytes, bytes]:
     """The first and the last bytes of a file."""
-    with path.open("rb") as file:
+    with open_torch_file(path) as file:
         start = file.read(FIRST_BYTES)
         file.seek(max(0, path.stat().st_size - FIRST_BYTES))
         return start, file.read(FIRST_BYTES)
 
 
-def _load(path: Path, start: bytes) -> Any:
+def _load(path: Path, start: bytes, *, skip_data: bool) -> Any:
     """What a file holds, by its first bytes, of data only."""
     if is_safetensors(start):
-        return load_file(path)
-    is_zip = start.startswith(b"PK\x03\x04")
-    if is_zip:
+        return load_file(path, backend="pread")  # mapped, a file cut short ends the process
+    if start.startswith(b"PK\x03\x04"):
         refuse_archive(path)
     if path.suffix == ".safetensors" and is_of_torch(start):
         raise NoWeightsError(
@@ -130,7 +134,7 @@ def _load(path: Path, start: bytes) -> Any:
     enums: list[tuple[type, str]] = []
     while True:
         try:
-            return _load_inert([*INERT, *enums], path, is_mapped=is_zip)
+            return _load_inert([*INERT, *enums], path, skip_data=skip_data)
         except UnpicklingError as error:
             name = unknown_name(error)
             if not name or not is_loaded_enum(name) or len(enums) >= _MOST_ENUMS:
@@ -138,11 +142,11 @@ def _load(path: Path, start: bytes) -> Any:
             enums.append((Inert, name))
 
 
-def _load_inert(names: list[Any], path: Path, *, is_mapped: bool) -> Any:
+def _load_inert(names: list[Any], path: Path, *, skip_data: bool) -> Any:
     with torch.serialization.safe_globals(names), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript: the error below says it
-        # Mapped, a tensor cannot reach past the end of a damaged file.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=is_mapped)
+        with open_torch_file(path) as file:
+            return load_torch_file(file, skip_data=skip_data)
 
 
 def _find_state_dicts(content: Any) -> dict[str, dict[str, Tensor]]:

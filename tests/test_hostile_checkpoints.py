@@ -477,6 +477,37 @@ def test_a_checkpoint_is_fetched_as_data(own: Path, address: Callable[[Path], st
     assert not kept.exists()
 
 
+class Mark:
+    """An object of a class of one's own, in a checkpoint."""
+
+
+@pytest.mark.parametrize("how", ["load_from_checkpoint", "fit", "validate", "strategy"])
+def test_nothing_is_unpickled_even_where_it_is_asked_for(how: str, own: Path) -> None:
+    model, trainer = FinetuneClassifier(Net(8), num_classes=2), make_trainer()
+    content = torch.load(own, weights_only=True)
+    torch.save({**content, "evil": Runs()}, own)
+    trainer.fit(model, loader())
+    load: Mapping[str, Callable[..., Any]] = {
+        "load_from_checkpoint": partial(FinetuneClassifier.load_from_checkpoint, own),
+        "fit": partial(make_trainer().fit, model, loader(), ckpt_path=str(own)),
+        "validate": partial(make_trainer().validate, model, loader(), ckpt_path=str(own)),
+        "strategy": partial(trainer.strategy.load_checkpoint, own),
+    }
+    with pytest.raises(ValueError, match=r"weights_only=False.*add_safe_globals"):
+        load[how](weights_only=False)
+    assert not Path("ran").exists()
+
+
+def test_classes_of_ones_own_are_named_to_torch(own: Path) -> None:
+    torch.save({**torch.load(own, weights_only=True), "mark": Mark()}, own)
+    again = {"backbone": Net(8), "backbone_kwargs": None}
+    with pytest.raises(ValueError, match=r"Mark` would be imported"):
+        FinetuneClassifier.load_from_checkpoint(own, **again)
+    with torch.serialization.safe_globals([Mark]):
+        loaded = FinetuneClassifier.load_from_checkpoint(own, **again)
+        make_trainer().validate(loaded, loader(), ckpt_path=str(own), verbose=False)
+
+
 def test_an_address_that_brings_nothing_is_named(address: Callable[[Path], str], own: Path) -> None:
     missing = address(own).replace("own", "missing")
     with pytest.raises(ConnectionError, match=r"missing\.ckpt"):

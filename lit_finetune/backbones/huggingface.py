@@ -18,6 +18,7 @@ from lit_finetune.backbones.image_processor import processor_data_config
 from lit_finetune.class_names import config_classes
 from lit_finetune.data_config import DataConfig
 from lit_finetune.hub_offline import hub_offline
+from lit_finetune.json_files import read_json
 
 WEIGHTS_FILES = (
     "model.safetensors",
@@ -239,7 +240,7 @@ def _processor_beside(config: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = read_json(path)
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
     if not isinstance(fields, dict):
