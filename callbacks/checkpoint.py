@@ -18,18 +18,11 @@ from lit_finetune.atomic_write import temporary_folder
 from lit_finetune.checkpoint_files import RUN_ID, checked_state, is_in, is_local, was_written_by
 from lit_finetune.checkpoint_io import AtomicCheckpointIO, use_atomic_checkpoints
 from lit_finetune.distributed import shards
-from lit_finetune.earlier_runs import best_checkpoint, last_checkpoint
+from lit_finetune.earlier_runs import best_checkpoint, checkpoint_places, last_checkpoint
 from lit_finetune.run_state import RUN
 from lit_finetune.terminal_text import printable
 
 from .interrupt import Interrupt
-
-
-def checkpoint_places(trainer: Trainer) -> list[Path]:
-    """Where the Trainer's callbacks keep checkpoints, or will."""
-    kept = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
-    places = [str(each._ModelCheckpoint__resolve_ckpt_dir(trainer)) for each in kept]  # type: ignore[attr-defined]
-    return [Path(place).absolute() for place in dict.fromkeys(places) if is_local(place)]
 
 
 class BestCheckpoint(ModelCheckpoint):

@@ -7,6 +7,7 @@ from typing_extensions import override
 
 from lit_finetune.class_matching import refuse_unread_checkpoint
 from lit_finetune.data_classes import refuse_other_validation
+from lit_finetune.earlier_runs import refuse_missing_last
 
 
 class RunHooks(Callback):
@@ -74,6 +75,7 @@ def join_run(classifier: Any, trainer: Any) -> None:
     classifier.has_begun = False
     if getattr(trainer, "lightning_module", None) is not classifier:
         return
+    refuse_missing_last(trainer, classifier)
     present = [each for each in trainer.callbacks if isinstance(each, RunHooks)]
     for each in present:
         each.classifier = classifier

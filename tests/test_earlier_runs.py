@@ -2,10 +2,12 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from lit_finetune import FinetuneClassifier
@@ -96,3 +98,40 @@ def test_python_goes_on_with_the_newest_run_and_refuses_where_there_is_none(
 
     assert trainer.global_step == 12
     assert "version_1" in str(trainer.ckpt_path)
+
+
+@pytest.mark.parametrize("fn", ["fit", "validate"])
+@pytest.mark.parametrize("options", [{"save_last": None}, {"save_top_k": 0}])
+def test_lightnings_own_checkpoints_are_named_where_none_is_the_last(
+    tmp_path: Path, fn: str, options: dict[str, Any]
+) -> None:
+    def trainer() -> Trainer:
+        return Trainer(
+            max_epochs=1,
+            limit_train_batches=1,
+            limit_val_batches=1,
+            num_sanity_val_steps=0,
+            accelerator="cpu",
+            logger=CSVLogger(tmp_path),
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[ModelCheckpoint(**options)],
+        )
+
+    data = DigitsDataModule(digits=[0, 1, 2], batch_size=16, image_size=10, num_workers=0)
+    model = FinetuneClassifier(Net(), num_classes=3)
+    trainer().fit(model, data)
+
+    with pytest.raises(FileNotFoundError, match="no earlier run has left such a") as error:
+        getattr(trainer(), fn)(model, datamodule=data, ckpt_path="last")
+    kept = [f"'{path}'" for path in tmp_path.glob("lightning_logs/*/checkpoints/*.ckpt")]
+    assert len(kept) == (0 if "save_top_k" in options else 1)
+    assert all(path in str(error.value) for path in kept)
+
+
+def test_a_trainer_that_keeps_no_checkpoints_has_no_last_one() -> None:
+    trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=False)
+    data = DigitsDataModule(digits=[0, 1, 2], image_size=10, num_workers=0)
+
+    with pytest.raises(FileNotFoundError, match="this Trainer keeps no checkpoints"):
+        trainer.fit(FinetuneClassifier(Net(), num_classes=3), data, ckpt_path="last")
