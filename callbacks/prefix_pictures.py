@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
 
 from lit_finetune.loader_order import RepeatableSampler
-from lit_finetune.seeding import derive_seed, drawing_from
+from lit_finetune.seeded_dataset import seeded, unseeded_loader
+from lit_finetune.seeding import derive_seed
 
 Loader = DataLoader[Any]
 Batch = Sequence[tuple[int, int]]
@@ -69,7 +70,7 @@ class Pictures:
     """
 
     def __init__(self, loader: Loader) -> None:
-        self.loader = loader
+        self.loader = loader = unseeded_loader(loader)
         self.count = len(loader.dataset)  # type: ignore[arg-type]  # torch's datasets need none
         self._kind = _kind_of_index(loader)
         self._seeded = _Seeded(loader.dataset)
@@ -143,18 +144,10 @@ class _Seeded(Dataset[Any]):
 
     def __getitem__(self, index: tuple[int, int]) -> Any:
         number, seed = index
-        seed = derive_seed(seed, number)
-        outside = random.getstate(), np.random.get_state()
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        try:
-            with drawing_from(seed):
-                before = _random_states()
-                item = self.dataset[number]
-                self.has_drawn |= before != _random_states()
-        finally:
-            random.setstate(outside[0])
-            np.random.set_state(outside[1])
+        with seeded(derive_seed(seed, number)):
+            before = _random_states()
+            item = self.dataset[number]
+            self.has_drawn |= before != _random_states()
         return item
 
 

@@ -15,22 +15,32 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from lit_finetune.seeded_dataset import (
+    SeededBatch,
+    SeededDataset,
+    SeededIndex,
+    seed_loader,
+    warn_of_own_generator,
+)
 from lit_finetune.seeding import derive_seed, drawing_from
 
-_SHUFFLE = 0x5A
-"""Keeps the seed of an epoch's order apart from those of its steps."""
+_SHUFFLE, _VARY = 0x5A, 0x5B
+"""Keep the seeds of an epoch's order, and of its pictures, apart from those of its steps."""
 
 
 class RepeatableSampler:
     """Brings what a batch sampler, or a sampler, brings, from any batch of an epoch on.
 
-    What it draws from torch's global generator follows from run and epoch.
+    What it draws from torch's global generator follows from run and epoch. Each batch has a seed,
+    from which a `SeededDataset` draws.
 
     Args:
         sampler: Of the user's own, or torch's.
         generators: What it, and the loader, draw from.
         seed: Of the run; a state that is loaded brings its own.
         epoch: Asked at the start of each epoch.
+        rank: Of the process.
+        dataset: Of the loader.
     """
 
     def __init__(
@@ -40,8 +50,11 @@ class RepeatableSampler:
         *,
         seed: int,
         epoch: Callable[[], int],
+        rank: int,
+        dataset: Any,
     ) -> None:
         self.inner = sampler
+        self._rank, self._dataset, self._goes_on = rank, dataset, False
         self._generators, self._seed, self._epoch = generators, seed, epoch
         self._states: dict[str, Tensor] = {}
         self._marks = [0]
@@ -70,7 +83,9 @@ class RepeatableSampler:
             if resumed is not None:
                 self._pass_over(batches, resumed)
             first = list(islice(batches, 1))  # with it torch's samplers draw the whole order
-        yield from chain(first, batches)
+        if self._goes_on and first:
+            self._warn_once(first[0])
+        yield from self._seeded(epoch, chain(first, batches))
 
     def state_dict(self, batches: int) -> dict[str, Any]:
         """What repeats the order from here on, after so many batches of the epoch."""
@@ -86,7 +101,7 @@ class RepeatableSampler:
 
     def load_state_dict(self, state: Mapping[str, Any], *, batches: int) -> None:
         """Begin the next epoch after so many batches, in the order that a run has begun."""
-        self._seed = state["seed"]
+        self._seed, self._goes_on = state["seed"], True
         if batches:
             self._resumed = {**state}
         else:
@@ -108,6 +123,18 @@ class RepeatableSampler:
         if state["mark"] not in (self._marks[-1], None):
             _warn(state["batches"], "its sampler brings another order each time it is asked")
 
+    def _seeded(self, epoch: int, batches: Iterator[Any]) -> Iterator[Any]:
+        for number, batch in enumerate(batches, start=len(self._marks) - 2):
+            seed = derive_seed(self._seed, epoch, number, self._rank, _VARY)
+            is_many = isinstance(batch, list | tuple | Tensor)
+            yield SeededBatch.of(batch, seed) if is_many else SeededIndex(batch, seed)
+
+    def _warn_once(self, batch: Any) -> None:
+        self._goes_on = False
+        if isinstance(self._dataset, SeededDataset) and self._rank == 0:
+            index = batch[0] if isinstance(batch, list | tuple | Tensor) else batch
+            warn_of_own_generator(self._dataset, index)
+
     def _marked(self, batches: Iterator[Any]) -> Iterator[Any]:
         for batch in batches:
             self._marks.append(crc32(repr(batch).encode(), self._marks[-1]))
@@ -126,16 +153,20 @@ def follow_order(trainer: Any) -> bool:
         return False
     loader = copy.copy(loaders[0])
     loaders[0]._iterator = loader._iterator = None  # persistent workers ask the old sampler
+    seed_loader(loader)
     name = "sampler" if loader.batch_sampler is None else "batch_sampler"
     vars(loader)[name] = RepeatableSampler(
         getattr(loader, name),
         _generators_of(loader),
         seed=torch.initial_seed(),
         epoch=lambda: trainer.current_epoch,
+        rank=trainer.global_rank,
+        dataset=loader.dataset,
     )
     if (plain := vars(loader).get("prefix_plain")) is not None:  # a FrozenPrefixCache asks this one
         vars(loader)["prefix_plain"] = twin = copy.copy(plain)
         vars(twin)[name], twin._iterator = vars(loader)[name], None
+        seed_loader(twin)
     combined.flattened = [loader]
     return True
 

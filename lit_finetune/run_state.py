@@ -10,7 +10,9 @@ from typing import Any
 
 from torch import Tensor, tensor
 
+from lit_finetune.accumulated_gradients import restore_gradients, waiting_gradients
 from lit_finetune.batching import batching_of, check_batching
+from lit_finetune.dataset_digest import check_dataset, dataset_digest
 from lit_finetune.epoch_start import repeat_epoch_start
 from lit_finetune.loader_order import follow_order, order_of, resume_order, sampler_of
 from lit_finetune.resume_point import ResumePoint, finish_epoch, read_point, set_loops, tidy
@@ -19,7 +21,7 @@ RUN = "lit_finetune_run"
 """Where a checkpoint holds what is known of the run."""
 METRICS = "lit_finetune_monitored"
 """Where a checkpoint holds the metrics that callbacks and plateau schedulers look at."""
-_TAKEN_UP = "lit_finetune_resumed"
+_TAKEN_UP, _PICTURES = "lit_finetune_resumed", "lit_finetune_pictures"
 
 
 @dataclass(slots=True)
@@ -30,6 +32,8 @@ class RunState:
     metrics: dict[str, float] = field(default_factory=dict)
     batching: dict[str, int] = field(default_factory=dict)
     order: dict[str, Any] | None = None
+    pictures: object = None
+    gradients: object = None
     is_restored: bool = False
 
     def forget_epoch(self, *names: str) -> None:
@@ -50,8 +54,11 @@ def save_run(trainer: Any, checkpoint: dict[str, Any]) -> None:
     known = checkpoint.setdefault(RUN, {})
     if trainer and trainer.state.fn == "fit":
         known["batching"] = batching_of(trainer)
-        batches = read_point(checkpoint["loops"]["fit_loop"]).batches
-        known["order"] = order_of(trainer, batches=batches)
+        point = read_point(checkpoint["loops"]["fit_loop"])
+        known["order"] = order_of(trainer, batches=point.batches)
+        known["pictures"] = _pictures_of(trainer)
+        if "gradients" not in known:  # the callback of a schedule may have come before
+            known["gradients"] = waiting_gradients(trainer, point)
 
 
 def load_run(trainer: Any, checkpoint: dict[str, Any]) -> RunState | None:
@@ -72,6 +79,8 @@ def load_run(trainer: Any, checkpoint: dict[str, Any]) -> RunState | None:
             dict(checkpoint.get(METRICS, {})),
             known.get("batching", {}),
             known.get("order"),
+            known.get("pictures"),
+            known.get("gradients"),
         )
     state: RunState = checkpoint[_TAKEN_UP]
     return state
@@ -84,6 +93,7 @@ def start_run(trainer: Any, state: RunState | None) -> None:
         ValueError: It goes on amid an epoch that is divided into batches in another way.
     """
     is_new = follow_order(trainer)
+    pictures = _pictures_of(trainer)
     if state is None and is_new:
         iter(trainer.fit_loop._data_fetcher)
     if state is None or state.is_restored:
@@ -92,7 +102,10 @@ def start_run(trainer: Any, state: RunState | None) -> None:
     if state.point.batches:
         repeat_epoch_start(trainer)
     check_batching(state.batching, batching_of(trainer), batches=state.point.batches)
+    left = 0 if state.point.is_last_batch else state.point.batches
+    check_dataset(state.pictures, pictures, batches=left)
     resume_order(trainer, state.order, batches=state.point.batches)
+    restore_gradients(trainer, state.point, state.gradients)
     set_loops(trainer, state.point)
     _step_missed_schedulers(trainer, state)
     known = {name: tensor(value) for name, value in state.metrics.items()}
@@ -110,6 +123,17 @@ def end_epoch(trainer: Any, state: RunState | None) -> None:
 def scalars(metrics: Mapping[str, Tensor]) -> dict[str, float]:
     """Metrics as plain numbers, without those that are more than one."""
     return {name: float(value) for name, value in metrics.items() if value.numel() == 1}
+
+
+def _pictures_of(trainer: Any) -> str | None:
+    """Which training pictures there are, as they were when the training began."""
+    loaders = getattr(trainer.fit_loop._combined_loader, "flattened", [])
+    dataset = getattr(loaders[0], "dataset", None) if len(loaders) == 1 else None
+    known, name = vars(trainer.fit_loop).get(_PICTURES, (None, None))
+    if dataset is not None and known is not dataset:
+        name = dataset_digest(dataset)
+        vars(trainer.fit_loop)[_PICTURES] = dataset, name
+    return None if dataset is None else name
 
 
 def _step_missed_schedulers(trainer: Any, state: RunState) -> None:

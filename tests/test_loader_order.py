@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
@@ -18,6 +19,8 @@ from torch.utils.data import (
     Sampler,
     TensorDataset,
     WeightedRandomSampler,
+    default_collate,
+    get_worker_info,
 )
 
 from lit_finetune import FinetuneClassifier
@@ -28,12 +31,24 @@ PICTURES, BATCH, EPOCHS = 22, 4, 3
 PER_EPOCH = 6
 
 
-def data() -> TensorDataset:
-    """Pictures that say which one they are."""
+class Varied(TensorDataset):
+    """Pictures that say which one they are, each time varied by all global generators."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        picture, label = super().__getitem__(index)
+        return picture + torch.rand(()) + np.random.rand() + random.random(), label
+
+
+def data(kind: type[TensorDataset] = Varied) -> TensorDataset:
     generator = torch.Generator().manual_seed(0)
-    return TensorDataset(
-        torch.randn(PICTURES, 3, 10, 10, generator=generator), torch.arange(PICTURES) % 3
-    )
+    pictures = torch.randn(PICTURES, 3, 10, 10, generator=generator)
+    return kind(pictures, torch.arange(PICTURES) % 3)
+
+
+def brightened(items: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """A batch, varied as a whole."""
+    pictures, labels = default_collate(items)
+    return [pictures + torch.rand(()), labels]
 
 
 def seeded() -> torch.Generator:
@@ -107,14 +122,18 @@ def train(
     return model.state_dict(), seen.batches
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("name", LOADERS)
+IN_WORKERS = [
+    pytest.param(name, 2, marks=[] if name == "shuffled" else pytest.mark.long) for name in LOADERS
+]
+
+
+@pytest.mark.parametrize(("name", "num_workers"), [*((name, 0) for name in LOADERS), *IN_WORKERS])
 def test_a_loader_goes_on_with_the_pictures_of_the_unbroken_run(
     tmp_path: Path, name: str, num_workers: int
 ) -> None:
     def loader() -> DataLoader[Any]:
-        return DataLoader(data(), num_workers=num_workers, **LOADERS[name]())
+        options = {"num_workers": num_workers, "collate_fn": brightened, **LOADERS[name]()}
+        return DataLoader(data(), **options)
 
     whole, wanted = train(tmp_path / "whole", loader())
     seen: dict[tuple[int, int], list[float]] = {}
@@ -144,6 +163,18 @@ def test_persistent_workers_and_a_loader_that_is_used_again(tmp_path: Path) -> N
     assert differences(unbroken, first | rest) == []
 
 
+class OfItsOwn(TensorDataset):
+    """Varied by a generator that nobody knows."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        super().__init__(*tensors)
+        self.draw = np.random.default_rng(0).random
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        picture, label = super().__getitem__(index)
+        return picture + self.draw(), label
+
+
 class ByPythonsRandom(Sampler[int]):
     """An order that nobody can repeat."""
 
@@ -167,12 +198,57 @@ class Stream(IterableDataset[Any]):
     [
         (lambda: DataLoader(data(), BATCH, sampler=ByPythonsRandom()), "brings another order"),
         (lambda: DataLoader(Stream(), BATCH), "the epoch begins anew"),
+        (lambda: DataLoader(data(OfItsOwn), BATCH), "OfItsOwn draws random numbers from a gen"),
     ],
 )
-def test_an_order_that_cannot_be_repeated_is_told(
+def test_what_cannot_be_repeated_is_told(
     tmp_path: Path, loader: Callable[[], DataLoader[Any]], words: str
 ) -> None:
     train(tmp_path, loader(), stop=3)
 
     with pytest.warns(UserWarning, match=words):
         train(tmp_path, loader(), resume=True, max_steps=4)
+
+
+class Numbered(Dataset[Any]):
+    """Pictures of which some attributes are set in a worker."""
+
+    files: Any = None
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        assert self.files == "opened"
+        return torch.zeros(3, 10, 10), index % 3
+
+    def __len__(self) -> int:
+        return PICTURES
+
+
+def open_files(_: int) -> None:
+    info = get_worker_info()
+    assert info is not None
+    info.dataset.files = "opened"  # type: ignore[attr-defined]
+
+
+def test_a_worker_prepares_the_users_own_dataset(tmp_path: Path) -> None:
+    train(tmp_path, DataLoader(Numbered(), BATCH, num_workers=1, worker_init_fn=open_files))
+
+
+def other_pictures(change: str) -> TensorDataset:
+    dataset = data()
+    images, labels = dataset.tensors
+    if change == "labels":
+        return Varied(images, labels.flip(0))
+    return Varied(images.flip(0) if change == "order" else images + 1e-3, labels)
+
+
+@pytest.mark.parametrize("change", ["labels", "order", "contents"])
+def test_other_pictures_are_refused_amid_an_epoch_and_told_at_its_end(
+    tmp_path: Path, change: str
+) -> None:
+    train(tmp_path / "amid", DataLoader(data(), BATCH), stop=3)
+    with pytest.raises(ValueError, match="amid an epoch of other training pictures"):
+        train(tmp_path / "amid", DataLoader(other_pictures(change), BATCH), resume=True)
+
+    train(tmp_path / "end", DataLoader(data(), BATCH), stop=PER_EPOCH)
+    with pytest.warns(UserWarning, match="goes on with other training pictures"):
+        train(tmp_path / "end", DataLoader(other_pictures(change), BATCH), resume=True)
