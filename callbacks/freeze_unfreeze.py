@@ -1,7 +1,7 @@
 """Freeze a network, and unfreeze it block by block."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,7 +13,6 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lit_finetune.best import copy_trained, put_back
 from lit_finetune.distributed import (
     after_batch_start,
     before_setup,
@@ -26,12 +25,11 @@ from lit_finetune.distributed import (
 from lit_finetune.entries import read_schedule
 from lit_finetune.flat import parameters_by_name
 from lit_finetune.freezing import restore_trainable
-from lit_finetune.length import fit_to_length, needs_length
 from lit_finetune.phase_groups import PhaseGroups
 from lit_finetune.plan import Plan
 from lit_finetune.resume import load_progress, save_progress
 from lit_finetune.run_state import RunState, end_epoch, load_run, save_run, start_run
-from lit_finetune.sharding import is_sharded, reshard
+from lit_finetune.sharding import reshard
 from lit_finetune.strategies import split_strategy
 from lit_finetune.telling import beside_line, still_line, unreached_line
 from lit_finetune.trainable_state import TrainableState
@@ -39,13 +37,23 @@ from lit_finetune.triggers import Position, Progress, observe
 
 from .beside import (
     has_finder,
-    refuse_beside,
     refuse_changed_layers,
     refuse_surroundings,
     schedulers_of,
     see_to_others,
 )
-from .run import is_trial, plan_for, position, run_length, tell, tell_overruled, validated
+from .best_weights import back_to_best, best_weights
+from .run import (
+    is_trial,
+    networks_left_out,
+    phase_groups,
+    plan_for,
+    position,
+    tell,
+    tell_overruled,
+    validated,
+    with_length,
+)
 
 
 class FreezeUnfreezeCallback(Callback):
@@ -119,20 +127,35 @@ class FreezeUnfreezeCallback(Callback):
         """Plan what trains, once the module's own hooks have built its layers."""
         if self.plan is not None:
             return
-        self.plan = plan_for(trainer, pl_module, self._strategy, self._phases, self.train_bn)
-        refuse_beside(trainer, self.plan)
-        self._state = TrainableState(self.plan, train_bn=self.train_bn)
+        plan = self._plan(trainer, pl_module)
         here = position(trainer)
         if here == Position(0, 0):  # else a second `fit` goes on
             self._progress, self._best = Progress(), {}
-        self._progress = self._progress.moved(self.plan.index_at(*here), here)
-        expect_shards(trainer.strategy, pl_module, self.plan, partial(self._prepare, pl_module))
+        self._progress = self._progress.moved(plan.index_at(*here), here)
+        prepare = partial(self._prepare, trainer, pl_module)
+        expect_shards(trainer.strategy, pl_module, plan, prepare)
         self._planned_with = parameters_by_name(pl_module)
         self._before = {n: p.requires_grad for n, p in self._planned_with.items()}
         # Before the strategy wraps the module: DDP takes note of what requires a gradient.
-        self._state.begin(pl_module, self._progress.phase)
+        self._trains().begin(pl_module, self._progress.phase)
         if has_finder(trainer):  # else later: Lightning would warn of modules in eval mode
-            self._state.hold_anew(pl_module)
+            self._trains().hold_anew(pl_module)
+
+    def _plan(
+        self, trainer: Trainer, pl_module: LightningModule, *, left_out: Sequence[str] = ()
+    ) -> Plan:
+        self.plan = plan_for(
+            trainer, pl_module, self._strategy, self._phases, self.train_bn, left_out=left_out
+        )
+        self._state = TrainableState(self.plan, train_bn=self.train_bn)
+        return self.plan
+
+    def _leave_out(self, trainer: Trainer, pl_module: LightningModule, names: list[str]) -> None:
+        """Plan anew, without networks that no optimizer holds; these are as they were before."""
+        self._trains().end()
+        beside = self._plan(trainer, pl_module, left_out=names).beside
+        restore_trainable(pl_module, {n: self._before[n] for n in beside if n in self._before})
+        self._trains().begin(pl_module, self._progress.phase)
 
     @override
     def on_load_checkpoint(
@@ -142,7 +165,7 @@ class FreezeUnfreezeCallback(Callback):
             return
         self._make_plan(trainer, pl_module)
         self._resumed = load_run(trainer, checkpoint)
-        self._take_up(pl_module, checkpoint)
+        self._take_up(trainer, pl_module, checkpoint)
         if has_finder(trainer):
             self._trains().hold_anew(pl_module)
 
@@ -155,13 +178,11 @@ class FreezeUnfreezeCallback(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         refuse_changed_layers(trainer, self._planned_with or {})
-        self._groups = PhaseGroups(
-            trainer.optimizers,
-            schedulers_of(trainer),
-            parameters_by_name(pl_module),
-            self._planned(),
-            lambda: trainer.global_step,
-        )
+        found = networks_left_out(trainer, pl_module, self._before)
+        if found and self._resumed is None:
+            self._leave_out(trainer, pl_module, found)
+            wrap_again(trainer.strategy, pl_module)
+        self._groups = phase_groups(trainer, self._planned())
         for index in range(self._progress.phase + 1):
             self._regroup(index, pl_module)
         see_to_others(trainer)
@@ -170,10 +191,7 @@ class FreezeUnfreezeCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         start_run(trainer, self._resumed)
         self._before = {}
-        plan = self._planned()
-        if needs_length(plan) and not is_trial(trainer):
-            num_steps, epoch_steps = run_length(trainer, self._max_epochs)
-            self.plan = fit_to_length(plan, num_steps=num_steps, epoch_steps=epoch_steps)
+        self.plan = plan = with_length(trainer, self._planned(), self._max_epochs)
         tell_overruled(self._trains().enforce(), self._told)
         self._trains().hold_anew(pl_module)
         tell(trainer, self._planned(), self._progress)
@@ -219,8 +237,16 @@ class FreezeUnfreezeCallback(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
-        if monitors := self._planned().monitors(self._progress.phase):
-            self._observe(trainer, pl_module, validated(trainer, monitors))
+        plan, progress = self._planned(), self._progress
+        if not (monitors := plan.monitors(progress.phase)):
+            return
+        values = validated(trainer, monitors)
+        if plateau := plan.watched(progress.phase):
+            stall = observe(progress.stall, values[plateau.monitor], plateau)
+            self._progress = replace(progress, stall=stall)
+            is_asked = plan.phases[progress.phase + 1].entry.restore_best
+            if is_asked and stall.best != progress.stall.best:
+                self._best = best_weights(trainer, pl_module, self._trains())
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -253,10 +279,12 @@ class FreezeUnfreezeCallback(Callback):
         restore_trainable(pl_module, self._before)
         self._let_go(trainer)
 
-    def _prepare(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def _prepare(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Bring the groups to the phase of a checkpoint whose shards will be read next."""
         begun = self._progress.phase
-        self._take_up(pl_module, checkpoint)
+        self._take_up(trainer, pl_module, checkpoint)
         if self._progress.phase < begun:
             raise ValueError(
                 "The Trainer is in a later phase than the checkpoint. Resume with a new Trainer."
@@ -264,9 +292,13 @@ class FreezeUnfreezeCallback(Callback):
         for index in range(begun + 1, self._progress.phase + 1):
             self._regroup(index, pl_module)
 
-    def _take_up(self, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def _take_up(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Go on where the run of a checkpoint was."""
-        state = checkpoint["callbacks"].get(self.state_key)
+        state = checkpoint["callbacks"].get(self.state_key) or {}
+        if left_out := state.get("left_out"):
+            self._leave_out(trainer, pl_module, left_out)
         self._progress = load_progress(self._planned(), state, train_bn=self.train_bn)
         self._best = state.get("best_weights", {}) if self._progress.stall.best is not None else {}
         self._trains().begin(pl_module, self._progress.phase)
@@ -287,7 +319,9 @@ class FreezeUnfreezeCallback(Callback):
         if target < first:
             return
         reshard(pl_module)
-        self._restore_best(trainer, pl_module)
+        best, self._best = trainer.strategy.broadcast(self._best), {}
+        if self._planned().phases[self._progress.phase + 1].entry.restore_best:
+            back_to_best(pl_module, best, self._progress.stall)
         self._progress = self._progress.moved(target, here)
         for index in range(first, target + 1):
             self._regroup(index, pl_module)
@@ -301,8 +335,9 @@ class FreezeUnfreezeCallback(Callback):
     def _regroup(self, index: int, pl_module: LightningModule) -> None:
         """Bring the optimizers' groups from the phase before to the phase of this index."""
         assert self._groups is not None, "Lightning calls on_fit_start() first"
-        norms = self._trains().norms(pl_module)
-        self._groups.move_to(index, self._planned(), self._progress, norms=norms)
+        self._groups.move_to(
+            index, self._planned(), self._progress, norms=self._trains().norms(pl_module)
+        )
 
     def _follow(self, trainer: Trainer) -> None:
         assert self._groups is not None, "Lightning calls on_fit_start() first"
@@ -314,33 +349,4 @@ class FreezeUnfreezeCallback(Callback):
             self._state.end()
         if self._groups:
             self._groups.remove()
-        self._groups, self._planned_with = None, None
-        self._before = {}
-
-    def _observe(
-        self, trainer: Trainer, pl_module: LightningModule, values: Mapping[str, float]
-    ) -> None:
-        """Take note of the metric that ends the phase, and keep the weights if it is the best."""
-        plan, progress = self._planned(), self._progress
-        if plateau := plan.watched(progress.phase):
-            stall = observe(progress.stall, values[plateau.monitor], plateau)
-            is_best = stall.best != progress.stall.best
-            self._progress = replace(progress, stall=stall)
-            is_asked = plan.phases[progress.phase + 1].entry.restore_best
-            if is_best and is_asked and (trainer.is_global_zero or is_sharded(pl_module)):
-                reshard(pl_module)
-                best = copy_trained(pl_module, self._trains().frozen)
-                self._best = best if trainer.is_global_zero else {}
-
-    def _restore_best(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the network the best weights of the phase that ends, if the next one wants them."""
-        best = trainer.strategy.broadcast(self._best)
-        self._best = {}
-        if not self._planned().phases[self._progress.phase + 1].entry.restore_best:
-            return
-        put_back(pl_module, best)
-        rank_zero_info(
-            f"Back to the best weights of the phase, at {self._progress.stall.best:.4g}."
-            if best
-            else "There are no best weights of the phase to go back to: nothing was validated."
-        )
+        self._groups, self._planned_with, self._before = None, None, {}

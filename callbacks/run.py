@@ -13,8 +13,12 @@ from torch import nn
 from lit_finetune._names import some_of
 from lit_finetune.blocks import Block, list_blocks
 from lit_finetune.classifier import FinetuneClassifier
-from lit_finetune.flat import whole_sizes
+from lit_finetune.distributed import shards
+from lit_finetune.flat import parameters_by_name, whole_sizes
 from lit_finetune.freezing import with_still
+from lit_finetune.length import fit_to_length, needs_length
+from lit_finetune.parallel_networks import without_optimizer
+from lit_finetune.phase_groups import PhaseGroups
 from lit_finetune.plan import Plan, make_plan
 from lit_finetune.schedule import Schedule
 from lit_finetune.side_networks import (
@@ -27,7 +31,7 @@ from lit_finetune.strategies import make_schedule
 from lit_finetune.telling import phase_line
 from lit_finetune.triggers import Position, Progress, refuse_unlogged
 
-from .beside import has_probe
+from .beside import has_probe, refuse_beside, schedulers_of
 
 
 def tell(trainer: Trainer, plan: Plan, progress: Progress) -> None:
@@ -54,9 +58,20 @@ def plan_for(
     strategy: tuple[str, dict[str, Any]] | None,
     phases: Schedule,
     train_bn: bool,
+    *,
+    left_out: Sequence[str] = (),
 ) -> Plan:
-    """What trains when: the schedule on the blocks of this module, checked against the run."""
-    blocks, sides = _blocks_of(pl_module, phases)
+    """What trains when: the schedule on the blocks of this module, checked against the run.
+
+    Args:
+        trainer: Of the run.
+        pl_module: Its module.
+        strategy: The name of a schedule, and its arguments.
+        phases: The schedule, where it has no name.
+        train_bn: Whether normalisation layers train in frozen blocks, too.
+        left_out: Networks in the module that no optimizer holds.
+    """
+    blocks, sides = _blocks_of(pl_module, phases, left_out)
     if train_bn and any(block.fixed for block in blocks):
         raise ValueError(
             "`train_bn` would train normalisation layers, but beside adapters (`lora`) the"
@@ -71,7 +86,9 @@ def plan_for(
         )
     # A trial run of one epoch may use the schedule of the long one.
     plan = make_plan(phases, blocks, None if is_trial(trainer) else limit)
-    plan = replace(plan, beside=parameters_within(pl_module, sides))
+    beside = parameters_within(pl_module, sides)
+    plan = replace(plan, beside=beside, networks_beside=tuple(sides), left_out=tuple(left_out))
+    refuse_beside(trainer, plan)
     if plan.monitors(0) and not trainer.enable_validation:
         raise ValueError(
             "`on_plateau` waits for a metric of validation, but there is none: give validation"
@@ -80,7 +97,39 @@ def plan_for(
     return plan
 
 
-def _blocks_of(pl_module: LightningModule, phases: Schedule) -> tuple[list[Block], list[str]]:
+def phase_groups(trainer: Trainer, plan: Plan) -> PhaseGroups:
+    """The groups of a run's optimizers, before its first phase."""
+    return PhaseGroups(
+        trainer.optimizers,
+        schedulers_of(trainer),
+        parameters_by_name(trainer.lightning_module),
+        plan,
+        lambda: trainer.global_step,
+    )
+
+
+def networks_left_out(
+    trainer: Trainer, pl_module: LightningModule, before: Mapping[str, bool]
+) -> list[str]:
+    """The networks beside one that trains of which no optimizer holds anything.
+
+    Args:
+        trainer: It has its optimizers.
+        pl_module: What it trains.
+        before: Which parameters required a gradient before the schedule came.
+    """
+    if shards(trainer.strategy):
+        return []
+    named = parameters_by_name(pl_module)
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    held = [parameter for group in groups for parameter in group["params"]]
+    frozen = [name for name, trained in before.items() if trained and not named[name].requires_grad]
+    return list(without_optimizer(pl_module, held, frozen))
+
+
+def _blocks_of(
+    pl_module: LightningModule, phases: Schedule, left_out: Sequence[str]
+) -> tuple[list[Block], list[str]]:
     """The blocks of the network that trains, and the names of the networks beside it.
 
     What the schedule names, and no other network has, is not beside.
@@ -96,6 +145,7 @@ def _blocks_of(pl_module: LightningModule, phases: Schedule) -> tuple[list[Block
     sides = list(
         side_networks(pl_module, network=network, is_container=lambda each: isinstance(each, kinds))
     )
+    sides += [name for name in left_out if name not in sides]
     if not own and sides:
         with without_modules(pl_module, sides):
             own = list_blocks(pl_module)
@@ -104,6 +154,9 @@ def _blocks_of(pl_module: LightningModule, phases: Schedule) -> tuple[list[Block
             sides = [name for name in sides if name not in kept]
             with without_modules(pl_module, sides):
                 own = list_blocks(pl_module)
+    elif own and left_out:
+        beside = set(parameters_within(pl_module, sides))
+        own = [each for each in own if not each.parameters or {*each.parameters} - beside]
     return with_still(pl_module, own or list_blocks(pl_module)), sides
 
 
@@ -115,6 +168,14 @@ def position(trainer: Trainer) -> Position:
 def is_trial(trainer: Trainer) -> bool:
     """Whether the run is a trial of a few batches."""
     return bool(getattr(trainer, "fast_dev_run", False))  # mypy knows no such attribute
+
+
+def with_length(trainer: Trainer, plan: Plan, max_epochs: int | None) -> Plan:
+    """The plan, with steps in the place of shares of the run; `max_epochs` is the user's."""
+    if not needs_length(plan) or is_trial(trainer):
+        return plan
+    num_steps, epoch_steps = run_length(trainer, max_epochs)
+    return fit_to_length(plan, num_steps=num_steps, epoch_steps=epoch_steps)
 
 
 def run_length(trainer: Trainer, max_epochs: int | None) -> tuple[int | None, int | None]:

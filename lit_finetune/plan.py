@@ -52,6 +52,10 @@ class Plan:
     blocks: tuple[Block, ...]
     beside: tuple[str, ...] = ()
     """The names of parameters of other networks in the module, which are left as they are."""
+    networks_beside: tuple[str, ...] = ()
+    """The names of these networks."""
+    left_out: tuple[str, ...] = ()
+    """Those of them that were told by the optimizers, which hold nothing of them."""
 
     def index_at(self, epoch: int, step: int = 0) -> int:
         """The index of the last phase whose epoch or step has come."""

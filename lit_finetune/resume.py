@@ -11,7 +11,8 @@ from lit_finetune.triggers import Progress, Stall
 def save_progress(plan: Plan, progress: Progress, *, train_bn: bool) -> dict[str, Any]:
     """What a run must know to go on from here, as plain data."""
     plateau = plan.watched(progress.phase)
-    return {
+    left_out = {"left_out": list(plan.left_out)} if plan.left_out else {}
+    return left_out | {
         "phase": progress.phase,
         "phases": plan.to_list(progress.phase),
         "train_bn": train_bn,

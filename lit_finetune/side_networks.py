@@ -6,11 +6,13 @@ They are told apart before anything trains. A child of the module is one of them
 * if none of its parameters required a gradient, it has several layers, and what is left without it
   is a network by itself. A frozen backbone, to which what is left is the head, is none. So is one
   in eval mode, if a network that is in training mode takes the same input.
+
+Deeper in a module they are told by a network beside them that trains, takes the same input, and is
+no block before or behind them.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -19,6 +21,14 @@ from torchmetrics import Metric
 from lit_finetune.blocks import Block, list_blocks
 from lit_finetune.flat import parameters_by_name
 from lit_finetune.freezing import is_fixed
+from lit_finetune.parallel_networks import (
+    begin_alike,
+    inlet,
+    layers,
+    leaves,
+    num_layers,
+    parallel_to,
+)
 from lit_finetune.schedule import Schedule, Selector
 from lit_finetune.selectors import counts_blocks, select
 
@@ -53,7 +63,7 @@ def side_networks(
         if name != network and (_is_fixed(model, name, child) or _looks_on(child, rest.values()))
     ]
     if network is None:
-        fixed = [name for name in fixed if _num_layers(rest[name]) > 1]
+        fixed = [name for name in fixed if num_layers(rest[name]) > 1]
         trained = [child for name, child in rest.items() if name not in fixed]
         if not _is_network(model, [*kinds, *fixed]):
             fixed = []
@@ -63,7 +73,21 @@ def side_networks(
         if name not in fixed and is_container(child):
             inner = side_networks(child, is_container=is_container)
             sides += [f"{name}.{each}" for each in inner]
+        elif name not in fixed and network is None:
+            sides += [f"{name}.{each}" for each in _beside_within(child)]
     return tuple(sides)
+
+
+def _beside_within(model: nn.Module) -> tuple[str, ...]:
+    """The networks beside one that trains, in a module of any kind."""
+
+    def is_aside(name: str, child: nn.Module) -> bool:
+        return _is_fixed(model, name, child) or not _is_awake(child)
+
+    def trains(name: str, child: nn.Module) -> bool:
+        return not is_aside(name, child)
+
+    return parallel_to(model, is_aside=is_aside, trains=trains)
 
 
 @contextmanager
@@ -128,16 +152,18 @@ def _is_fixed(model: nn.Module, name: str, child: nn.Module) -> bool:
     return all(is_fixed(model, f"{name}.{own}", parameter) for own, parameter in named)
 
 
+def _is_awake(child: nn.Module) -> bool:
+    """Whether something in a network is in training mode; a list of networks says nothing."""
+    return any(module.training for module in leaves(child))
+
+
 def _looks_on(child: nn.Module, children: Iterable[nn.Module]) -> bool:
     """Whether a network is in eval mode, beside one in training mode that begins alike.
 
     So is a teacher that runs under `torch.no_grad()`, whatever its `requires_grad`.
     """
-    if any(module.training for module in child.modules()) or _num_layers(child) < 2:
-        return False
-    first = [_inlet(layer) for layer in _layers(child)[:1]]
     awake = [each for each in children if each is not child and each.training]
-    return any([_inlet(layer) for layer in _layers(each)[:1]] == first != [] for each in awake)
+    return not _is_awake(child) and any(begin_alike(child, each) for each in awake)
 
 
 def _is_network(model: nn.Module, without: Sequence[str]) -> bool:
@@ -153,33 +179,14 @@ def _feeds(fixed: nn.Module, trained: Sequence[nn.Module]) -> bool:
 
     A network that begins like one that trains, such as a copy of it, runs beside it.
     """
-    layers, begins = _layers(fixed), [_layers(each)[0] for each in trained if _layers(each)]
-    if not layers or any(_inlet(layers[0]) == _inlet(begin) for begin in begins):
+    ours, begins = layers(fixed), [layers(each)[0] for each in trained if layers(each)]
+    if not ours or any(inlet(ours[0]) == inlet(begin) for begin in begins):
         return False
-    is_map, width = isinstance(layers[-1], nn.modules.conv._ConvNd), layers[-1].weight.shape[0]
+    is_map, width = isinstance(ours[-1], nn.modules.conv._ConvNd), ours[-1].weight.shape[0]
     for begin in begins:
-        is_linear, size = _inlet(begin)
+        is_linear, size = inlet(begin)
         if size == width and (is_linear or is_map):
             return True
         if is_linear and is_map and size % width == 0:  # a map that was flattened
             return True
     return False
-
-
-def _layers(module: nn.Module) -> list[Any]:
-    kinds = nn.Linear | nn.modules.conv._ConvNd
-    return [each for each in module.modules() if isinstance(each, kinds)]
-
-
-def _inlet(layer: Any) -> tuple[bool, int]:
-    """Whether a layer is linear, and how many features or channels it takes."""
-    is_linear = isinstance(layer, nn.Linear)
-    return is_linear, layer.in_features if is_linear else layer.in_channels
-
-
-def _num_layers(module: nn.Module) -> int:
-    """How many modules hold weights: parameters that are more than a vector."""
-    return sum(
-        any(parameter.ndim > 1 for parameter in each.parameters(recurse=False))
-        for each in module.modules()
-    )

@@ -34,6 +34,7 @@ class TrainableState:
         self._parameters: dict[str, nn.Parameter] = {}
         self._trainable: frozenset[str] = frozenset()
         self._in_eval: set[int] = set()
+        self._beside: dict[str, nn.Parameter] = {}
 
     def norms(self, module: nn.Module) -> frozenset[str]:
         """The parameters of normalisation layers that train whether or not their block does."""
@@ -53,6 +54,7 @@ class TrainableState:
             for name, parameter in named.items()
             if name not in self.plan.beside
         }
+        self._beside = {name: named[name] for name in self.plan.beside if name in named}
         self._trainable = self.plan.trainable(phase) | self.norms(module)
         refuse_missing(self._trainable, named)
         set_trainable(
@@ -101,6 +103,13 @@ class TrainableState:
                 "`training_step`, or a hook during the step, sets requires_grad=False on what the"
                 f" schedule trains: {some_of(lost, 3)}. Leave `requires_grad` to the schedule."
             )
+        if wrong := self._trained_beside():
+            raise ValueError(
+                "The loss gives gradients to networks that were taken for such as run beside the"
+                f" one that trains ({some_of(wrong, 3)}), and none to what the schedule trains"
+                f" ({some_of(sorted(self._trainable), 3)}). Name in the schedule what should train,"
+                " and give all of it to the optimizer."
+            )
         if any(module.training for module in self.frozen) and self._have_moved():
             raise ValueError(
                 "`training_step` puts frozen blocks into training mode, and their batch statistics"
@@ -133,6 +142,12 @@ class TrainableState:
             for name, parameter in self._parameters.items()
             if parameter.requires_grad != (name in self._trainable)
         ]
+
+    def _trained_beside(self) -> list[str]:
+        """The parameters of networks beside that get gradients, where nothing that trains does."""
+        wrong = [name for name, parameter in self._beside.items() if parameter.grad is not None]
+        trained = [self._parameters[n] for n in self._trainable if n in self._parameters]
+        return [] if any(parameter.grad is not None for parameter in trained) else wrong
 
     def _have_moved(self) -> bool:
         return any(

@@ -1,6 +1,7 @@
 """Networks beside the one that trains stay as they are: weights, statistics, modes, gradients."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -154,6 +155,226 @@ def test_a_network_beside_the_student_stays_as_it_is(other: str, order: str, sch
     assert [each.training for each in beside.modules()] == modes
     held = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
     assert held.isdisjoint(map(id, beside.parameters()))
+
+
+class Pair(nn.Module):
+    """Student and teacher in a module of somebody's own."""
+
+    def __init__(self, networks: dict[str, nn.Module]) -> None:
+        super().__init__()
+        for name, network in networks.items():
+            setattr(self, name, network)
+
+    def __getitem__(self, name: str) -> nn.Module:
+        return getattr(self, name)
+
+
+class InList(nn.ModuleList):
+    """Both in a list."""
+
+    def __init__(self, networks: dict[str, nn.Module]) -> None:
+        super().__init__(networks.values())
+        self.names = list(networks)
+
+    def __getitem__(self, name: Any) -> Any:
+        return super().__getitem__(self.names.index(name) if isinstance(name, str) else name)
+
+
+class Deeper(nn.Module):
+    """Both one level further down."""
+
+    def __init__(self, networks: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.inner = Pair(networks)
+
+    def __getitem__(self, name: str) -> nn.Module:
+        return self.inner[name]
+
+
+PLACES = {"a dict": nn.ModuleDict, "an own class": Pair, "a list": InList, "deeper": Deeper}
+
+
+class Within(LightningModule):
+    """A student that learns from a teacher, both inside another module."""
+
+    def __init__(self, networks: Any, *, averages: bool = False) -> None:
+        super().__init__()
+        self.net = networks
+        self.averages = averages
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        with torch.no_grad():
+            target = self.net["teacher"](batch[0])
+        return F.mse_loss(self.net["student"](batch[0]), target)
+
+    @torch.no_grad()
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.averages:
+            pairs = zip(*(self.net[n].parameters() for n in ("teacher", "student")), strict=True)
+            for mean, new in pairs:
+                mean.lerp_(new, 0.5)
+
+    def configure_optimizers(self) -> Optimizer:
+        return AdamW(self.net["student"].parameters(), lr=0.1)
+
+
+def pair(order: str, teacher: nn.Module, place: str) -> Any:
+    networks = {name: Net() if name == "student" else teacher for name in order.split()}
+    return PLACES[place](networks)
+
+
+TEACHERS = {
+    "fixed": frozen_net,
+    "fixed, in training mode": lambda: Net(6).requires_grad_(False),
+    "in eval mode": lambda: Net(6).eval(),
+    "in training mode and in no optimizer": lambda: Net(6),
+}
+
+
+class Student(Callback):
+    """What of the student moved in each epoch, and the teacher's modes then."""
+
+    def __init__(self) -> None:
+        self.moved: list[set[str]] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.before = copy.deepcopy(pl_module.net["student"].state_dict())
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        now = pl_module.net["student"].state_dict()
+        names = {name for name in now if not torch.equal(now[name], self.before[name])}
+        self.moved.append({name.split(".")[0] for name in names})
+        self.before = copy.deepcopy(now)
+        self.modes = [each.training for each in pl_module.net["teacher"].modules()]
+
+
+GRADUAL = [{"fc"}, {"fc", "layer1"}, {"fc", "layer1", "stem"}]
+
+
+def fit_pair(module: LightningModule, schedule: Any = "gradual", **options: Any) -> Student:
+    data = TensorDataset(torch.randn(8, 3, 8, 8), torch.arange(8) % 3)
+    student = Student()
+    settings = {"max_epochs": 3, "accelerator": "cpu", "logger": False}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False}
+    ckpt_path = options.pop("ckpt_path", None)
+    extra = options.pop("callbacks", [])
+    callbacks = [FreezeUnfreezeCallback(schedule), student, *extra]
+    settings = {**settings, **quiet, "enable_checkpointing": False, **options}
+    trainer = Trainer(callbacks=callbacks, **settings)
+    trainer.fit(module, DataLoader(data, batch_size=4), ckpt_path=ckpt_path, weights_only=True)
+    held = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
+    assert held.isdisjoint(map(id, module.net["teacher"].parameters()))
+    return student
+
+
+@pytest.mark.parametrize("kind", TEACHERS)
+@pytest.mark.parametrize("order", ["teacher student", "student teacher"])
+@pytest.mark.parametrize("place", PLACES)
+def test_a_teacher_inside_any_module_stays_as_it_is(place: str, order: str, kind: str) -> None:
+    teacher = TEACHERS[kind]()
+    state = copy.deepcopy(teacher.state_dict())
+    gradients = [parameter.requires_grad for parameter in teacher.parameters()]
+    modes = [each.training for each in teacher.modules()]
+
+    student = fit_pair(Within(pair(order, teacher, place)))
+
+    assert student.moved == GRADUAL
+    assert student.modes == modes == [each.training for each in teacher.modules()]
+    assert [parameter.requires_grad for parameter in teacher.parameters()] == gradients
+    named = dict(teacher.named_parameters())
+    assert all(torch.equal(state[name], value) for name, value in named.items())
+    moving = any(modes)  # its statistics, as without a schedule
+    assert torch.equal(state["stem.1.running_mean"], teacher.stem[1].running_mean) != moving
+
+
+@pytest.mark.parametrize("schedule", ["full", "head_only", {0: "student.fc", 1: "student.layer1"}])
+def test_every_kind_of_schedule_passes_over_a_teacher_that_no_optimizer_holds(
+    schedule: Any,
+) -> None:
+    student = fit_pair(Within(pair("student teacher", Net(6), "an own class")), schedule)
+    expected = {"full": [set.union(*GRADUAL)] * 3, "head_only": [{"fc"}] * 3}
+    named = [{"fc"}, {"fc", "layer1"}, {"fc", "layer1"}]
+    assert student.moved == (expected[schedule] if isinstance(schedule, str) else named)
+
+
+def test_the_lp_ft_strategy_passes_over_it_as_well() -> None:
+    module = Within(pair("student teacher", Net(6), "a list"))
+    assert fit_pair(module, {"lp_ft": {"head_epochs": 1}}).moved == [{"fc"}, *[set.union(*GRADUAL)] * 2]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_teacher_that_a_hook_averages_is_that_average(place: str) -> None:
+    torch.manual_seed(0)
+    module = Within(pair("student teacher", Net(), place), averages=True)
+    reference = copy.deepcopy(module.net["teacher"])
+
+    class Average(Callback):
+        @torch.no_grad()
+        def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+            pairs = zip(reference.parameters(), pl_module.net["student"].parameters(), strict=True)
+            for mean, new in pairs:
+                mean.lerp_(new, 0.5)
+
+    assert fit_pair(module, callbacks=[Average()]).moved == GRADUAL
+    found = module.net["teacher"].parameters()
+    assert all(torch.equal(a, b) for a, b in zip(found, reference.parameters(), strict=True))
+
+
+def test_a_run_beside_a_teacher_that_no_optimizer_holds_resumes_to_the_same_end(
+    tmp_path: Path,
+) -> None:
+    class Save(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt")
+
+    def module() -> Within:
+        torch.manual_seed(0)
+        return Within(pair("student teacher", Net(6), "an own class"))
+
+    def run(**options: Any) -> Within:
+        found = module()
+        torch.manual_seed(1)
+        fit_pair(found, **options)
+        return found
+
+    whole = run(callbacks=[Save()])
+    for step in (1, 2, 3):
+        state = run(ckpt_path=tmp_path / f"{step}.ckpt").state_dict()
+        assert all(torch.equal(state[name], value) for name, value in whole.state_dict().items())
+
+
+def test_a_network_that_trains_is_not_taken_for_one_beside_in_silence() -> None:
+    class Filtered(Within):
+        def configure_optimizers(self) -> Optimizer:
+            return AdamW([p for p in self.parameters() if p.requires_grad], lr=0.1)
+
+    module = Filtered(pair("student teacher", Net(6), "an own class"))
+    with pytest.raises(ValueError, match=r"gives gradients.*Name in the schedule what should"):
+        fit_pair(module)
+
+
+def test_the_best_weights_of_a_phase_do_not_bring_a_teachers_statistics_back() -> None:
+    class Validated(Within):
+        def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+            self.log("loss", float(self.current_epoch))
+
+    plateau = {"on_plateau": {"monitor": "loss", "patience": 1, "mode": "min"}}
+    schedule = [{"modules": "fc"}, {**plateau, "modules": "layer1", "restore_best": True}]
+    module = Validated(pair("teacher student", Net(6).requires_grad_(False), "an own class"))
+    data = DataLoader(TensorDataset(torch.randn(8, 3, 8, 8), torch.arange(8) % 3), batch_size=4)
+    trainer = Trainer(
+        max_epochs=4,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=[FreezeUnfreezeCallback(schedule)],
+    )
+    teacher = module.net["teacher"].stem[1]
+    trainer.fit(module, data, data)
+    assert teacher.num_batches_tracked == 4 * len(data)
 
 
 class TeacherOfClassifier(FinetuneClassifier):

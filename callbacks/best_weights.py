@@ -1,0 +1,31 @@
+"""The best weights of a phase, kept by the first process, and given back to the network."""
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from lit_finetune.best import copy_trained, put_back
+from lit_finetune.sharding import is_sharded, reshard
+from lit_finetune.trainable_state import TrainableState
+from lit_finetune.triggers import Stall
+
+
+def best_weights(
+    trainer: Trainer, pl_module: LightningModule, state: TrainableState
+) -> dict[str, Tensor]:
+    """What training changes of the module as it is now; nothing but in the first process."""
+    if not (trainer.is_global_zero or is_sharded(pl_module)):
+        return {}
+    reshard(pl_module)
+    best = copy_trained(pl_module, state.frozen, beside=state.plan.networks_beside)
+    return best if trainer.is_global_zero else {}
+
+
+def back_to_best(pl_module: LightningModule, best: dict[str, Tensor], stall: Stall) -> None:
+    """Give the module the best weights of the phase that ends."""
+    put_back(pl_module, best)
+    rank_zero_info(
+        f"Back to the best weights of the phase, at {stall.best:.4g}."
+        if best
+        else "There are no best weights of the phase to go back to: nothing was validated."
+    )
