@@ -1,7 +1,6 @@
 """Freeze a network, and unfreeze it block by block."""
 
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -44,6 +43,7 @@ from .beside import (
 )
 from .best_weights import back_to_best, best_weights
 from .run import (
+    first_plan,
     is_trial,
     networks_left_out,
     phase_groups,
@@ -93,10 +93,9 @@ class FreezeUnfreezeCallback(Callback):
         self.schedule = schedule
         self.train_bn = train_bn
         self.plan: Plan | None = None
-        self._strategy = split_strategy(schedule)
-        self._phases = (
-            () if self._strategy or isinstance(schedule, str) else read_schedule(schedule)
-        )
+        strategy = split_strategy(schedule)
+        phases = () if strategy or isinstance(schedule, str) else read_schedule(schedule)
+        self._given = strategy, phases, train_bn
         self._progress = Progress()
         self._best: dict[str, Tensor] = {}
         self._groups: PhaseGroups | None = None
@@ -127,7 +126,8 @@ class FreezeUnfreezeCallback(Callback):
         """Plan what trains, once the module's own hooks have built its layers."""
         if self.plan is not None:
             return
-        plan = self._plan(trainer, pl_module)
+        self.plan = plan = first_plan(trainer, pl_module, *self._given)
+        self._state = TrainableState(plan, train_bn=self.train_bn)
         here = position(trainer)
         if here == Position(0, 0):  # else a second `fit` goes on
             self._progress, self._best = Progress(), {}
@@ -141,20 +141,13 @@ class FreezeUnfreezeCallback(Callback):
         if has_finder(trainer):  # else later: Lightning would warn of modules in eval mode
             self._trains().hold_anew(pl_module)
 
-    def _plan(
-        self, trainer: Trainer, pl_module: LightningModule, *, left_out: Sequence[str] = ()
-    ) -> Plan:
-        self.plan = plan_for(
-            trainer, pl_module, self._strategy, self._phases, self.train_bn, left_out=left_out
-        )
-        self._state = TrainableState(self.plan, train_bn=self.train_bn)
-        return self.plan
-
     def _leave_out(self, trainer: Trainer, pl_module: LightningModule, names: list[str]) -> None:
         """Plan anew, without networks that no optimizer holds; these are as they were before."""
         self._trains().end()
-        beside = self._plan(trainer, pl_module, left_out=names).beside
-        restore_trainable(pl_module, {n: self._before[n] for n in beside if n in self._before})
+        self.plan = plan_for(trainer, pl_module, *self._given, names)
+        self._state = TrainableState(self.plan, train_bn=self.train_bn)
+        beside = {*self.plan.beside}.intersection(self._before)
+        restore_trainable(pl_module, {name: self._before[name] for name in beside})
         self._trains().begin(pl_module, self._progress.phase)
 
     @override
@@ -179,7 +172,7 @@ class FreezeUnfreezeCallback(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         refuse_changed_layers(trainer, self._planned_with or {})
         found = networks_left_out(trainer, pl_module, self._before)
-        if found and self._resumed is None:
+        if self._resumed is None and tuple(found) != self._planned().left_out:
             self._leave_out(trainer, pl_module, found)
             wrap_again(trainer.strategy, pl_module)
         self._groups = phase_groups(trainer, self._planned())
@@ -297,7 +290,8 @@ class FreezeUnfreezeCallback(Callback):
     ) -> None:
         """Go on where the run of a checkpoint was."""
         state = checkpoint["callbacks"].get(self.state_key) or {}
-        if left_out := state.get("left_out"):
+        left_out = state.get("left_out", [])
+        if left_out != list(self._planned().left_out):
             self._leave_out(trainer, pl_module, left_out)
         self._progress = load_progress(self._planned(), state, train_bn=self.train_bn)
         self._best = state.get("best_weights", {}) if self._progress.stall.best is not None else {}

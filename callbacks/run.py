@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from lit_finetune.distributed import shards
 from lit_finetune.flat import parameters_by_name, whole_sizes
 from lit_finetune.freezing import with_still
 from lit_finetune.length import fit_to_length, needs_length
-from lit_finetune.parallel_networks import without_optimizer
+from lit_finetune.parallel_networks import side_by_side, without_optimizer
 from lit_finetune.phase_groups import PhaseGroups
 from lit_finetune.plan import Plan, make_plan
 from lit_finetune.schedule import Schedule
@@ -52,13 +53,36 @@ def tell_overruled(names: Sequence[str], told: set[str]) -> None:
         )
 
 
+def first_plan(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    strategy: tuple[str, dict[str, Any]] | None,
+    phases: Schedule,
+    train_bn: bool,
+) -> Plan:
+    """A plan before there are optimizers, which will tell what of the module is left out.
+
+    Where the schedule does not fit the module as it is, but one of several networks that run side
+    by side, a plan for that; whether it stays is seen when there are optimizers. The arguments are
+    those of `plan_for`.
+    """
+    try:
+        return plan_for(trainer, pl_module, strategy, phases, train_bn)
+    except ValueError:
+        networks = () if shards(trainer.strategy) else side_by_side(pl_module)
+        for kept in networks:
+            left_out = [name for name in networks if name != kept]
+            with suppress(ValueError):
+                return plan_for(trainer, pl_module, strategy, phases, train_bn, left_out)
+        raise
+
+
 def plan_for(
     trainer: Trainer,
     pl_module: LightningModule,
     strategy: tuple[str, dict[str, Any]] | None,
     phases: Schedule,
     train_bn: bool,
-    *,
     left_out: Sequence[str] = (),
 ) -> Plan:
     """What trains when: the schedule on the blocks of this module, checked against the run.

@@ -87,6 +87,15 @@ def parallel_to(
     return tuple(found)
 
 
+def side_by_side(model: nn.Module) -> tuple[str, ...]:
+    """The names of the networks in a module that run side by side, and require gradients."""
+
+    def trains(name: str, module: nn.Module) -> bool:
+        return any(parameter.requires_grad for parameter in module.parameters())
+
+    return parallel_to(model, is_aside=trains, trains=trains)
+
+
 def without_optimizer(
     model: nn.Module, held: Collection[Tensor], frozen_here: Collection[str]
 ) -> tuple[str, ...]:
