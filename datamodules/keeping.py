@@ -18,8 +18,9 @@ from PIL import features
 from rich.progress import track
 from torch import Tensor, nn
 
+from lit_finetune.memory import free_memory, readable
+
 from .datasets import ArraySamples, Samples, make_ready
-from .memory import free_memory, readable
 from .pipeline import Pipeline
 from .shards import only_writer, read_shards, sweep, write_shard
 from .stock import MISSING, FileSegment, MemorySegment, Pixels, Stock, TensorStock, as_tensor

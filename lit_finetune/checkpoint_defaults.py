@@ -1,9 +1,12 @@
 """What a checkpoint says for a command that says nothing else: its network, and its classes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from lit_finetune.build_limits import limited_build
 from lit_finetune.checkpoint_reader import read_checkpoint
 from lit_finetune.checkpoint_source import local_or_fetched
 from lit_finetune.trusted_hparams import read_hparams, trusted_hparams
@@ -22,6 +25,8 @@ class CheckpointModel:
     num_classes: int | None
     measured: Mapping[str, Any]
     """Those that change what is measured."""
+    limited: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Within this a network is built as the checkpoint says, if that is no larger than can be."""
 
     def contradictions(self, model: Mapping[str, Any]) -> list[str]:
         """What a command says of the model otherwise, where that changes what is measured.
@@ -49,7 +54,8 @@ def read_model(ckpt_path: str, *, said: Iterable[str], taken: Iterable[str]) -> 
         FileNotFoundError: There is no such checkpoint.
     """
     file = local_or_fetched(ckpt_path)
-    hparams = read_hparams(read_checkpoint(file, name=ckpt_path, skip_data=True))
+    checkpoint = read_checkpoint(file, name=ckpt_path, skip_data=True)
+    hparams = read_hparams(checkpoint)
     if "backbone" in hparams and hparams["backbone"] is None and "backbone" not in said:
         raise ValueError(
             f"{ckpt_path} is of a network that was passed as a module, or built from objects: name"
@@ -61,4 +67,5 @@ def read_model(ckpt_path: str, *, said: Iterable[str], taken: Iterable[str]) -> 
         arguments={key: value for key, value in trusted.items() if key != "num_classes"},
         num_classes=number if isinstance(number, int) and number > 1 else None,
         measured={key: hparams[key] for key in _MEASURED if key in hparams},
+        limited=partial(limited_build, hparams, checkpoint["state_dict"], said=list(said)),
     )

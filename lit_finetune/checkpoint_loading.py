@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from lit_finetune.build_limits import limited_build
 from lit_finetune.checkpoint_reader import read_checkpoint, refuse_unsafe
 from lit_finetune.checkpoint_restore import migrate
 from lit_finetune.checkpoint_source import opened
@@ -49,7 +50,8 @@ def readable(
         if hparams_file is not None:
             content[cls.CHECKPOINT_HYPER_PARAMS_KEY] = read_hparams_file(Path(hparams_file))
         overrides = trusted_overrides(cls, content, said=said)
-        yield file, {"hparams_file": hparams_file, "weights_only": True, **overrides, **said}
+        with limited_build(read_hparams(content), content["state_dict"], said=said):
+            yield file, {"hparams_file": hparams_file, "weights_only": True, **overrides, **said}
 
 
 def read_hparams_file(path: Path) -> Any:

@@ -6,6 +6,7 @@ import os
 import sys
 from argparse import SUPPRESS, Action
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any, NoReturn
 
 import torch
@@ -230,7 +231,8 @@ class FinetuneCLI(LightningCLI):
 
     @override
     def instantiate_classes(self) -> None:
-        with explained(self.config.get(self.subcommand, self.config)):
+        limited = self._of_checkpoint.limited if self._of_checkpoint else nullcontext
+        with explained(self.config.get(self.subcommand, self.config)), limited():
             super().instantiate_classes()
 
     @override

@@ -12,6 +12,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from lit_finetune._names import nearest, one_of
+from lit_finetune.build_limits import LARGEST_SIDE
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -87,7 +88,11 @@ class DataConfig:
             ValueError: It cannot be.
         """
         try:
-            return cls.from_dict(data)
+            config = cls.from_dict(data)
+            sides = (*config.image_size, config.resize_size)
+            if not all(type(side) is int and side <= LARGEST_SIDE for side in sides):
+                raise ValueError(f"pictures of {config.image_size}, from {config.resize_size} on.")
+            return config
         except (TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"The checkpoint's data config cannot be: {error}") from error
 

@@ -15,6 +15,7 @@ from torch import nn
 from lit_finetune._names import nearest, one_of
 from lit_finetune.backbones.backbone import Backbone
 from lit_finetune.backbones.image_processor import processor_data_config
+from lit_finetune.build_limits import largest_number, limited_memory
 from lit_finetune.class_names import config_classes
 from lit_finetune.data_config import DataConfig
 from lit_finetune.hub_offline import hub_offline
@@ -35,6 +36,7 @@ _UNUSED: Mapping[str, Mapping[str, type[nn.Module]]] = {
 }
 """What only pooled outputs go through, where the classifier takes the mean of all tokens."""
 
+_MOST_LABELS = 1 << 20
 _NOT_OF_THE_NETWORK = {"architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"}
 
 
@@ -89,7 +91,10 @@ def _build(
 ) -> Backbone:
     """The network of a config's fields, with `kwargs` in the place of some of them."""
     _refuse_kernels(name, fields)
-    with hub_offline():
+    _refuse_huge_numbers(name, fields)
+    sizes = {**fields, **kwargs}
+    told = f"The config of {name} describes a network, with {largest_number(sizes, sizes)}"
+    with hub_offline(), limited_memory(told):
         return _built(name, _config(name, fields, kwargs), processor, kwargs, weights_file)
 
 
@@ -131,6 +136,16 @@ def _refuse_kernels(name: str, fields: Any) -> None:
                 " never run: remove that field from it."
             )
         _refuse_kernels(name, value)
+
+
+def _refuse_huge_numbers(name: str, fields: Any) -> None:
+    """Refuse a config with a number larger than in any network, before it is counted up to."""
+    for key, value in fields.items() if isinstance(fields, Mapping) else ():
+        numbers = value if isinstance(value, list) else [value]
+        for number in numbers:
+            if type(number) is int and number > (_MOST_LABELS if key == "num_labels" else 1 << 24):
+                raise ValueError(f"The config of {name} says `{key}` {number:,}: it is damaged.")
+        _refuse_huge_numbers(name, value)
 
 
 def _drop_what_is_not_used(network: nn.Module, model_type: str) -> None:
