@@ -6,17 +6,18 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelPruning
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lit_finetune._names import one_of
+from lit_finetune._names import one_of, some_of
 from lit_finetune.blocks import Block
 from lit_finetune.classifier import FinetuneClassifier
-from lit_finetune.cut import follows_mode
 from lit_finetune.distributed import refuse_unsupported, shards
+from lit_finetune.prefix_watch import PrefixWatch, may_move
 from lit_finetune.split_check import why_not
 from lit_finetune.splitting import PrefixOutput
 
@@ -83,7 +84,8 @@ class FrozenPrefixCache(Callback):
         self._told: set[str] = set()
         self._run: Run | None = None
         self._is_in_epoch = False
-        self._block: str | None = None
+        self._watches: dict[bool, PrefixWatch] = {}
+        self._moves = False
         self._batch: tuple[Loader, list[Any]] | None = None
 
     @override
@@ -124,13 +126,36 @@ class FrozenPrefixCache(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        is_kept = isinstance(batch, list) and isinstance(batch[0], PrefixOutput)
-        if is_kept and not self.is_current():  # the phase has changed since it was made
-            assert self._run is not None
-            assert self._batch is not None
+        self._see_to(batch, is_last=trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
+
+    @override
+    def on_validation_batch_start(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        loop = trainer.fit_loop.epoch_loop.val_loop
+        self._see_to(batch, is_last=loop.batch_progress.is_last_batch)
+
+    def _see_to(self, batch: Any, *, is_last: bool) -> None:
+        """Take the pictures of a batch where the blocks before have changed since it was made.
+
+        Raises:
+            ValueError: They have changed before, and that could not be seen.
+        """
+        if not (isinstance(batch, list) and isinstance(batch[0], PrefixOutput)):
+            return
+        assert self._run is not None
+        assert self._batch is not None
+        if not self.is_current():
             loader, indices = self._batch
             pictures = next(iter(in_batches(loader, [indices])))
             batch[:] = self._run.on_device(pictures)
+        elif is_last and self._watches[self._run.trainer.training].has_other_values():
+            raise ValueError(_CHANGED_UNSEEN.format(block=batch[0].block))
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -140,6 +165,12 @@ class FrozenPrefixCache(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
+        if self._batch is not None and isinstance(exception, TypeError | AttributeError):
+            self._tell(
+                "steps and hooks are given what a block gave in the place of pictures, which the"
+                " module's `forward` alone can take. One of your own that works on pictures cannot"
+                " be used with it."
+            )
         self._close(trainer)
 
     def begin(self, loader: Loader) -> Callable[[list[Any]], Any] | None:
@@ -147,6 +178,8 @@ class FrozenPrefixCache(Callback):
         if not self._is_in_epoch or self._run is None:
             return None
         run = self._run
+        if self._moves:
+            return None
         is_training = run.trainer.training
         still, moving = _blocks_at_rest(run, check_modes=is_training)
         if moving:
@@ -156,10 +189,11 @@ class FrozenPrefixCache(Callback):
             )
         tables = self._tables_of(loader, "training" if is_training else "validation")
         name = self._entry(run, tables, still) if still else None
-        if is_training:
-            self._block = name
+        self._watches.pop(is_training, None)
         if name is None or not tables.prepare(run, name, self._ahead(run, tables, name)):
             return None
+        before = [each for block in _before(run.blocks, name) for each in _modules(run, block)]
+        self._watches[is_training] = PrefixWatch(run.module, run.tensors(name), before)
 
         def make(indices: list[Any]) -> list[Any]:
             self._batch = loader, indices
@@ -169,12 +203,19 @@ class FrozenPrefixCache(Callback):
 
     def is_current(self) -> bool:
         """Whether the blocks before the one that batches enter still stand still."""
-        if self._run is None or not self._run.trainer.training:
-            return True
-        name = self._block
-        named = dict(self._run.module.named_parameters())
-        before = _before(self._run.blocks, name)
-        return not any(named[p].requires_grad for block in before for p in block.parameters)
+        is_training = self._run is not None and self._run.trainer.training
+        watch = self._watches.get(is_training)
+        if watch is None or self._moves:
+            return not self._moves
+        if is_training and watch.trains():
+            return False
+        if watch.has_moved():
+            self._moves = True
+            self._tell(
+                "frozen blocks were changed amid an epoch, by a hook or another callback: from now"
+                " on the pictures are used."
+            )
+        return not self._moves
 
     def _tables_of(self, loader: Loader, part: str) -> PrefixTables:
         if id(loader) not in self._tables:
@@ -227,6 +268,15 @@ class FrozenPrefixCache(Callback):
         vars(trainer.strategy).pop("process_dataloader", None)
         self._tables, self._problems, self._told = {}, {}, set()
         self._run, self._batch, self._is_in_epoch = None, None, False
+        self._watches, self._moves = {}, False
+
+
+_CHANGED_UNSEEN = (
+    "The frozen blocks before `{block}` have other weights or buffers than when the epoch began,"
+    " written in a way that torch takes no note of (`.data`, NumPy): batches of this epoch were"
+    " made of what they gave before. Write to the tensors themselves under torch.no_grad(), or"
+    " between epochs; or leave FrozenPrefixCache out."
+)
 
 
 def _checked(trainer: Trainer, pl_module: LightningModule) -> FinetuneClassifier:
@@ -240,6 +290,11 @@ def _checked(trainer: Trainer, pl_module: LightningModule) -> FinetuneClassifier
     if not isinstance(pl_module, FinetuneClassifier):
         name = type(pl_module).__name__
         raise ValueError(f"FrozenPrefixCache trains a FinetuneClassifier, but this is a {name}.")
+    if any(isinstance(each, ModelPruning) for each in trainer.callbacks):  # type: ignore[attr-defined]
+        raise ValueError(
+            "FrozenPrefixCache cannot be used beside ModelPruning: it puts masks on frozen weights"
+            " too, and changes them again and again. Leave one of them out."
+        )
     for name in ("mixup_alpha", "cutmix_alpha"):
         if pl_module.hparams.get(name):
             raise ValueError(
@@ -274,10 +329,16 @@ def _blocks_at_rest(run: Run, *, check_modes: bool) -> tuple[list[Block], str | 
     """
     named = dict(run.module.named_parameters())
     still: list[Block] = []
+    if missing := [n for block in run.blocks for n in block.parameters if n not in named]:
+        raise ValueError(
+            "FrozenPrefixCache: the network has other parameters than when the run began:"
+            f" {some_of(missing, 3)} is missing. Prune, exchange and reparametrise layers in"
+            " `__init__` or `setup`."
+        )
     for block in run.blocks:
         if any(named[name].requires_grad for name in block.parameters):
             break
-        if check_modes and any(map(_is_moving, _modules(run, block))):
+        if check_modes and any(m.training and may_move(m) for m in _modules(run, block)):
             return still, block.name
         still.append(block)
     return still, None
@@ -285,12 +346,6 @@ def _blocks_at_rest(run: Run, *, check_modes: bool) -> tuple[list[Block], str | 
 
 def _modules(run: Run, block: Block) -> list[nn.Module]:
     return [m for path in block.modules for m in run.module.get_submodule(path).modules()]
-
-
-def _is_moving(module: nn.Module) -> bool:
-    """Whether a module is in training, and does something else then."""
-    has_buffers = next(module.buffers(recurse=False), None) is not None
-    return module.training and (has_buffers or follows_mode(module, inner=False))
 
 
 def _why_not(run: Run, images: Tensor, name: str) -> str | None:

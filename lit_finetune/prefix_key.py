@@ -28,10 +28,15 @@ def prefix_tensors(network: nn.Module, blocks: Sequence[Block]) -> dict[str, Ten
 
 def stamp(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
     """Numbers that change when one of these tensors does, found in a few milliseconds."""
-    bits = [_bit_sum(tensor.detach()) for tensor in tensors.values()]
-    sums = torch.stack(bits).tolist() if bits else []
     places = [number for t in tensors.values() for number in (t.data_ptr(), t._version)]
-    return (*sums, *places)
+    return (*bit_sums(tensors), *places)
+
+
+def bit_sums(tensors: Mapping[str, Tensor]) -> list[int]:
+    """For each tensor the sum of its bits taken as whole numbers."""
+    bits = [_bit_sum(tensor.detach()) for tensor in tensors.values()]
+    sums: list[int] = torch.stack(bits).tolist() if bits else []
+    return sums
 
 
 def network_digest(network: nn.Module, tensors: Mapping[str, Tensor]) -> str:

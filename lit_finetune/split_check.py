@@ -51,10 +51,17 @@ def why_not(
     with torch.no_grad(), _left_as_it_was(network):
         for training in (False, True) if in_training else (False,):
             _set_modes(network, blocks, upto, training=training)
+            held = {n: b.clone() for n, b in _buffers_before(network, blocks, upto).items()}
             try:
                 problem = _difference(network, x, upto, head_name)
             except SplitError as error:
                 return str(error)
+            now = _buffers_before(network, blocks, upto)
+            if moved := [n for n in now if n not in held or not torch.equal(now[n], held[n])]:
+                return (
+                    f"What enters `{upto}` is not the same each time: the buffer {moved[0]!r}"
+                    " before it changes whenever the network runs."
+                )
             if problem:
                 mode = "training" if training else "evaluation"
                 return f"Split at `{upto}` it is not the same in {mode}: {problem}."
@@ -84,6 +91,17 @@ def _set_modes(network: nn.Module, blocks: list[Block], upto: str, *, training: 
             network.get_submodule(path).eval()
 
 
+def _buffers_before(network: nn.Module, blocks: list[Block], upto: str) -> dict[str, Tensor]:
+    """The buffers of the blocks before one."""
+    found: dict[str, Tensor] = {}
+    for block in blocks:
+        if block.name == upto:
+            break
+        for path in block.modules:
+            found.update(network.get_submodule(path).named_buffers(path))
+    return found
+
+
 @contextmanager
 def _left_as_it_was(network: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in network.modules()]
@@ -94,4 +112,6 @@ def _left_as_it_was(network: nn.Module) -> Iterator[None]:
         for module, training in modes:
             module.training = training
         for buffer, value in buffers:
+            if buffer.shape != value.shape:  # some that observe a network are empty at first
+                buffer.resize_(value.shape)
             buffer.copy_(value)
