@@ -147,11 +147,17 @@ class LastCheckpoint(ModelCheckpoint):
         # going through the old one.
         others = [each for each in trainer.callbacks if each is not self]  # type: ignore[attr-defined]
         trainer.callbacks = [*others, self]  # type: ignore[attr-defined]
+        if stage == "fit":
+            self._interrupt.prepare(trainer)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
         self._interrupt.listen(trainer)
+
+    def end_early(self, trainer: Trainer) -> None:
+        """Keep what is reached and end, if a signal has come while pictures were made ready."""
+        self._interrupt.end_early(trainer)
 
     @override
     def on_train_batch_end(

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
+from lit_finetune.few_pictures import refuse_few_pictures
+
 
 def each_once(
     loader: Any,
@@ -36,12 +38,7 @@ def each_once(
         return islice(loader, limit) if isinstance(limit, int) else loader
     size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 32
     chosen = spread(len(loader.dataset), most(len(loader.dataset), size * num_replicas, limit))
-    if len(chosen) < num_replicas:
-        raise ValueError(
-            f"There are fewer {part} ({len(chosen)}) than processes ({num_replicas}), and each"
-            " process needs one at least. Use fewer processes (`Trainer(devices=1)`), or more"
-            " pictures."
-        )
+    refuse_few_pictures(len(chosen), num_replicas, part)
     return _in_order(loader, chosen[rank::num_replicas], size)
 
 

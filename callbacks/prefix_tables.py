@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -17,6 +18,7 @@ from lit_finetune.prefix_key import data_digest, network_digest, stamp
 from lit_finetune.prefix_store import Column, Columns, Table, num_bytes
 from lit_finetune.splitting import PrefixOutput
 
+from .checkpoint import LastCheckpoint
 from .node_ranks import NodeRanks, node_ranks
 from .prefix_homes import Home, InFiles, InMemory, found, remove, temporary_folder
 from .prefix_pictures import Batch, Pictures
@@ -240,6 +242,7 @@ class PrefixTables:
         is_shown = run.trainer.is_global_zero and run.trainer.progress_bar_callback is not None
         bar = tqdm(batches, f"Keeping {self.part} pictures", disable=not is_shown, leave=False)
         for batch, size in bar:
+            _end_if_interrupted(run)
             if base is None:
                 images, labels = run.on_device(next(loaded))
             else:
@@ -314,6 +317,13 @@ class PrefixTables:
         )
         node = f"-{run.trainer.node_rank}" if self._of_node(run).num_nodes > 1 else ""
         return self.keeping.cache_dir / f"{name}-{key}{node}"
+
+
+def _end_if_interrupted(run: Run) -> None:
+    callbacks: list[Callback] = run.trainer.callbacks  # type: ignore[attr-defined]  # by a connector
+    for callback in callbacks:
+        if isinstance(callback, LastCheckpoint):
+            callback.end_early(run.trainer)
 
 
 def _affordable(names: list[str], columns: Mapping[str, Columns], limit: int) -> list[str]:

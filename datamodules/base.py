@@ -21,6 +21,7 @@ from lit_finetune.checkpoint_form import seed_in
 from lit_finetune.checkpoint_reader import read_checkpoint
 from lit_finetune.checkpoint_source import local_or_fetched
 from lit_finetune.data_config import DataConfig, Interpolation, eval_geometry
+from lit_finetune.few_pictures import refuse_few_pictures
 from lit_finetune.place import Place, place_in_run
 
 from .channels import given_options, per_channel
@@ -43,7 +44,6 @@ from .order import (
     ResumableLoader,
     UnpaddedSampler,
     even_batch_size,
-    refuse_few_pictures,
 )
 from .pipeline import Pipeline, Step, make_pipeline
 from .same_pictures import refuse_other_pictures
@@ -284,7 +284,8 @@ class ImageDataModule(LightningDataModule):
 
     @override
     def predict_dataloader(self) -> Loader:
-        refuse_few_pictures(len(self._dataset("predict")), self._ranks()["num_replicas"], "predict")
+        num_pictures, ranks = len(self._dataset("predict")), self._ranks()
+        refuse_few_pictures(num_pictures, ranks["num_replicas"], "pictures for predict")
         return self._loader(PictureLoader, "predict", batch_size=self.batch_size)
 
     def _dataset(self, part: Part) -> PictureDataset:
@@ -357,7 +358,7 @@ class ImageDataModule(LightningDataModule):
         if ranks["num_replicas"] == 1:
             return self._loader(PictureLoader, part, batch_size=self.batch_size)
         dataset = self._dataset(part)
-        refuse_few_pictures(len(dataset), ranks["num_replicas"], part)
+        refuse_few_pictures(len(dataset), ranks["num_replicas"], f"pictures for {part}")
         size = even_batch_size(len(dataset), self.batch_size, ranks["num_replicas"])
         sampler = UnpaddedSampler(dataset, **ranks)
         return self._loader(PictureLoader, part, batch_size=size, sampler=sampler)

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from typing_extensions import override
 
+from lit_finetune.few_pictures import refuse_few_pictures
 from lit_finetune.place import Place
 from lit_finetune.seeding import derive_seed
 
@@ -81,21 +82,6 @@ class UnpaddedSampler(DistributedSampler[int]):
     @override
     def __len__(self) -> int:
         return len(self._own)
-
-
-def refuse_few_pictures(num_pictures: int, num_replicas: int, part: str | None = None) -> None:
-    """Refuse fewer pictures than processes: one would have none, and the others wait for it.
-
-    Raises:
-        ValueError: Says how many there are of either, and what can be done.
-    """
-    if num_pictures < num_replicas:
-        of = f" for {part}" if part else ""
-        raise ValueError(
-            f"There are fewer pictures{of} ({num_pictures}) than processes ({num_replicas}), and"
-            " each process needs one at least. Use fewer processes (`Trainer(devices=1)`), or more"
-            " pictures."
-        )
 
 
 def even_batch_size(num_pictures: int, batch_size: int, num_replicas: int) -> int:

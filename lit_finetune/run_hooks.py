@@ -8,6 +8,7 @@ from typing_extensions import override
 from lit_finetune.class_matching import refuse_unread_checkpoint
 from lit_finetune.data_classes import refuse_other_validation
 from lit_finetune.earlier_runs import refuse_missing_last
+from lit_finetune.few_pictures import refuse_few_in_loaders
 
 
 class RunHooks(Callback):
@@ -26,6 +27,7 @@ class RunHooks(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._runs(pl_module):
+            refuse_few_in_loaders(trainer)
             self.classifier.begin_run(stage)
             self.classifier.has_begun = True
 

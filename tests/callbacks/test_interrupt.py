@@ -1,15 +1,27 @@
 """Ctrl-C and SIGTERM keep the step that was reached, and a run goes on from there."""
 
+import os
 import signal
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
-from tests.resumed_runs import Signal, Situation, compare, run
+from lit_finetune import FinetuneClassifier
+from lit_finetune.callbacks import (
+    FreezeUnfreezeCallback,
+    FrozenPrefixCache,
+    LastCheckpoint,
+    LinearProbe,
+)
+from tests.resumed_runs import Net, Signal, Situation, compare, run
 
 AVERAGED = {"callbacks": lambda: [EMAWeightAveraging(decay=0.7)]}
 TWO = {"trainer": {"accumulate_grad_batches": 2}}
@@ -62,6 +74,87 @@ def test_the_exit_status_is_the_signals_and_a_second_one_quits_at_once(
     if is_kept:
         assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 3
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+class SignalEarly(Callback):
+    """Send this program a signal before anything is trained."""
+
+    def __init__(self, hook: str, signum: int) -> None:
+        self.signum = signum
+        setattr(self, hook, self._send)
+
+    def _send(self, *_: Any, **__: Any) -> None:
+        if self.signum:
+            os.kill(os.getpid(), self.signum)
+        self.signum = 0
+
+
+@pytest.mark.parametrize(
+    "hook", ["on_fit_start", "on_sanity_check_start", "on_validation_batch_end"]
+)
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
+def test_before_the_first_step_a_signal_ends_the_program_at_once(
+    tmp_path: Path, hook: str, signum: int, status: int
+) -> None:
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    end, rows = run(Situation(), tmp_path, stop=SignalEarly(hook, signum))
+
+    assert end == {"exit": status}
+    assert not any("train" in name for _, name in rows)
+    assert not (tmp_path / "last.ckpt").exists()
+    signal.signal(signal.SIGINT, handlers[0])  # Lightning leaves it to nobody
+    assert signal.getsignal(signal.SIGTERM) == handlers[1]
+
+
+class SignalAmidPictures(TensorDataset):
+    """Send this program a signal when so many pictures were asked for."""
+
+    def __init__(self, count: int, signum: int, *tensors: Tensor) -> None:
+        super().__init__(*tensors)
+        self.count, self.signum = count, signum
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        self.count -= 1
+        if self.count == 0:
+            os.kill(os.getpid(), self.signum)
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize(
+    ("kind", "signum", "status", "asked"),
+    [
+        (FrozenPrefixCache, signal.SIGTERM, 143, 24),
+        (FrozenPrefixCache, signal.SIGINT, 130, 24),
+        (LinearProbe, signal.SIGTERM, 143, 20),
+    ],
+)
+def test_a_pass_over_all_pictures_ends_with_the_batch_in_which_the_signal_comes(
+    tmp_path: Path, kind: Callable[[], Callback], signum: int, status: int, asked: int
+) -> None:
+    tensors = torch.randn(120, 3, 10, 10), torch.arange(120) % 3
+    dataset = SignalAmidPictures(20, signum, *tensors)
+    trainer = Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[LastCheckpoint(tmp_path), FreezeUnfreezeCallback({0: "head"}), kind()],
+    )
+    model = FinetuneClassifier(Net(), num_classes=3)
+
+    with pytest.raises(SystemExit) as end:
+        trainer.fit(model, DataLoader(dataset, 8))
+
+    assert end.value.code == status
+    assert 20 - dataset.count < asked + 8
+    if kind is FrozenPrefixCache:
+        resumed = Trainer(
+            max_epochs=1, accelerator="cpu", logger=False, callbacks=trainer.callbacks
+        )
+        resumed.fit(model, DataLoader(dataset, 8), ckpt_path=tmp_path / "last.ckpt")
+        assert resumed.global_step == 15
 
 
 def test_an_error_is_no_interruption(tmp_path: Path) -> None:
