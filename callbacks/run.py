@@ -30,6 +30,7 @@ from lit_finetune.side_networks import (
 )
 from lit_finetune.strategies import make_schedule
 from lit_finetune.telling import phase_line
+from lit_finetune.trainable_state import refuse_lazy
 from lit_finetune.triggers import Position, Progress, refuse_unlogged
 
 from .beside import has_probe, refuse_beside, schedulers_of
@@ -163,6 +164,7 @@ def _blocks_of(
             f"{type(pl_module).__name__} has no parameters when its training is planned. Build"
             " layers in `__init__`, `setup` or `configure_model`."
         )
+    refuse_lazy(pl_module)
     own = getattr(pl_module, "blocks", None)
     network = "backbone" if isinstance(pl_module, FinetuneClassifier) else None
     kinds = LightningModule | nn.ModuleDict

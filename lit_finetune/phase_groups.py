@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from torch import nn
-from torch.optim import LBFGS, Optimizer
+from torch.optim import LBFGS, Muon, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_finetune.admission import GroupKeeper
@@ -35,6 +35,7 @@ class PhaseGroups:
         step_now: Callable[[], int],
     ) -> None:
         refuse_optimizers(optimizers, num_phases=len(plan.phases))
+        refuse_to_join(optimizers, plan, parameters)
         blocks = {name: block.name for block in plan.blocks for name in block.parameters}
         self._keeper = GroupKeeper(optimizers, schedulers, parameters, blocks)
         self._warmup = Warmup(optimizers, step_now)
@@ -95,3 +96,30 @@ def refuse_optimizers(optimizers: Sequence[Optimizer], *, num_phases: int) -> No
             "LBFGS has one group of parameters for good: what starts to train later would never"
             " move. Use another optimizer, such as AdamW, or a schedule of one phase."
         )
+
+
+def refuse_to_join(
+    optimizers: Sequence[Optimizer], plan: Plan, parameters: Mapping[str, nn.Parameter]
+) -> None:
+    """Refuse parameters that no optimizer holds, where the first one could not take them later.
+
+    Args:
+        optimizers: All of the run.
+        plan: What trains when.
+        parameters: The module's, by name.
+
+    Raises:
+        ValueError: Names the first of them.
+    """
+    if not isinstance(optimizers[0], Muon):
+        return
+    held = {id(p) for each in optimizers for group in each.param_groups for p in group["params"]}
+    for phase in plan.phases:
+        for name in phase.parameters:
+            parameter = parameters.get(name)
+            if parameter is not None and id(parameter) not in held and parameter.ndim != 2:
+                raise ValueError(
+                    f"The schedule trains {name!r}, which no optimizer holds, and Muon takes"
+                    " matrices alone. Give the rest to an optimizer of its own, such as AdamW, with"
+                    " `automatic_optimization=False`; or select matrices alone."
+                )

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lit_finetune._names import some_of
 from lit_finetune.averaging import Statistics, give_back, take_statistics
@@ -155,6 +156,19 @@ class TrainableState:
             for noted in self._statistics
             if noted.layer.training
             for name, buffer in noted.buffers.items()
+        )
+
+
+def refuse_lazy(module: nn.Module) -> None:
+    """Refuse lazy layers that have never been run, and so have no parameters yet.
+
+    Raises:
+        ValueError: Names them.
+    """
+    if lazy := [name for name, parameter in module.named_parameters() if is_lazy(parameter)]:
+        raise ValueError(
+            f"Lazy layers have no sizes yet: {some_of(lazy, 3)}. Show the module a batch once, in"
+            " `__init__`, `setup` or `configure_model`, or give the layers their sizes."
         )
 
 
