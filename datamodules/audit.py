@@ -102,9 +102,17 @@ def read_record(path: Path) -> dict[str, Any]:
     """What earlier runs found; nothing, if there is no record that can be read."""
     try:
         stored = read_json(path)
-        return {from_text(name): entry for name, entry in stored.items()}
+        return {from_text(name): each for name, each in stored.items() if _is_entry(each)}
     except (OSError, ValueError, AttributeError):
         return {}
+
+
+def _is_entry(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and isinstance(entry.get("stamp"), list)
+        and isinstance(entry.get("problem"), str)
+    )
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> bool:

@@ -66,7 +66,7 @@ def find_layout(root: Path) -> Layout:
     if len(classes) < 2:
         raise ValueError(
             f"'{first}' needs a folder of pictures for each class, two at the least, but holds "
-            f"{describe(first, classes)}."
+            f"{describe(first, classes)}.{_to_predict(first, classes)}"
         )
     refuse_splits_among_classes(first, classes)
     return Layout(root, folders, tuple(classes), tuple(unused))
@@ -213,6 +213,16 @@ def subfolders(folder: Path) -> list[str]:
 def leads_back(path: Path) -> bool:
     """Whether a folder is a link to one that it lies in."""
     return path.is_symlink() and any(path.samefile(parent) for parent in path.absolute().parents)
+
+
+def _to_predict(folder: Path, classes: list[str]) -> str:
+    """What can be done with pictures that are in no class, if there are such."""
+    if classes or not any(is_named_picture(path.name) for path in folder.iterdir()):
+        return ""
+    return (
+        " Pictures without a class can only be predicted: give the folder as `predict_dir`, on the"
+        f" command line `--data.predict_dir={folder}`, and leave `data_dir` out."
+    )
 
 
 def describe(folder: Path, classes: list[str]) -> str:

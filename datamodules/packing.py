@@ -28,6 +28,7 @@ from .image_folder import ImageFolderDataModule
 from .portable_names import json_text
 
 CLASSES, LABELS, NAMES, INDEX = "classes.json", "labels.npy", "names.txt", "index.json"
+_DAMAGED = "is damaged: pack the pictures again with `write_shards`."
 FORMAT = ["bytes", "int", "int"]
 """How `litdata` stores what a sample is made of, by the names of its parts: image, index, label."""
 
@@ -110,14 +111,19 @@ class PackedSamples:
     @cached_property
     def labels(self) -> Sequence[int]:
         """The class index of each picture."""
-        labels: NDArray[np.int64] = np.load(self.folder / LABELS, allow_pickle=False)
-        return labels.tolist()
+        return read_labels(self.folder / LABELS)
 
     @cached_property
     def names(self) -> Sequence[str]:
         """What each picture was called."""
-        lines = (self.folder / NAMES).read_text(encoding="utf-8").splitlines()
-        return [str(parse_json(line)) for line in lines]
+        path = self.folder / NAMES
+        try:
+            names = [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        except ValueError as error:
+            raise ValueError(f"{path} {_DAMAGED}") from error
+        if len(names) != len(self.labels) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{path} {_DAMAGED}")
+        return names
 
     def load(self, index: int) -> Image.Image:
         """One picture, in RGB."""
@@ -130,6 +136,37 @@ class PackedSamples:
     def __getstate__(self) -> dict[str, Any]:
         """Without the open files, which each loading process opens for itself."""
         return {key: value for key, value in vars(self).items() if key != "_chunks"}
+
+
+def read_classes(path: Path) -> list[str]:
+    """The classes of a packed folder.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    try:
+        names: list[str] = read_json(path)["classes"]
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{path} {_DAMAGED}") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path} {_DAMAGED}")
+    return names
+
+
+def read_labels(path: Path) -> list[int]:
+    """The class index of each picture of one part.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    try:
+        labels: NDArray[np.int64] = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, MemoryError) as error:
+        raise ValueError(f"{path} {_DAMAGED}") from error
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or (labels < 0).any():
+        raise ValueError(f"{path} {_DAMAGED}")
+    found: list[int] = labels.tolist()
+    return found
 
 
 def picture_of(sample: Mapping[str, Any], name: str) -> Image.Image:

@@ -8,6 +8,7 @@ from typing import Any
 from lit_finetune.atomic_write import atomic_write_text
 from lit_finetune.json_files import read_json
 
+from .left_out import some
 from .portable_names import from_text, json_text, to_text
 from .splits import split_fractions, stratified_split
 
@@ -79,11 +80,13 @@ def read_split(path: Path, plan: SplitPlan) -> dict[str, list[str]]:
     """The pictures of each part, as they were written.
 
     Raises:
-        ValueError: the file is no split, or was made by another plan.
+        ValueError: the file is no split, was made by another plan, or names a picture twice.
     """
     try:
         stored = read_json(path)
         files = stored.pop("files").items()
+        if not all(isinstance(names, list) for _, names in files):
+            raise TypeError("The names of a part are no list.")
         parts = {split: list(map(from_text, names)) for split, names in files}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
@@ -94,7 +97,29 @@ def read_split(path: Path, plan: SplitPlan) -> dict[str, list[str]]:
             f"'{path}' was made with {options(stored)}, but this run has "
             f"{options(plan_dict(plan))}. Give those again, or name another `split_file`."
         )
+    if set(parts) != set(plan.fractions()):
+        raise ValueError(
+            f"'{path}' has the parts {some(list(parts))}, and this run has"
+            f" {some(list(plan.fractions()))}. Delete it, and the pictures are divided anew."
+        )
+    _refuse_repeated(parts, path)
     return parts
+
+
+def _refuse_repeated(parts: Mapping[str, Sequence[str]], path: Path) -> None:
+    """Refuse a split that names a picture twice: it would be trained on and validated with."""
+    places: dict[str, list[str]] = {}
+    for part, names in parts.items():
+        for name in names:
+            places.setdefault(name, []).append(part)
+    twice = {name: found for name, found in places.items() if len(found) > 1}
+    if twice:
+        name, found = next(iter(twice.items()))
+        where = " and ".join(dict.fromkeys(found))
+        raise ValueError(
+            f"'{path}' names {some(list(twice))} more than once, {name!r} in {where}. Correct it,"
+            " or delete it, and the pictures are divided anew."
+        )
 
 
 def plan_dict(plan: SplitPlan) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Pictures streamed from packed files, on this machine or in an object store."""
 
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -29,6 +28,7 @@ from .packing import (
     import_litdata,
     open_stream,
     picture_of,
+    read_classes,
 )
 
 
@@ -75,7 +75,13 @@ class StreamingImageDataModule(ImageDataModule):
             return self.read_samples("test" if self._has("test") else "val")
         if not self._has(part):
             return AtHand(())
-        return PackedSamples(self._listing(part), self._address(part), self._options())
+        samples = PackedSamples(self._listing(part), self._address(part), self._options())
+        if max(samples.labels, default=0) >= self.num_classes:
+            raise ValueError(
+                f"'{self._address(part)}' has labels of more than the {self.num_classes} classes"
+                f" that '{CLASSES}' names: it is damaged. Pack the pictures again."
+            )
+        return samples
 
     @override
     def where_from(self, part: Part) -> str:
@@ -118,7 +124,7 @@ class StreamingImageDataModule(ImageDataModule):
                 f"'{self.data_dir}' has no '{CLASSES}': it is no folder that `write_shards` wrote."
                 f"{self._hint()}"
             )
-        return [str(name) for name in json.loads(path.read_text(encoding="utf-8"))["classes"]]
+        return read_classes(path)
 
     def _hint(self) -> str:
         parent = Path(self.data_dir).parent

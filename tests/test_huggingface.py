@@ -513,3 +513,29 @@ def test_without_transformers_the_error_names_the_extra(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'lit-finetune\[huggingface\]'"):
         create_backbone("hf/vit")
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("kept/vti", "'vit'"), ("./vti", ""), ("~/vti", ""), ("a/b/c", ""), ("vti", "")],
+)
+def test_what_looks_like_a_folder_never_asks_the_hub(
+    name: str, near: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **_: asked.append(repo))
+    (tmp_path / "kept" / "vit").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match=rf"there is no .*folder '{name}'.*{near}"):
+        create_backbone(f"hf/{name}")
+    assert not asked
+
+
+def test_a_name_that_may_be_either_is_told_as_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: Any, **__: Any) -> None:
+        raise OSError("no network\nand much more")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    told = "no folder 'someone/net' here, and the hub gave no such model .*no network"
+    with pytest.raises(ConnectionError, match=told) as caught:
+        create_backbone("hf/someone/net")
+    assert "much more" not in str(caught.value)

@@ -274,7 +274,12 @@ def _refuse_weights(name: str, weights: str | None) -> None:
 def _from_hub(name: str, *, with_weights: bool) -> Path:
     """The folder that a model of the hub was downloaded to, now or before."""
     transformers = _import_transformers()
-    is_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    first, _, last = name.rpartition("/")
+    is_local = first != "" and Path(first).is_dir()
+    is_path = name.startswith((".", "/", "~")) or "/" in first or is_local
+    if first and is_path and (parent := Path(first).expanduser()).is_dir():
+        there = [path.name for path in parent.iterdir() if path.is_dir()]
+        raise FileNotFoundError(f"hf/{name}: there is no folder {name!r}.{nearest(last, there)}")
     near = nearest(name, transformers.CONFIG_MAPPING) or (
         " A backbone of Hugging Face is `hf/` and a model type (`vit`), a folder, a `config.json` "
         "or a name on the hub (`google/vit-base-patch16-224`)."
@@ -290,9 +295,10 @@ def _from_hub(name: str, *, with_weights: bool) -> Path:
             folder = Path(snapshot_download(name, allow_patterns=wanted))
         except Exception as error:  # of the connection, or the hub's answer, in many classes
             raise ConnectionError(
-                f"hf/{name}: there is no folder {name!r} here, and the hub gave no such model: "
-                f"{error} Without a network, name a folder that holds its `config.json` and "
-                "`model.safetensors`."
+                f"hf/{name}: there is no folder {name!r} here, and the hub gave no such model"
+                f" ({type(error).__name__}: {str(error).strip().splitlines()[0][:200]}): name a"
+                " folder that holds a `config.json` and `model.safetensors`, or a model of the hub"
+                " where there is a network."
             ) from error
         if any((folder / file).is_file() for file in WEIGHTS_FILES):
             break
