@@ -80,7 +80,7 @@ def plain(value: Any) -> Any:
 
 @pytest.mark.slow
 def test_a_run_killed_amid_unfreezing_ends_as_if_it_never_was(tmp_path: Path) -> None:
-    short = ("--trainer.max_epochs", "5")
+    short = ("--trainer.max_epochs", "5", "--trainer.limit_val_batches", "2")
     kill_in_phase(tmp_path / "killed", PHASES[1], random.uniform(0, 0.2), *short)
     checkpoint = str(last_checkpoint(tmp_path / "killed"))
 
