@@ -192,10 +192,7 @@ def test_of_its_own_folder_a_resumed_run_removes_only_what_it_wrote(
     kind: type[ModelCheckpoint],
     name: str,
 ) -> None:
-    kept, another = (
-        tmp_path / "kept",
-        BestCheckpoint if kind is ModelCheckpoint else ModelCheckpoint,
-    )
+    kept = tmp_path / "kept"
     shutil.copytree(written(kind), kept)
     if name == "notes":
         (kept / name).mkdir()
