@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from lit_finetune.heads import (
 )
 from lit_finetune.lora import Lora, add_lora
 from lit_finetune.own_checkpoint import read_classes
-from lit_finetune.random_backbone import random_backbone
+from lit_finetune.random_backbone import RandomLayers, random_backbone, unfilled_layers
 from lit_finetune.trusted_hparams import known_backbone
 from lit_finetune.untrained_head import NewHead, new_head
 from lit_finetune.weights import LoadReport, load_weights
@@ -67,8 +66,8 @@ class Assembled:
 
     new_head: NewHead | None = None
     """The head, if nobody has trained it."""
-    random_backbone: NewHead | None = None
-    """The backbone, if it was drawn at random."""
+    random_backbone: RandomLayers | None = None
+    """What of the backbone was drawn at random, and no file has filled."""
 
     def __str__(self) -> str:
         """What became of the weights file and of the head."""
@@ -132,10 +131,17 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
             state.setdefault("bias", torch.zeros(num_classes))
             network.get_submodule(name).load_state_dict(state)
     note_use_order(network, _blank_images(network, built.data_config))
+    random = None
+    if file or not weights:
+        random = random_backbone(
+            network, head_name, backbone=backbone, name=built.name, kwargs=backbone_kwargs
+        )
     path = file or built.weights_file
     saved = read_classes(file) if file else None
     first_head = head_state(network, head_name) if saved and not keeps else None
     report = load_weights(network, path, min_match=min_match, head_name=head_name) if path else None
+    if random and report:
+        random = unfilled_layers(network, head_name, filled=report.matched, name=built.name)
     is_filled = _fills_head(report, network, head_name)
     classes = _head_classes(
         built, file, saved, num_classes=num_classes, keeps=keeps, is_filled=is_filled
@@ -143,14 +149,13 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
     layers: tuple[str, ...] = ()
     if lora:
         layers = add_lora(network, lora, head_name=head_name, data_config=built.data_config)
-    note = partial(random_backbone, network, head_name, backbone=backbone, name=built.name)
     return Assembled(
         network=network,
         name=built.name,
         num_classes=num_classes,
         head_name=head_name,
         keeps_head=keeps,
-        random_backbone=None if path or weights else note(kwargs=backbone_kwargs),
+        random_backbone=random,
         new_head=_new_head(
             network,
             head_name,

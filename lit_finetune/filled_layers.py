@@ -10,10 +10,14 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from lit_finetune.blocks import list_blocks
 from lit_finetune.compiled import plain_name
+from lit_finetune.positions import is_positional
 
 ENOUGH = 0.8
-"""The share of the layers that is asked for, unless less is asked for of the numbers."""
+"""The share of the layers that is asked for, unless less is asked for of the numbers.
+
+Below it a gap is allowed too."""
 _STATISTICS = ("running_mean", "running_var")
 
 
@@ -25,26 +29,36 @@ class FilledLayers:
     total: int = 0
     filled_convolutions: int = 0
     total_convolutions: int = 0
+    gap: str = ""
+    """A block of which nothing is filled, in front of one of which something is."""
 
     def are_at_least(self, share: float) -> bool:
-        """Whether such a share of all layers is filled, and of the convolutions.
+        """Whether such a share of all layers is filled, and of the convolutions, without a gap.
 
         >>> FilledLayers(9, 10, filled_convolutions=0, total_convolutions=1).are_at_least(0.8)
         False
         """
-        return self.filled >= share * self.total and (
-            self.filled_convolutions >= share * self.total_convolutions
-        )
+        return share <= self.share and not (self.gap and share >= ENOUGH)
+
+    @property
+    def share(self) -> float:
+        """The share of all layers that is filled, or of the convolutions, whichever is less."""
+        pairs = (self.filled, self.total), (self.filled_convolutions, self.total_convolutions)
+        return min(filled / total if total else 1.0 for filled, total in pairs)
 
     def __str__(self) -> str:
         text = f"{self.filled} of {self.total} layers"
         if self.total_convolutions:
             text += f", {self.filled_convolutions} of {self.total_convolutions} convolutions"
-        return text
+        return f"{text}, and nothing of `{self.gap}` before others" if self.gap else text
 
 
 def filled_layers(
-    network: nn.Module, matched: Collection[str], *, aside: tuple[str, ...] = ()
+    network: nn.Module,
+    matched: Collection[str],
+    *,
+    aside: tuple[str, ...] = (),
+    head_name: str | None = None,
 ) -> FilledLayers:
     """Count the layers whose parameters and running statistics are all filled.
 
@@ -56,6 +70,7 @@ def filled_layers(
         network: A layer is a module of it with parameters of its own.
         matched: The names of the tensors that are filled.
         aside: The starts of the names that are no backbone's.
+        head_name: The network's head; found if it is not given.
     """
     full, full_convolutions = [], []
     for path, module in network.named_modules():
@@ -65,7 +80,34 @@ def filled_layers(
             full.append(all(name in matched for name in names))
             if isinstance(module, _ConvNd):
                 full_convolutions.append(full[-1])
-    return FilledLayers(sum(full), len(full), sum(full_convolutions), len(full_convolutions))
+    return FilledLayers(
+        filled=sum(full),
+        total=len(full),
+        filled_convolutions=sum(full_convolutions),
+        total_convolutions=len(full_convolutions),
+        gap=_gap(network, matched, head_name),
+    )
+
+
+def _gap(network: nn.Module, matched: Collection[str], head_name: str | None) -> str:
+    """The first block without a filled weight that stands before one with such; "" if none does.
+
+    What comes behind it sees what random layers make of the pictures. Nothing else is asked of the
+    last blocks: a new one there learns as a head does.
+    """
+    ranks = {plain_name(name): each.ndim for name, each in network.named_parameters()}
+    gaps: list[str] = []
+    for block in list_blocks(network, head_name):
+        names = [plain_name(name) for name in block.parameters]
+        matrices = [name for name in names if ranks.get(name, 0) > 1 and not is_positional(name)]
+        weights = [name for name in matrices if name.endswith("weight")] or matrices
+        if weights and block.name != "head":
+            if any(name in matched for name in weights):
+                if gaps:
+                    return gaps[0]
+            else:
+                gaps.append(block.name)
+    return ""
 
 
 def _tensor_names(module: nn.Module) -> list[str]:

@@ -13,6 +13,7 @@ from lit_finetune.foreign_formats import CONVERT, foreign_format
 from lit_finetune.inert_objects import InertArray, unknown_name
 from lit_finetune.json_files import read_json
 from lit_finetune.pickle_check import PickleError
+from lit_finetune.pickle_contents import quantising_library
 from lit_finetune.plain_names import is_plain_name
 
 _SAVE_AGAIN = (
@@ -148,7 +149,14 @@ def what_is_wrong(path: Path, error: Exception, start: bytes) -> str:
         return str(error)
     if isinstance(error, PickleError):
         return f"{error}, so it was not opened: it is damaged, or was made to do harm."
-    if unsafe := unknown_name(error):
+    unsafe = unknown_name(error)
+    if unsafe and (library := quantising_library(unsafe)):
+        return (
+            f"holds weights quantised by {library}, which are objects of it (`{unsafe}`). Give the "
+            f"file of before quantisation, or dequantise them where {library} is installed, and "
+            "save them again."
+        )
+    if unsafe:
         what = f"holds more than tensors: `{unsafe}` would be unpickled, which can run any code."
         return f"{what} {_SAVE_AGAIN.format('model')}"
     if "TorchScript" in str(error):

@@ -12,6 +12,20 @@ _TEXT = re.compile(
 """How pickles of the protocol 0 begin that hold anything but a number."""
 _OLD = re.compile(rb"[}\])]q[\x00-\x1f]")
 """How those of the protocol 1 begin."""
+_LIBRARIES = (
+    "torchao",
+    "bitsandbytes",
+    "optimum.quanto",
+    "quanto",
+    "hqq",
+    "auto_gptq",
+    "gptqmodel",
+    "awq",
+    "compressed_tensors",
+    "modelopt",
+    "torch.ao.nn",
+)
+"""They put weights into classes of their own."""
 
 
 def is_pickle(start: bytes) -> bool:
@@ -32,6 +46,16 @@ def names_in(start: bytes) -> list[str]:
     ['_io.BytesIO', 'builtins.print']
     """
     return list(dict.fromkeys(_names(start)))
+
+
+def quantising_library(name: str) -> str | None:
+    """The library that quantised weights, by the name of a class in a pickle.
+
+    >>> quantising_library("torchao.dtypes.AffineQuantizedTensor"), quantising_library("a.Net")
+    ('torchao', None)
+    """
+    found = (each for each in _LIBRARIES if name == each or name.startswith(f"{each}."))
+    return next(found, None)
 
 
 def _names(start: bytes) -> Iterator[str]:

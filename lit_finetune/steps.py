@@ -48,13 +48,12 @@ from lit_finetune.nonfinite import (
 from lit_finetune.optim import refuse_rare_validation
 from lit_finetune.own_checkpoint import KEY
 from lit_finetune.precision import precision_hint
-from lit_finetune.random_backbone import warning_of_random
+from lit_finetune.random_backbone import RandomLayers, warn_of_random
 from lit_finetune.resume import refuse_lost_schedule
 from lit_finetune.run_hooks import join_run
 from lit_finetune.run_state import RunState, end_epoch, load_run, save_run, start_run
 from lit_finetune.scores import TrainingScores
 from lit_finetune.seeding import derive_seed, seed_device
-from lit_finetune.untrained_head import NewHead
 
 
 class ClassifierSteps(LightningModule):
@@ -73,7 +72,7 @@ class ClassifierSteps(LightningModule):
     first_head: Mapping[str, Tensor] | None = None
     """What the head began with, until it is known whether the one of a checkpoint stays."""
     _auxiliary: tuple[tuple[float, Tensor], ...] = ()
-    _random_backbone: NewHead | None = None
+    _random_backbone: RandomLayers | None = None
     """What auxiliary heads said at the last `forward`, each with the weight of its loss."""
 
     def __init__(self) -> None:
@@ -191,6 +190,8 @@ class ClassifierSteps(LightningModule):
 
     @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.warn_of_random_backbone()  # a callback may have frozen it after `on_train_start`
+        self._random_backbone = None
         # What a step draws (dropout, mixing) follows from its place, so a resumed run repeats it.
         if self._run_seed is not None:
             place = (self.current_epoch, batch_idx, self.global_rank)
@@ -209,9 +210,7 @@ class ClassifierSteps(LightningModule):
 
     def warn_of_random_backbone(self, *, is_probed: bool = False) -> None:
         """Warn, once, where a backbone that nobody has trained is frozen, or probed."""
-        random, self._random_backbone = self._random_backbone, None
-        if random and (told := warning_of_random(random, self, is_probed=is_probed)):
-            rank_zero_warn(told)
+        self._random_backbone = warn_of_random(self._random_backbone, self, is_probed=is_probed)
 
     @override
     def on_train_epoch_start(self) -> None:  # not where a run goes on amid an epoch

@@ -24,7 +24,7 @@ class NewHead:
         """Whether the network's head has not changed since; False where it cannot be seen whole."""
         now = dict(network.named_parameters())
         return bool(self.begins) and all(
-            name in now and _is_same(now[name], begin) for name, begin in self.begins.items()
+            name in now and is_same(now[name], begin) for name, begin in self.begins.items()
         )
 
     def __str__(self) -> str:
@@ -59,7 +59,7 @@ def new_head(network: nn.Module, name: str, *, is_random: bool) -> NewHead:
     return NewHead(name, is_random, begins)
 
 
-def _is_same(parameter: nn.Parameter, begin: Tensor) -> bool:
+def is_same(parameter: nn.Parameter, begin: Tensor) -> bool:
     """Whether a parameter begins with such numbers, in whatever precision it is now."""
     now = parameter.detach()
     if type(now) is not Tensor or now.numel() < len(begin):  # a shard, or a part of a flat one

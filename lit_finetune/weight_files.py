@@ -159,7 +159,8 @@ def _find_state_dicts(content: Any) -> dict[str, dict[str, Tensor]]:
             continue
         seen.add(id(mapping))
         named = {key: value for key, value in mapping.items() if isinstance(key, str)}
-        if tensors := {key: value for key, value in named.items() if _is_weight(value)}:
+        unpacked = {key: _unpacked(value) for key, value in named.items()}
+        if tensors := {key: value for key, value in unpacked.items() if _is_weight(value)}:
             found[".".join(keys)] = tensors
         waiting += [((*keys, key), value) for key, value in named.items() if "optim" not in key]
     return found
@@ -168,3 +169,9 @@ def _find_state_dicts(content: Any) -> dict[str, dict[str, Tensor]]:
 def _is_weight(value: Any) -> bool:
     is_dense = isinstance(value, Tensor) and value.layout == torch.strided
     return is_dense and not value.is_meta
+
+
+def _unpacked(value: Any) -> Any:
+    """A quantised weight that torch has saved in one with the bias; anything else as it is."""
+    is_packed = isinstance(value, tuple) and value and isinstance(value[0], Tensor)
+    return value[0] if is_packed and value[0].is_quantized else value

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import floor
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -14,19 +15,16 @@ from lit_finetune.inputs import channels_adapted, input_layer
 from lit_finetune.not_weights import NoWeightsError, advice_on
 from lit_finetune.positions import is_positional, resampled
 from lit_finetune.python_types import refuse_other_than_module, refuse_other_than_path
+from lit_finetune.quantised_weights import quantised_layers, told, unlike
 from lit_finetune.weight_files import read_entries
 from lit_finetune.weight_names import (
     Reading,
     best_reading,
     fits,
     fold_weight_norm,
-    is_float,
     main_entry,
 )
 from lit_finetune.weight_translation import in_names_of
-
-_QUANTISED = ("weight", "qweight", "qzeros", "SCB", "weight_packed")
-"""How the names of quantised weights end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +54,8 @@ class LoadReport:
     """The share of the backbone's parameters, head excluded, that the file filled."""
     layers: FilledLayers = field(default_factory=FilledLayers)
     """How many of the backbone's layers the file filled."""
+    quantised: Mapping[str, str] = field(default_factory=dict)
+    """The layers that are quantised in the file, and so were not read, and how they are."""
 
     def __str__(self) -> str:
         return f"{self.path}: {self.share:.1%} of the backbone's parameters loaded\n{self.table()}"
@@ -77,6 +77,7 @@ class LoadReport:
             "other shape": _some(shapes),
             "head dropped": _some(self.head_dropped),
             "adapted": _some(self.adapted),
+            "quantised": told(self.quantised),
         }
         return "\n".join(f"  {title:<13}{row}" for title, row in rows.items() if row)
 
@@ -115,7 +116,9 @@ def load_weights(
         network: The network to fill. It keeps its dtype and device.
         path: A weights file, see `read_state_dict`.
         min_match: The least share of the backbone's parameters that the file has to fill. Of its
-            layers, and of its convolutions alone, it has to fill as much or four fifths.
+            layers, and of its convolutions alone, it has to fill as much or four fifths. Below four
+            fifths, blocks of which it has nothing may stand before those that it fills, and layers
+            may be quantised in it, which are not read.
         head_name: The name of the module that is the head; found if it is not given.
 
     Raises:
@@ -129,7 +132,6 @@ def load_weights(
     head, aside = _head_prefixes(network, head_name)
     targets = _tensors_of(network)
     entries: Mapping[str, Mapping[str, Tensor]] = _with_plain_names(read_entries(path))
-    _refuse_quantised(path, entries)
     entries = in_names_of(network, entries)
     if not any(name.endswith(("weight_g", "weight.original0")) for name in targets):
         entries = {entry: fold_weight_norm(tensors) for entry, tensors in entries.items()}
@@ -141,11 +143,15 @@ def load_weights(
     adapted, unclear = _adapted(network, tensors, targets)
     tensors |= adapted
     report = _compare(tensors, targets, head=head, aside=aside, path=path, reading=reading)
+    matched = set(report.matched)
     report = replace(
         report,
-        adapted=tuple(name for name in adapted if name in report.matched),
-        layers=filled_layers(network, set(report.matched), aside=aside),
+        adapted=tuple(name for name in adapted if name in matched),
+        layers=filled_layers(network, matched, aside=aside, head_name=head_name),
+        quantised=quantised_layers({n: t for n, t in tensors.items() if n not in matched}),
     )
+    has_weights = any(targets[name].ndim > 1 for name in matched)
+    _refuse_quantised(report, min_match if has_weights else 1, aside=aside)
     _refuse_little(report, min_match)
     if unclear:
         raise ValueError(
@@ -169,33 +175,24 @@ def _refuse_little(report: LoadReport, min_match: float) -> None:
         little = f"{fits}, but only {report.layers}"
     else:
         return
+    most = floor(100 * min(report.share, report.layers.share, 0.79 if report.layers.gap else 1))
     raise ValueError(
         f"{little}, so the network was left as it is.\n{report.table()}\n"
         "Is the file of another architecture? If only the head differs, name it with "
-        "`head_name`; to load what fits, lower `min_match`."
+        f"`head_name`; to load what fits, lower `min_match`, to {most / 100:g} or less."
         f"{advice_on(report.unexpected)}"
     )
 
 
-def _refuse_quantised(
-    path: str | Path,
-    entries: Mapping[str, Mapping[str, Tensor]],
-) -> None:
-    """Raise where a file holds quantised weights, and none of the usual kind beside them."""
-    found: list[str] = []
-    for tensors in entries.values():
-        large = {n: t for n, t in tensors.items() if t.ndim > 1 or t.is_quantized}
-        odd = [n for n, t in large.items() if not is_float(t) and not t.is_complex()]
-        odd = [n for n in odd if tensors[n].is_quantized or n.endswith(_QUANTISED)]
-        if not odd and len(large) > 1:
-            return
-        found += [f"{name} ({str(tensors[name].dtype).removeprefix('torch.')})" for name in odd]
-    if found:
+def _refuse_quantised(report: LoadReport, min_match: float, *, aside: tuple[str, ...]) -> None:
+    """Raise where layers of the backbone are quantised, unless few are asked for."""
+    layers = unlike(report.quantised, aside) if aside else report.quantised
+    if layers and min_match >= ENOUGH:
         raise ValueError(
-            f"{path} fits 0.0% of the backbone's parameters: it holds quantised or whole numbers in"
-            f" the place of weights, {_some(found)}, which mean nothing without their scales. Give"
-            " the file of before quantisation (float32, float16, bfloat16), or dequantise and save"
-            " it again."
+            f"{report.path} fits {report.share:.1%} of the backbone's parameters: it has quantised "
+            f"layers, {told(layers)}, whose numbers mean nothing without their scales. Give the "
+            "file of before quantisation (float32, float16, bfloat16), or dequantise and save it "
+            "again."
         )
 
 
