@@ -15,11 +15,13 @@ from lit_finetune.json_files import read_json
 from lit_finetune.pickle_check import PickleError
 from lit_finetune.pickle_contents import quantising_library
 from lit_finetune.plain_names import is_plain_name
+from lit_finetune.terminal_text import printable
 
 _SAVE_AGAIN = (
     "On a machine where you trust it, save the tensors alone, "
     '`torch.save({}.state_dict(), "weights.pth")`, or as safetensors, and load that file.'
 )
+SAVE_STATE = 'Where the network is, save `torch.save(model.state_dict(), "weights.pth")`.'
 _BY_NAME = {
     r"\.data-\d{5}-of-\d{5}$": "a TensorFlow checkpoint",
     r"\.onnx(_data|\.data)?$": "an ONNX model",
@@ -173,17 +175,24 @@ def what_is_wrong(path: Path, error: Exception, start: bytes) -> str:
 
 def what_it_has(content: Any) -> str:
     """What a file has where tensors by name were expected."""
-    if not isinstance(content, dict) or not content:
-        return type(content).__name__
+    kind = type(content).__name__
+    if not isinstance(content, dict):
+        return f"{kind}"
+    if not content:
+        return f"{kind} with nothing in it"
+    if {"state", "param_groups"} <= content.keys():
+        return f"{kind} with the state of an optimizer, without weights"
     values = [*content.values()]
     values += [value for inner in values if isinstance(inner, dict) for value in inner.values()]
     if any(isinstance(value, InertArray) for value in values):
         return (
-            "dict of NumPy arrays: where you have made it, save tensors, "
+            f"{kind} of NumPy arrays: where you have made it, save tensors, "
             "`{name: torch.from_numpy(array) for name, array in weights.items()}`"
         )
-    keys = ", ".join(str(key)[:40] for key in list(content)[:10])
-    return f"{type(content).__name__} with the keys: {keys}"
+    if any(isinstance(value, Tensor) and value.is_meta for value in values):
+        return f"{kind} of tensors without their numbers (on `meta`)"
+    keys = printable(", ".join(str(key)[:40] for key in list(content)[:10]))
+    return f"{kind} with the keys: {keys}"
 
 
 def advice_on(names: Iterable[str]) -> str:

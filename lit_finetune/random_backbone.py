@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
+from lit_finetune.adapters import without_adapters
 from lit_finetune.compiled import plain_name
 from lit_finetune.norms import is_norm
 from lit_finetune.positions import is_positional
@@ -32,13 +32,13 @@ class RandomLayers:
     name: str
     """What the backbone is called."""
     begins: Mapping[str, Tensor]
-    """The first numbers of each of their parameters, by the network's names."""
+    """The first numbers of each of their parameters, by the network's names without `_orig_mod`."""
     is_whole: bool
     """Whether they are the whole backbone, and not what a weights file has left."""
 
     def unchanged_in(self, network: nn.Module) -> set[str]:
         """The parameters that have not changed since; none that cannot be seen whole."""
-        now = dict(network.named_parameters())
+        now = _named(network)
         return {n for n, begin in self.begins.items() if n in now and is_same(now[n], begin)}
 
 
@@ -94,7 +94,7 @@ def unfilled_layers(
     noted = _noted(
         network,
         head_name,
-        lambda path, parameter: plain_name(path) not in known and _is_weight(path, parameter),
+        lambda path, parameter: path not in known and _is_weight(path, parameter),
         name=name,
         is_whole=False,
     )
@@ -119,25 +119,11 @@ def frozen_share(
     trains = _trains(optimised)
     sizes = {
         name: (parameter.numel(), trains(parameter))
-        for name, parameter in network.named_parameters()
-        if not name.startswith(f"{head_name}.") and not is_positional(name)
+        for name, parameter in _named(network).items()
+        if not name.startswith(f"{plain_name(head_name)}.") and not is_positional(name)
     }
     frozen = sum(size for size, trains in sizes.values() if not trains)
     return frozen / max(1, sum(size for size, _ in sizes.values()))
-
-
-def warn_of_random(
-    random: RandomLayers | None, model: Any, *, is_probed: bool
-) -> RandomLayers | None:
-    """Warn of a module's random backbone, if that is due; what there is to warn of later."""
-    if random is None:
-        return None
-    told = warning_of_random(
-        random, model, is_probed=is_probed, optimizers=model.trainer.optimizers
-    )
-    if told:
-        rank_zero_warn(told)
-    return None if told else random
 
 
 def warning_of_random(
@@ -161,7 +147,7 @@ def warning_of_random(
     trains = _trains(() if is_probed else optimised)
     frozen = [
         path
-        for path, parameter in model.backbone.named_parameters()
+        for path, parameter in _named(model.backbone).items()
         if path in unchanged and _is_weight(path, parameter) and not trains(parameter)
     ]
     if not frozen:
@@ -195,12 +181,18 @@ def _noted(
 ) -> RandomLayers:
     begins = {
         path: parameter.detach().flatten()[:_NUMBERS].cpu().clone()
-        for path, parameter in network.named_parameters()
-        if not path.startswith(f"{head_name}.")
+        for path, parameter in _named(network).items()
+        if not path.startswith(f"{plain_name(head_name)}.")
         and not parameter.is_meta
         and is_wanted(path, parameter)
     }
     return RandomLayers(name, begins, is_whole)
+
+
+def _named(network: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters by the names that they have in a file: no compiler's, and no adapters."""
+    with without_adapters(network):
+        return {plain_name(path): parameter for path, parameter in network.named_parameters()}
 
 
 def _trains(optimised: Collection[nn.Parameter] | None) -> Callable[[nn.Parameter], bool]:

@@ -3,12 +3,14 @@
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lit_finetune.class_matching import refuse_unread_checkpoint
 from lit_finetune.data_classes import refuse_other_validation
 from lit_finetune.earlier_runs import refuse_missing_last
 from lit_finetune.few_pictures import refuse_few_in_loaders
+from lit_finetune.random_backbone import RandomLayers, warning_of_random
 
 
 class RunHooks(Callback):
@@ -43,6 +45,11 @@ class RunHooks(Callback):
         _match(self.classifier, trainer.train_dataloader)
         classes = self.classifier.data_classes
         refuse_other_validation(trainer.val_dataloaders, trainer.train_dataloader, classes)
+
+    @override
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if self._runs(pl_module):  # whatever has frozen it, in whichever hook
+            self.classifier.warn_of_random_backbone(is_last=True)
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -88,3 +95,12 @@ def join_run(classifier: Any, trainer: Any) -> None:
 def _match(classifier: Any, loaders: Any = None) -> None:
     refuse_unread_checkpoint(classifier, classifier.trainer.ckpt_path)
     classifier.match_data_classes(loaders)
+
+
+def warn_of_random(random: RandomLayers, model: Any, is_probed: bool) -> RandomLayers | None:
+    """Warn of a module's random layers, if that is due; what there is to warn of later."""
+    optimizers = model.trainer.optimizers
+    told = warning_of_random(random, model, is_probed=is_probed, optimizers=optimizers)
+    if told:
+        rank_zero_warn(told)
+    return None if told else random

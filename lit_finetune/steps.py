@@ -48,9 +48,9 @@ from lit_finetune.nonfinite import (
 from lit_finetune.optim import refuse_rare_validation
 from lit_finetune.own_checkpoint import KEY
 from lit_finetune.precision import precision_hint
-from lit_finetune.random_backbone import RandomLayers, warn_of_random
+from lit_finetune.random_backbone import RandomLayers
 from lit_finetune.resume import refuse_lost_schedule
-from lit_finetune.run_hooks import join_run
+from lit_finetune.run_hooks import join_run, warn_of_random
 from lit_finetune.run_state import RunState, end_epoch, load_run, save_run, start_run
 from lit_finetune.scores import TrainingScores
 from lit_finetune.seeding import derive_seed, seed_device
@@ -190,8 +190,6 @@ class ClassifierSteps(LightningModule):
 
     @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        self.warn_of_random_backbone()  # a callback may have frozen it after `on_train_start`
-        self._random_backbone = None
         # What a step draws (dropout, mixing) follows from its place, so a resumed run repeats it.
         if self._run_seed is not None:
             place = (self.current_epoch, batch_idx, self.global_rank)
@@ -208,9 +206,10 @@ class ClassifierSteps(LightningModule):
                 epoch_batches=self.trainer.num_training_batches,
             )
 
-    def warn_of_random_backbone(self, *, is_probed: bool = False) -> None:
+    def warn_of_random_backbone(self, *, is_probed: bool = False, is_last: bool = False) -> None:
         """Warn, once, where a backbone that nobody has trained is frozen, or probed."""
-        self._random_backbone = warn_of_random(self._random_backbone, self, is_probed=is_probed)
+        random = self._random_backbone and warn_of_random(self._random_backbone, self, is_probed)
+        self._random_backbone = None if is_last else random
 
     @override
     def on_train_epoch_start(self) -> None:  # not where a run goes on amid an epoch

@@ -16,6 +16,7 @@ from lit_finetune.foreign_folders import files_in, folder_advice
 from lit_finetune.inert_objects import INERT, Inert, is_loaded_enum, unknown_name
 from lit_finetune.not_weights import (
     FIRST_BYTES,
+    SAVE_STATE,
     NoWeightsError,
     is_of_torch,
     is_safetensors,
@@ -28,6 +29,7 @@ from lit_finetune.not_weights import (
     what_it_has,
 )
 from lit_finetune.sharded_checkpoint import gather_checkpoint, is_of_shards
+from lit_finetune.terminal_text import printable
 from lit_finetune.torch_files import load_torch_file, open_torch_file
 
 _MOST_ENUMS = 16
@@ -48,7 +50,8 @@ def read_entries(path: str | Path) -> dict[str, dict[str, Tensor]]:
     content = _read_shards(path) if path.name.endswith(".index.json") else read_content(path)
     entries = _find_state_dicts(content)
     if not entries:
-        raise ValueError(f"{path} has no tensors by name, but a {what_it_has(content)}.")
+        what = what_it_has(content)
+        raise ValueError(f"{printable(path)} has no tensors by name, but a {what}. {SAVE_STATE}")
     return entries
 
 
@@ -86,6 +89,9 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     """The tensors of all the files that a Hugging Face index names, from the index's folder."""
     tensors: dict[str, Tensor] = {}
     try:
+        start, end = _ends(index)
+        if not start.lstrip().startswith((b"{", b"[")):
+            refuse_signature(start, end)
         for name in shard_names(index):
             shard = read_entries(index.with_name(name))
             if "" not in shard:
@@ -93,7 +99,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
                 raise NoWeightsError(f"names {name!r}, whose tensors are in entries: {entries}.")
             tensors.update(shard[""])
     except NoWeightsError as error:
-        raise ValueError(f"{index} {error}") from error
+        raise ValueError(f"{printable(index)} {error}") from error
     return tensors
 
 
@@ -108,7 +114,7 @@ def _read(path: Path, *, skip_data: bool) -> Any:
         for tensors in _find_state_dicts(content).values():
             refuse_inflated(tensors, path.stat().st_size)
     except Exception as error:
-        raise ValueError(f"{path} {what_is_wrong(path, error, start)}") from error
+        raise ValueError(f"{printable(path)} {what_is_wrong(path, error, start)}") from error
     return content
 
 

@@ -16,6 +16,8 @@ from lit_finetune.not_weights import NoWeightsError, advice_on
 from lit_finetune.positions import is_positional, resampled
 from lit_finetune.python_types import refuse_other_than_module, refuse_other_than_path
 from lit_finetune.quantised_weights import quantised_layers, told, unlike
+from lit_finetune.terminal_text import printable
+from lit_finetune.useless_numbers import refuse_useless
 from lit_finetune.weight_files import read_entries
 from lit_finetune.weight_names import (
     Reading,
@@ -79,7 +81,7 @@ class LoadReport:
             "adapted": _some(self.adapted),
             "quantised": told(self.quantised),
         }
-        return "\n".join(f"  {title:<13}{row}" for title, row in rows.items() if row)
+        return "\n".join(f"  {title:<13}{printable(row)}" for title, row in rows.items() if row)
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
@@ -153,6 +155,8 @@ def load_weights(
     has_weights = any(targets[name].ndim > 1 for name in matched)
     _refuse_quantised(report, min_match if has_weights else 1, aside=aside)
     _refuse_little(report, min_match)
+    filling = {name: tensors[name] for name in report.matched}
+    refuse_useless(filling, targets, path=path, aside=aside)
     if unclear:
         raise ValueError(
             f"{path} has position embeddings for another image size that cannot be resampled, so "
@@ -161,7 +165,7 @@ def load_weights(
         )
     state = network.state_dict()  # with the version numbers that some modules ask for
     own = {plain_name(name): name for name in state}
-    state.update((own[name], tensors[name]) for name in report.matched)
+    state.update((own[name], tensor) for name, tensor in filling.items())
     network.load_state_dict(state)
     return report
 
@@ -190,9 +194,9 @@ def _refuse_quantised(report: LoadReport, min_match: float, *, aside: tuple[str,
     if layers and min_match >= ENOUGH:
         raise ValueError(
             f"{report.path} fits {report.share:.1%} of the backbone's parameters: it has quantised "
-            f"layers, {told(layers)}, whose numbers mean nothing without their scales. Give the "
-            "file of before quantisation (float32, float16, bfloat16), or dequantise and save it "
-            "again."
+            f"layers, {printable(told(layers))}, whose numbers mean nothing without their scales. "
+            "Give the file of before quantisation (float32, float16, bfloat16), or dequantise and "
+            "save it again."
         )
 
 

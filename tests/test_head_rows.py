@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -57,8 +58,8 @@ TINY_VIT = {"depth": 1, "embed_dim": 16, "num_heads": 2}
 AUXILIARY = "googlenet, auxiliary heads"
 HEADS: dict[str, Make] = {
     "squeezenet, 1x1 convolution": of("squeezenet1_1", 64),
-    AUXILIARY: of("googlenet", 64, {"aux_logits": True}),
-    "mlp": of("timm/resnet10t", 32, head="mlp"),
+    AUXILIARY: of("googlenet", 64, {"aux_logits": True, "init_weights": False}),
+    "mlp": of("timm/test_resnet", 32, head="mlp"),
     "vit": of("timm/vit_tiny_patch16_224", 32, TINY_VIT),
     "deit, distilled": of("timm/deit_tiny_distilled_patch16_224", 32, TINY_VIT),
     "lora": of("timm/vit_tiny_patch16_224", 32, TINY_VIT, lora={"r": 2}),
@@ -74,10 +75,17 @@ HEADS: dict[str, Make] = {
 }
 
 
+@cache
+def built(make: Make) -> FinetuneClassifier:
+    """A new classifier, made once for all tests: they take copies."""
+    torch.manual_seed(0)
+    return make().eval()
+
+
 def warmed(make: Make) -> tuple[FinetuneClassifier, Tensor]:
     """A classifier as after a training: no two numbers of its head are the same; and pictures."""
     torch.manual_seed(0)
-    model = make().eval()
+    model = copy.deepcopy(built(make))
     with torch.no_grad():
         for name in head_state(model.backbone, model.head_name):
             value = model.backbone.state_dict(keep_vars=True)[name]
@@ -88,10 +96,7 @@ def warmed(make: Make) -> tuple[FinetuneClassifier, Tensor]:
 
 every_head = pytest.mark.parametrize(
     "make",
-    [
-        pytest.param(make, id=name, marks=[pytest.mark.slow] if name == AUXILIARY else [])
-        for name, make in HEADS.items()
-    ],
+    [pytest.param(make, id=name) for name, make in HEADS.items()],
 )
 
 
@@ -112,7 +117,6 @@ def test_outputs_in_another_order_are_the_same_outputs(make: Make) -> None:
         assert name in heads or torch.equal(value, rest[name]), name
 
 
-@pytest.mark.slow
 def test_auxiliary_heads_are_put_in_order_as_well() -> None:
     model, images = warmed(HEADS[AUXILIARY])
 
@@ -153,7 +157,7 @@ def test_a_head_that_cannot_be_put_in_order_is_refused_and_stays_as_it_was() -> 
 @every_head
 def test_a_head_begun_anew_is_that_of_the_beginning(make: Make) -> None:
     model, images = warmed(make)
-    first = head_state(make().backbone, model.head_name)
+    first = head_state(built(make).backbone, model.head_name)
 
     begin_anew(model.backbone, model.head_name, state=first, seed=0)
 

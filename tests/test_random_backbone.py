@@ -187,7 +187,17 @@ class FromTheStart(FinetuneClassifier):
         self.backbone.stem.requires_grad_(False)
 
 
-@pytest.mark.parametrize("kind", [TrainsTheHead, FromTheStart])
+class HooksOfItsOwn(FinetuneClassifier):
+    """Whose hooks do not call those of the classifier."""
+
+    def on_train_start(self) -> None:
+        self.backbone.stem.requires_grad_(False)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize("kind", [TrainsTheHead, FromTheStart, HooksOfItsOwn])
 def test_a_module_of_the_users_own_that_freezes_is_warned_of(
     kind: type[FinetuneClassifier],
 ) -> None:

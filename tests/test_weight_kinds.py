@@ -296,3 +296,35 @@ def test_what_cannot_be_loaded_is_refused_with_what_to_do(
     with pytest.raises(ValueError, match=rf"(?s)weights\.pth .*{advice}"):
         load_weights(network, path)
     assert all(value.equal(before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (torch.ones(3), "a Tensor"),
+        ([other()], "a list"),
+        ({}, "a dict with nothing in it"),
+        ({"state": {}, "param_groups": []}, "the state of an optimizer, without weights"),
+        ({"weight": torch.empty(3, device="meta")}, "without their numbers"),
+        ({"\x1b[2J": 1}, r"the keys: \\x1b\[2J"),
+    ],
+)
+def test_a_file_of_torch_without_weights_is_told_by_what_it_has(
+    tmp_path: Path, content: object, what: str
+) -> None:
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=rf"no tensors by name, but .*{what}.*state_dict\(\)"):
+        load_weights(Network(), tmp_path / "a.pth")
+
+
+def test_names_in_a_file_do_not_reach_the_terminal_as_they_are(tmp_path: Path) -> None:
+    torch.save(some_state() | {"\x1b[2Ja": torch.ones(2)}, tmp_path / "a.pth")
+    report = load_weights(Network(), tmp_path / "a.pth")
+    assert r"unexpected   1: \x1b[2Ja" in str(report)
+
+
+def test_an_index_that_is_a_pointer_is_called_so(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1")
+    with pytest.raises(ValueError, match="git lfs pull"):
+        load_weights(Network(), path)
