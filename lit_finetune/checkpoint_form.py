@@ -8,6 +8,8 @@ from torch import Tensor
 
 OWN, RUN, MONITORED = "lit_finetune", "lit_finetune_run", "lit_finetune_monitored"
 _LARGEST = 2**63
+_TENSORS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum")
+"""What torch's optimizers keep of each parameter under these names."""
 _NUMBER, _SEQUENCE = float | int, list | tuple
 _KINDS: tuple[Any, ...] = (Mapping, _SEQUENCE, str, Tensor, _NUMBER)
 
@@ -28,15 +30,21 @@ def damaged_part(content: Mapping[Any, Any]) -> str:
     return next(unnamed, "") or next(wrong, "")
 
 
-def other_form(ours: Any, found: Any, place: str = "") -> str:
+def other_form(ours: Any, found: Any, place: str = "", *, takes_none: bool = True) -> str:
     """Where a state that was found is of another form than one of ours; "" if nowhere.
 
-    What only one of the two has, or has as None, is not looked at.
+    What only one of the two has, or what is None in ours, is not looked at.
+
+    Args:
+        ours: A state as it is in this run.
+        found: The one in a checkpoint.
+        place: Where the two stand.
+        takes_none: Whether None may be found in the place of anything.
 
     >>> other_form({"wait": 0, "best": {"score": 0.1}}, {"wait": 2, "best": {"score": "high"}})
     'best.score'
     """
-    if ours is None or found is None:
+    if ours is None or (found is None and (takes_none or isinstance(ours, bool))):
         return ""
     kind: Any = next((kind for kind in _KINDS if isinstance(ours, kind)), None)
     if kind is None:
@@ -49,7 +57,9 @@ def other_form(ours: Any, found: Any, place: str = "") -> str:
         pairs = [(key, ours[key], found[key]) for key in ours if key in found]
     elif kind is _SEQUENCE:
         pairs = [(number, *both) for number, both in enumerate(zip(ours, found, strict=False))]
-    places = (other_form(a, b, f"{place}.{key}".strip(".")) for key, a, b in pairs)
+    places = (
+        other_form(a, b, f"{place}.{key}".strip("."), takes_none=takes_none) for key, a, b in pairs
+    )
     return next(filter(None, places), "")
 
 
@@ -109,7 +119,25 @@ def _is_optimizer(value: Any) -> bool:
         isinstance(groups, list)
         and all(isinstance(group, Mapping) for group in groups)
         and all(isinstance(group.get("params"), list) for group in groups)
-        and all(isinstance(state, Mapping) for state in value["state"].values())
+        and _are_numbers_or_names([each for group in groups for each in group["params"]])
+        and all(map(_is_of_parameter, value["state"].values()))
+    )
+
+
+def _are_numbers_or_names(parameters: list[Any]) -> bool:
+    """Whether parameters are called by numbers, or, in a sharded run, by names; each once."""
+    kinds = {type(each) for each in parameters}
+    return kinds in (set(), {int}, {str}) and len(set(parameters)) == len(parameters)
+
+
+def _is_of_parameter(state: Any) -> bool:
+    """Whether a value is what an optimizer of torch knows of a parameter, as far as that tells."""
+    if not isinstance(state, Mapping) or any(isinstance(each, str) for each in state.values()):
+        return False
+    found = {key: state[key] for key in _TENSORS if key in state}
+    return all(
+        isinstance(each, Tensor) or (each is None and key == "momentum_buffer")
+        for key, each in found.items()
     )
 
 

@@ -62,12 +62,26 @@ def _resume_start(
 def _restore(restore: Callable[[], None], trainer: Any, name: str) -> None:
     with _told_as_damage():
         found = trainer._checkpoint_connector._loaded_checkpoint or {}
-        states = _states(trainer, name, found)
-        wrong = [(part, other_form(ours, state)) for part, ours, state in states]
+        wrong = [
+            (part, other_form(ours, state, takes_none=part in _of_users(trainer)))
+            for part, ours, state in _states(trainer, name, found)
+        ]
         restore()  # whoever has a message of its own for what is wrong comes first
         for part, place in wrong:
             if place:
                 raise TypeError(f"{part}: `{place}`")
+
+
+def _of_users(trainer: Any) -> set[str]:
+    """Whose states may have None for what is something in this run, as only they know.
+
+    These are the callbacks that are not Lightning's own, and the loops.
+    """
+    return {"loops"} | {
+        callback.state_key
+        for callback in trainer.callbacks
+        if not type(callback).__module__.startswith("lightning.pytorch.callbacks.")
+    }
 
 
 def _states(

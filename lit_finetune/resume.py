@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from lit_finetune.plan import Plan
+from lit_finetune.torch_files import tensors_in
 from lit_finetune.triggers import Progress, Stall
 
 
@@ -40,6 +41,11 @@ def load_progress(plan: Plan, state: Mapping[str, Any] | None, *, train_bn: bool
             "The checkpoint was written without FreezeUnfreezeCallback, so its optimizer does"
             " not fit the schedule. To start from its weights alone, pass it as `weights`."
         )
+    if not _is_whole(state):
+        raise ValueError(
+            "What the checkpoint says of its schedule is damaged, or was changed. To start from its"
+            " weights alone, pass it as `weights`."
+        )
     if state["train_bn"] != train_bn:
         raise ValueError(
             f"The checkpoint was written with train_bn={state['train_bn']}, but now it is"
@@ -58,6 +64,27 @@ def load_progress(plan: Plan, state: Mapping[str, Any] | None, *, train_bn: bool
     plateau = plan.watched(progress.phase)
     is_same = plateau and [plateau.monitor, plateau.mode] == state["watched"]
     return progress if is_same else replace(progress, stall=Stall())
+
+
+def _is_whole(state: Mapping[str, Any]) -> bool:
+    """Whether a state is made as `save_progress` makes it, but for what is compared with ours."""
+    progress, phase = state.get("progress"), state.get("phase")
+    if not isinstance(progress, Mapping) or not isinstance(progress.get("stall"), Mapping):
+        return False
+    began, stall = progress.get("began"), progress["stall"]
+    if not isinstance(began, list) or not all(isinstance(at, list) for at in began):
+        return False
+    counts = [phase, stall.get("count"), *(number for at in began for number in at)]
+    return (
+        isinstance(state.get("train_bn"), bool)
+        and all(type(count) is int and count >= 0 for count in counts)
+        and all(_is_measured(stall.get(key)) for key in ("best", "mark"))
+        and next(tensors_in([state.get("phases"), state.get("watched")]), None) is None
+    )
+
+
+def _is_measured(value: Any) -> bool:
+    return value is None or type(value) in (int, float)
 
 
 def refuse_lost_schedule(trainer: Any, checkpoint: Mapping[str, Any]) -> None:

@@ -22,10 +22,13 @@ import torch
 import torch.distributed.checkpoint as dcp
 from lightning import __version__
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import ConstantLR, MultiStepLR, SequentialLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_finetune import FinetuneClassifier
+from lit_finetune.callbacks import FreezeUnfreezeCallback
 from lit_finetune.datamodules import DigitsDataModule
 
 EVENTS: list[tuple[str, str]] | None = None
@@ -427,6 +430,81 @@ def test_a_part_that_only_its_owner_knows_is_told_as_well(
         model = FinetuneClassifier(Net(), num_classes=2)
         with pytest.raises(ValueError, match="The checkpoint cannot be taken up"):
             make_trainer().fit(model, loader(), ckpt_path=str(file))
+
+
+SCHEDULE = "FreezeUnfreezeCallback"
+STOPPING = "EarlyStopping{'monitor': 'val/loss', 'mode': 'min'}"
+WRONG: Mapping[str, tuple[tuple[Any, ...], Any]] = {
+    "milestone": (("lr_schedulers", 0, "_schedulers", 1, "base_lrs", 0), None),
+    "rate": (("lr_schedulers", 0, "_last_lr", 0), "x"),
+    "factor": (("lr_schedulers", 0, "_schedulers", 0, "factor"), None),
+    "momentum as text": (("optimizer_states", 0, "state", 0, "exp_avg"), "x"),
+    "momentum as none": (("optimizer_states", 0, "state", 0, "exp_avg_sq"), None),
+    "momentum as list": (("optimizer_states", 0, "state", 1, "exp_avg"), [None]),
+    "weight decay": (("optimizer_states", 0, "param_groups", 0, "weight_decay"), None),
+    "betas": (("optimizer_states", 0, "param_groups", 0, "betas", 1), None),
+    "parameter": (("optimizer_states", 0, "param_groups", 0, "params", 0), "x"),
+    "parameter twice": (("optimizer_states", 0, "param_groups", 0, "params", 0), 1),
+    "patience": (("callbacks", STOPPING, "patience"), None),
+    "score": (("callbacks", STOPPING, "best_score"), None),
+    "beginning": (("callbacks", SCHEDULE, "progress", "began", 0, 1), None),
+    "count": (("callbacks", SCHEDULE, "progress", "stall", "count"), "x"),
+    "best": (("callbacks", SCHEDULE, "progress", "stall", "best"), [None]),
+    "phases": (("callbacks", SCHEDULE, "phases"), torch.zeros(3)),
+    "norms": (("callbacks", SCHEDULE, "train_bn"), torch.zeros(3)),
+}
+
+
+def run_in_phases(max_epochs: int) -> tuple[Trainer, FinetuneClassifier]:
+    def make_scheduler(optimizer: Any) -> Any:
+        parts = [ConstantLR(optimizer), MultiStepLR(optimizer, [3])]
+        return SequentialLR(optimizer, parts, [2])
+
+    model = FinetuneClassifier(Net(), num_classes=2, lr_scheduler=make_scheduler)
+    callbacks = [FreezeUnfreezeCallback({0: "head", 1: "all"}), EarlyStopping("val/loss")]
+    options = {"enable_checkpointing": False, "enable_progress_bar": False, "logger": False}
+    trainer = Trainer(max_epochs=max_epochs, accelerator="cpu", callbacks=callbacks, **options)
+    return trainer, model
+
+
+@pytest.fixture(scope="module")
+def in_phases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the checkpoint of a run in phases holds."""
+    trainer, model = run_in_phases(2)
+    trainer.fit(model, loader(), loader())
+    path = tmp_path_factory.mktemp("phases") / "a.ckpt"
+    trainer.save_checkpoint(path)
+    content: dict[str, Any] = torch.load(path, weights_only=True)
+    return content
+
+
+def put(content: Any, place: tuple[Any, ...], value: Any) -> Any:
+    """A copy of plain data with another value in one place."""
+    if not place:
+        return value
+    copied = dict(content) if isinstance(content, dict) else list(content)
+    copied[place[0]] = put(content[place[0]], place[1:], value)
+    return copied
+
+
+@pytest.mark.parametrize(("place", "value"), WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_value_deep_in_a_state_is_told_at_the_start(
+    place: tuple[Any, ...], value: Any, in_phases: dict[str, Any], tmp_path: Path
+) -> None:
+    torch.save(put(in_phases, place, value), tmp_path / "wrong.ckpt")
+    trainer, model = run_in_phases(3)
+    with pytest.raises(ValueError, match="damaged"):
+        trainer.fit(model, loader(), loader(), ckpt_path=str(tmp_path / "wrong.ckpt"))
+
+
+@pytest.mark.filterwarnings("ignore:The run goes on with other training pictures")
+def test_the_same_without_a_wrong_value_is_resumed(
+    in_phases: dict[str, Any], tmp_path: Path
+) -> None:
+    torch.save(in_phases, tmp_path / "right.ckpt")
+    trainer, model = run_in_phases(3)
+    trainer.fit(model, loader(), loader(), ckpt_path=str(tmp_path / "right.ckpt"))
+    assert trainer.current_epoch == 3
 
 
 def test_a_file_that_claims_more_than_it_has_is_refused(
