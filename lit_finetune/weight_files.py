@@ -132,11 +132,6 @@ def _load(path: Path, start: bytes, *, skip_data: bool) -> Any:
         return load_file(path, backend="pread")  # mapped, a file cut short ends the process
     if start.startswith(b"PK\x03\x04"):
         refuse_archive(path)
-    if path.suffix == ".safetensors" and is_of_torch(start):
-        raise NoWeightsError(
-            "is a file of `torch.save` by its content, and torch goes by the name: rename it, to "
-            f"`{path.stem}.pth`."
-        )
     enums: list[tuple[type, str]] = []
     while True:
         try:
