@@ -55,11 +55,19 @@ def readable(
 
 
 def read_hparams_file(path: Path) -> Any:
-    """The hyper-parameters in a file, as Lightning reads it."""
-    text = path.read_text(encoding="utf-8")
-    if path.suffix.lower() != ".csv":
-        return yaml.full_load(text)
-    return {key: _literal(value) for key, value in list(csv.reader(text.splitlines()))[1:]}
+    """The hyper-parameters in a file, as Lightning reads it.
+
+    Raises:
+        ValueError: It is no YAML, or no CSV.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix.lower() != ".csv":
+            return yaml.full_load(text)
+        return {key: _literal(value) for key, value in list(csv.reader(text.splitlines()))[1:]}
+    except (ValueError, yaml.YAMLError, RecursionError, MemoryError) as error:
+        what = str(error) if isinstance(error, yaml.YAMLError) else "it cannot be read"
+        raise ValueError(f"'{path}' holds no hyper-parameters: {what}.") from error
 
 
 def _literal(text: str) -> Any:

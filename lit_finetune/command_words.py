@@ -62,7 +62,7 @@ def _configuration(path: Any, command: str) -> Mapping[str, Any]:
     """What a configuration holds; what is wrong with it, the parser will say."""
     try:
         content = yaml.safe_load(Path(str(path)).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return {}
     if not isinstance(content, Mapping):
         return {}

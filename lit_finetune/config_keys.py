@@ -32,9 +32,13 @@ def check_keys(text: str) -> None:
     Raises:
         yaml.YAMLError: Names the key and its lines.
     """
-    if ":" not in text:
+    if ":" not in text and "[" not in text:
         return
-    for key, first in _repeated(yaml.compose(text, Loader=yaml.SafeLoader)):
+    try:
+        repeated = list(_repeated(yaml.compose(text, Loader=yaml.SafeLoader)))
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deep") from None
+    for key, first in repeated:
         line = first.start_mark.line + 1
         raise yaml.constructor.ConstructorError(
             problem=f"the key {key.value!r} is given twice, here and in line {line}: of the two,"

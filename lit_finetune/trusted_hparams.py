@@ -200,7 +200,7 @@ def _is_plain(value: Any) -> bool:
 
 def _without_sources(key: str, value: Any) -> Any:
     """A value without what would fetch or read weights, or build what loading does not need."""
-    if key == "weights" or (key in ("optimizer", "lr_scheduler") and isinstance(value, Mapping)):
+    if key == "weights" or (key in ("optimizer", "lr_scheduler") and not isinstance(value, str)):
         return None
     if key == "backbone_kwargs":
         return _dropped(value)

@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lit_finetune import FinetuneClassifier
 from lit_finetune.callbacks import FreezeUnfreezeCallback
+from lit_finetune.cli import main
 from lit_finetune.datamodules import DigitsDataModule
 
 EVENTS: list[tuple[str, str]] | None = None
@@ -213,6 +214,33 @@ def test_a_subclass_that_takes_all_in_one_refuses_it_as_well(
     with watched() as events, pytest.raises(ValueError, match="say it yourself"):
         TakesOneConfig.load_from_checkpoint(file)
     assert_nothing_happened(events, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("hparams.yaml", f"a: {'[' * 5000}{']' * 5000}"),
+        ("hparams.yaml", "a: [}"),
+        ("hparams.csv", "key,value\na\n"),
+    ],
+)
+def test_a_file_of_hyper_parameters_that_is_none_is_named(
+    name: str, text: str, tmp_path: Path
+) -> None:
+    file = save(tmp_path / "plain.ckpt", {"hyper_parameters": {"backbone": "resnet18"}})
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=rf"{name}' holds no hyper-parameters"):
+        FinetuneClassifier.load_from_checkpoint(file, hparams_file=tmp_path / name)
+
+
+@pytest.mark.parametrize("option", ["--config", "-c"])
+def test_a_configuration_that_is_nested_too_deep_is_named(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "deep.yaml").write_text(f"a: {'[' * 5000}{']' * 5000}")
+    with pytest.raises(SystemExit):
+        main(args=["predict", option, str(tmp_path / "deep.yaml")])
+    assert "deep.yaml is no YAML: it is nested too deep" in capsys.readouterr().err
 
 
 def test_a_file_of_hyper_parameters_is_trusted_no_more(tmp_path: Path) -> None:
