@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from lit_finetune.distributed import (
     after_batch_start,
-    before_setup,
+    around_setup,
     expect_shards,
     leave_alone,
     look_ahead,
@@ -30,7 +30,7 @@ from lit_finetune.resume import load_progress, save_progress
 from lit_finetune.run_state import RunState, end_epoch, load_run, save_run, start_run
 from lit_finetune.sharding import reshard
 from lit_finetune.strategies import split_strategy
-from lit_finetune.telling import beside_line, still_line, unreached_line
+from lit_finetune.telling import unreached_line
 from lit_finetune.trainable_state import TrainableState
 from lit_finetune.triggers import Position, Progress, observe
 
@@ -47,10 +47,11 @@ from .run import (
     is_trial,
     networks_left_out,
     phase_groups,
-    plan_for,
+    plan_without,
     position,
     tell,
     tell_overruled,
+    tell_what_stays,
     validated,
     with_length,
 )
@@ -113,14 +114,15 @@ class FreezeUnfreezeCallback(Callback):
             return
         refuse_surroundings(trainer)
         self._max_epochs = trainer.max_epochs
-        self.plan = None
+        self.plan, self._resumed = None, None
         leave_alone(trainer.strategy)
         if shards(trainer.strategy):  # layers are sharded before the strategy's own setup
             if is_overridden("configure_model", pl_module):
                 pl_module.configure_model()  # Lightning calls it once more
             self._make_plan(trainer, pl_module)
         else:
-            before_setup(trainer.strategy, partial(self._make_plan, trainer, pl_module))
+            both = (partial(each, trainer, pl_module) for each in (self._make_plan, self._revise))
+            around_setup(trainer.strategy, *both)
 
     def _make_plan(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Plan what trains, once the module's own hooks have built its layers."""
@@ -132,8 +134,7 @@ class FreezeUnfreezeCallback(Callback):
         if here == Position(0, 0):  # else a second `fit` goes on
             self._progress, self._best = Progress(), {}
         self._progress = self._progress.moved(plan.index_at(*here), here)
-        prepare = partial(self._prepare, trainer, pl_module)
-        expect_shards(trainer.strategy, pl_module, plan, prepare)
+        expect_shards(trainer.strategy, pl_module, plan, partial(self._prepare, trainer, pl_module))
         self._planned_with = parameters_by_name(pl_module)
         self._before = {n: p.requires_grad for n, p in self._planned_with.items()}
         # Before the strategy wraps the module: DDP takes note of what requires a gradient.
@@ -141,13 +142,20 @@ class FreezeUnfreezeCallback(Callback):
         if has_finder(trainer):  # else later: Lightning would warn of modules in eval mode
             self._trains().hold_anew(pl_module)
 
+    def _revise(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Plan anew where the optimizers tell of networks that no schedule is about."""
+        found = networks_left_out(trainer, pl_module, self._before)
+        if self._resumed is None and tuple(found) != self._planned().left_out:
+            self._leave_out(trainer, pl_module, found)
+            wrap_again(trainer.strategy, pl_module)
+            if has_finder(trainer):
+                self._trains().hold_anew(pl_module)
+
     def _leave_out(self, trainer: Trainer, pl_module: LightningModule, names: list[str]) -> None:
         """Plan anew, without networks that no optimizer holds; these are as they were before."""
         self._trains().end()
-        self.plan = plan_for(trainer, pl_module, *self._given, names)
+        self.plan = plan_without(trainer, pl_module, self._given, names, before=self._before)
         self._state = TrainableState(self.plan, train_bn=self.train_bn)
-        beside = {*self.plan.beside}.intersection(self._before)
-        restore_trainable(pl_module, {name: self._before[name] for name in beside})
         self._trains().begin(pl_module, self._progress.phase)
 
     @override
@@ -171,10 +179,6 @@ class FreezeUnfreezeCallback(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         refuse_changed_layers(trainer, self._planned_with or {})
-        found = networks_left_out(trainer, pl_module, self._before)
-        if self._resumed is None and tuple(found) != self._planned().left_out:
-            self._leave_out(trainer, pl_module, found)
-            wrap_again(trainer.strategy, pl_module)
         self._groups = phase_groups(trainer, self._planned())
         for index in range(self._progress.phase + 1):
             self._regroup(index, pl_module)
@@ -188,8 +192,7 @@ class FreezeUnfreezeCallback(Callback):
         tell_overruled(self._trains().enforce(), self._told)
         self._trains().hold_anew(pl_module)
         tell(trainer, self._planned(), self._progress)
-        for line in filter(None, (still_line(plan), beside_line(plan))):
-            rank_zero_info(line)
+        tell_what_stays(plan)
         after_batch_start(trainer.strategy, partial(self._enforce, trainer))
 
     @override

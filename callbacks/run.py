@@ -16,7 +16,7 @@ from lit_finetune.blocks import Block, list_blocks
 from lit_finetune.classifier import FinetuneClassifier
 from lit_finetune.distributed import shards
 from lit_finetune.flat import parameters_by_name, whole_sizes
-from lit_finetune.freezing import with_still
+from lit_finetune.freezing import restore_trainable, with_still
 from lit_finetune.length import fit_to_length, needs_length
 from lit_finetune.parallel_networks import side_by_side, without_optimizer
 from lit_finetune.phase_groups import PhaseGroups
@@ -29,7 +29,7 @@ from lit_finetune.side_networks import (
     without_modules,
 )
 from lit_finetune.strategies import make_schedule
-from lit_finetune.telling import phase_line
+from lit_finetune.telling import beside_line, phase_line, still_line
 from lit_finetune.trainable_state import refuse_lazy
 from lit_finetune.triggers import Position, Progress, refuse_unlogged
 
@@ -42,6 +42,12 @@ def tell(trainer: Trainer, plan: Plan, progress: Progress) -> None:
     whole = whole_sizes(trainer.model or trainer.lightning_module)
     sizes = [(whole[id(p)], p.requires_grad) for p in trainer.lightning_module.parameters()]
     rank_zero_info(phase_line(plan, progress, position(trainer), sizes=sizes, groups=groups))
+
+
+def tell_what_stays(plan: Plan) -> None:
+    """Say what was fixed before, and which networks are beside the one that trains."""
+    for line in filter(None, (still_line(plan), beside_line(plan))):
+        rank_zero_info(line)
 
 
 def tell_overruled(names: Sequence[str], told: set[str]) -> None:
@@ -119,6 +125,29 @@ def plan_for(
             "`on_plateau` waits for a metric of validation, but there is none: give validation"
             " data and a `validation_step`, and leave `limit_val_batches` above 0."
         )
+    return plan
+
+
+def plan_without(
+    trainer: Trainer,
+    pl_module: LightningModule,
+    given: tuple[tuple[str, dict[str, Any]] | None, Schedule, bool],
+    names: Sequence[str],
+    *,
+    before: Mapping[str, bool],
+) -> Plan:
+    """A plan without some networks, which are as they were before any plan.
+
+    Args:
+        trainer: Of the run.
+        pl_module: Its module.
+        given: What else `plan_for` takes.
+        names: Of the networks.
+        before: Which parameters required a gradient.
+    """
+    plan = plan_for(trainer, pl_module, *given, names)
+    beside = {*plan.beside}.intersection(before)
+    restore_trainable(pl_module, {name: before[name] for name in beside})
     return plan
 
 

@@ -169,17 +169,19 @@ def wrap_again(strategy: Strategy, module: LightningModule) -> None:
         strategy.configure_ddp()
 
 
-def before_setup(strategy: Strategy, act: Callable[[], None]) -> None:
-    """Act right before a strategy sets up the module: all its hooks that build layers are done.
+def around_setup(strategy: Strategy, before: Callable[[], None], after: Callable[[], None]) -> None:
+    """Act right before and right after a strategy sets up the module.
 
-    Nobody has taken note yet of what requires a gradient.
+    Before, all its hooks that build layers are done, and nobody has taken note yet of what requires
+    a gradient. Afterwards there are optimizers, and no callback has been asked for anything since.
     """
     setup = strategy.setup
 
     def with_act(trainer: Any) -> None:
         vars(strategy).pop("setup", None)
-        act()
+        before()
         setup(trainer)
+        after()
 
     strategy.setup = with_act  # type: ignore[method-assign]  # of this object alone
 
@@ -196,7 +198,7 @@ def after_batch_start(strategy: Strategy, act: Callable[[], None]) -> None:
 
 
 def leave_alone(strategy: Strategy) -> None:
-    """Take back what `before_setup` and `after_batch_start` have done."""
+    """Take back what `around_setup` and `after_batch_start` have done."""
     for name in ("setup", "on_train_batch_start"):
         vars(strategy).pop(name, None)
 

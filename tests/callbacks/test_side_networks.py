@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.tuner import Tuner
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, AdamW, Optimizer
@@ -436,3 +437,25 @@ def test_a_network_that_the_schedule_names_trains() -> None:
     trainer, _ = fit(module, {0: "student.fc", 1: "other"})
     held = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
     assert held.issuperset(map(id, module.other.parameters()))
+
+
+def test_the_tuner_tries_the_phase_without_a_teacher_that_no_optimizer_holds() -> None:
+    module = Within(pair("student teacher", Net(6), "an own class"))
+    module.lr = 0.1
+    data = TensorDataset(torch.randn(24, 3, 8, 8), torch.arange(24) % 3)
+    student = Student()
+    trainer = Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[FreezeUnfreezeCallback("gradual"), student],
+    )
+    loader, options = DataLoader(data, batch_size=4), {"num_training": 5, "update_attr": False}
+    Tuner(trainer).lr_find(module, loader, early_stop_threshold=None, **options)
+    assert all(parameter.requires_grad for parameter in module.parameters())
+
+    trainer.fit(module, loader)
+    assert student.moved == GRADUAL
