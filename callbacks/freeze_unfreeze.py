@@ -24,6 +24,7 @@ from lit_finetune.distributed import (
 from lit_finetune.entries import read_schedule
 from lit_finetune.flat import parameters_by_name
 from lit_finetune.freezing import restore_trainable
+from lit_finetune.loader_order import follow_reloaded
 from lit_finetune.phase_groups import PhaseGroups
 from lit_finetune.plan import Plan
 from lit_finetune.resume import load_progress, save_progress
@@ -197,6 +198,7 @@ class FreezeUnfreezeCallback(Callback):
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        follow_reloaded(trainer)
         self._follow(trainer)
         self._move_on(trainer, pl_module)
         self._trains().enforce()
@@ -310,9 +312,8 @@ class FreezeUnfreezeCallback(Callback):
 
     def _move_on(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the phases that are due."""
-        here = position(trainer)
+        here, first = position(trainer), self._progress.phase + 1
         target = self._planned().next_index(self._progress, here)
-        first = self._progress.phase + 1
         if target < first:
             return
         reshard(pl_module)

@@ -26,6 +26,7 @@ from lit_finetune.seeding import derive_seed, drawing_from
 
 _SHUFFLE, _VARY = 0x5A, 0x5B
 """Keep the seeds of an epoch's order, and of its pictures, apart from those of its steps."""
+_SAMPLER = "lit_finetune_sampler"
 
 
 class RepeatableSampler:
@@ -55,7 +56,7 @@ class RepeatableSampler:
     ) -> None:
         self.inner = sampler
         self._rank, self._dataset, self._goes_on = rank, dataset, False
-        self._generators, self._seed, self._epoch = generators, seed, epoch
+        self._generators, self.seed, self._epoch = generators, seed, epoch
         self._states: dict[str, Tensor] = {}
         self._marks = [0]
         self._resumed: dict[str, Any] | None = None
@@ -78,7 +79,7 @@ class RepeatableSampler:
         if resumed is not None:
             self._set(resumed["generators"])
         self._states, self._marks = _states_of(self._generators), [0]
-        with drawing_from(derive_seed(self._seed, epoch, _SHUFFLE)):
+        with drawing_from(derive_seed(self.seed, epoch, _SHUFFLE)):
             batches = self._marked(iter(self.inner))
             if resumed is not None:
                 self._pass_over(batches, resumed)
@@ -93,7 +94,7 @@ class RepeatableSampler:
             return self._resumed
         is_begun = 0 < batches < len(self._marks)
         return {
-            "seed": self._seed,
+            "seed": self.seed,
             "batches": batches,
             "generators": self._states if batches else _states_of(self._generators),
             "mark": self._marks[batches] if is_begun else 0,
@@ -101,7 +102,7 @@ class RepeatableSampler:
 
     def load_state_dict(self, state: Mapping[str, Any], *, batches: int) -> None:
         """Begin the next epoch after so many batches, in the order that a run has begun."""
-        self._seed, self._goes_on = state["seed"], True
+        self.seed, self._goes_on = state["seed"], True
         if batches:
             self._resumed = {**state}
         else:
@@ -125,7 +126,7 @@ class RepeatableSampler:
 
     def _seeded(self, epoch: int, batches: Iterator[Any]) -> Iterator[Any]:
         for number, batch in enumerate(batches, start=len(self._marks) - 2):
-            seed = derive_seed(self._seed, epoch, number, self._rank, _VARY)
+            seed = derive_seed(self.seed, epoch, number, self._rank, _VARY)
             is_many = isinstance(batch, list | tuple | Tensor)
             yield SeededBatch.of(batch, seed) if is_many else SeededIndex(batch, seed)
 
@@ -155,10 +156,11 @@ def follow_order(trainer: Any) -> bool:
     loaders[0]._iterator = loader._iterator = None  # persistent workers ask the old sampler
     seed_loader(loader)
     name = "sampler" if loader.batch_sampler is None else "batch_sampler"
-    vars(loader)[name] = RepeatableSampler(
+    before = vars(trainer.fit_loop).get(_SAMPLER)  # of a loader in whose place this one has come
+    vars(loader)[name] = vars(trainer.fit_loop)[_SAMPLER] = RepeatableSampler(
         getattr(loader, name),
         _generators_of(loader),
-        seed=torch.initial_seed(),
+        seed=before.seed if before else torch.initial_seed(),
         epoch=lambda: trainer.current_epoch,
         rank=trainer.global_rank,
         dataset=loader.dataset,
@@ -169,6 +171,12 @@ def follow_order(trainer: Any) -> bool:
         seed_loader(twin)
     combined.flattened = [loader]
     return True
+
+
+def follow_reloaded(trainer: Any) -> None:
+    """The same for a loader that is new in an epoch: `reload_dataloaders_every_n_epochs`."""
+    if follow_order(trainer):
+        iter(trainer.fit_loop._data_fetcher)
 
 
 def sampler_of(trainer: Any) -> RepeatableSampler | None:

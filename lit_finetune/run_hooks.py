@@ -10,6 +10,7 @@ from lit_finetune.class_matching import refuse_unread_checkpoint
 from lit_finetune.data_classes import refuse_other_validation
 from lit_finetune.earlier_runs import refuse_missing_last
 from lit_finetune.few_pictures import refuse_few_in_loaders
+from lit_finetune.loader_order import follow_reloaded
 from lit_finetune.random_backbone import RandomLayers, warning_of_random
 
 
@@ -50,6 +51,11 @@ class RunHooks(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self._runs(pl_module):  # whatever has frozen it, in whichever hook
             self.classifier.warn_of_random_backbone(is_last=True)
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._runs(pl_module):
+            follow_reloaded(trainer)
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -163,6 +163,19 @@ def test_persistent_workers_and_a_loader_that_is_used_again(tmp_path: Path) -> N
     assert differences(unbroken, first | rest) == []
 
 
+def test_a_loader_that_comes_anew_for_each_epoch_goes_on_as_well(tmp_path: Path) -> None:
+    def run(folder: str, **options: Any) -> tuple[dict[str, Any], dict[tuple[int, int], Any]]:
+        loader = DataLoader(data(), BATCH, shuffle=True)
+        return train(tmp_path / folder, loader, reload_dataloaders_every_n_epochs=1, **options)
+
+    whole, wanted = run("whole")
+    _, first = run("broken", stop=8)
+    end, rest = run("broken", resume=True, seed=2)
+
+    assert differences(wanted, first | rest) == []
+    assert differences(whole, end) == []
+
+
 class OfItsOwn(TensorDataset):
     """Varied by a generator that nobody knows."""
 
