@@ -30,8 +30,10 @@ from lit_finetune.torch_files import open_torch_file
 
 INDEX = ".metadata"
 """What torch calls the file."""
+_PATHS = {"Path", "PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath"}
 _IN_AN_INDEX = {
-    "pathlib": {"Path", "PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath"},
+    "pathlib": _PATHS,
+    "pathlib._local": _PATHS,  # their home in Python 3.13
     "torch": {"Size"},
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
     "torch.distributed.checkpoint.metadata": {
