@@ -1,6 +1,6 @@
 """Fine-tune an image classifier: `python train.py fit --config configs/quickstart.yaml`."""
 
-from lit_finetune.cli import main
+from lit_finetune.cli.command_line import main
 
 if __name__ == "__main__":
     main()

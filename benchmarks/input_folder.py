@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 from benchmarks.harness import Comparison, in_turn, parser, quicker, report
-from lit_finetune.data_config import IMAGENET_MEAN, IMAGENET_STD
 from lit_finetune.datamodules import ImageFolderDataModule
+from lit_finetune.images.data_config import IMAGENET_MEAN, IMAGENET_STD
 
 
 def main() -> None:

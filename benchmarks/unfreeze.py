@@ -24,7 +24,7 @@ from torchvision.models import resnet152, vit_b_16
 from typing_extensions import override
 
 from benchmarks.harness import Comparison, in_turn, parser, quicker, report
-from lit_finetune.blocks import list_blocks
+from lit_finetune.blocks.block import list_blocks
 from lit_finetune.callbacks import FreezeUnfreezeCallback
 
 

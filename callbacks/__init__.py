@@ -3,8 +3,8 @@
 from .checkpoint import BestCheckpoint as BestCheckpoint
 from .checkpoint import LastCheckpoint as LastCheckpoint
 from .freeze_unfreeze import FreezeUnfreezeCallback as FreezeUnfreezeCallback
-from .frozen_prefix_cache import FrozenPrefixCache as FrozenPrefixCache
 from .linear_probe import LinearProbe as LinearProbe
 from .predictions import PredictionWriter as PredictionWriter
+from .prefix_cache.callback import FrozenPrefixCache as FrozenPrefixCache
 from .progress import SparingProgressBar as SparingProgressBar
-from .report import RunReport as RunReport
+from .run_summary import RunReport as RunReport

@@ -4,10 +4,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lit_finetune.best import copy_trained, put_back
-from lit_finetune.sharding import is_sharded, reshard
-from lit_finetune.trainable_state import TrainableState
-from lit_finetune.triggers import Stall
+from lit_finetune.distributed.fsdp2 import is_sharded, reshard
+from lit_finetune.freezing.best_weights import copy_trained, put_back
+from lit_finetune.freezing.trainable_state import TrainableState
+from lit_finetune.schedules.triggers import Stall
 
 
 def best_weights(

@@ -14,13 +14,17 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from typing_extensions import override
 
-from lit_finetune.atomic_write import temporary_folder
-from lit_finetune.checkpoint_files import RUN_ID, checked_state, is_in, is_local, was_written_by
-from lit_finetune.checkpoint_io import AtomicCheckpointIO, use_atomic_checkpoints
-from lit_finetune.distributed import shards
-from lit_finetune.earlier_runs import best_checkpoint, checkpoint_places, last_checkpoint
-from lit_finetune.run_state import RUN
-from lit_finetune.terminal_text import printable
+from lit_finetune.checkpoints.earlier_runs import (
+    best_checkpoint,
+    checkpoint_places,
+    last_checkpoint,
+)
+from lit_finetune.checkpoints.removal import RUN_ID, checked_state, is_in, is_local, was_written_by
+from lit_finetune.distributed.wrapping import shards
+from lit_finetune.files.atomic_write import temporary_folder
+from lit_finetune.files.terminal_text import printable
+from lit_finetune.resuming.checkpoint_io import AtomicCheckpointIO, use_atomic_checkpoints
+from lit_finetune.resuming.run_state import RUN
 
 from .interrupt import Interrupt
 

@@ -12,7 +12,8 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lit_finetune.distributed import (
+from lit_finetune.distributed.fsdp2 import reshard
+from lit_finetune.distributed.wrapping import (
     after_batch_start,
     around_setup,
     expect_shards,
@@ -21,29 +22,28 @@ from lit_finetune.distributed import (
     shards,
     wrap_again,
 )
-from lit_finetune.entries import read_schedule
-from lit_finetune.flat import parameters_by_name
-from lit_finetune.freezing import restore_trainable
-from lit_finetune.loader_order import follow_reloaded
-from lit_finetune.phase_groups import PhaseGroups
-from lit_finetune.plan import Plan
-from lit_finetune.resume import load_progress, save_progress
-from lit_finetune.run_state import RunState, end_epoch, load_run, save_run, start_run
-from lit_finetune.sharding import reshard
-from lit_finetune.strategies import split_strategy
-from lit_finetune.telling import unreached_line
-from lit_finetune.trainable_state import TrainableState
-from lit_finetune.triggers import Position, Progress, observe
+from lit_finetune.freezing.freeze import restore_trainable
+from lit_finetune.freezing.trainable_state import TrainableState
+from lit_finetune.loading.loader_order import follow_reloaded
+from lit_finetune.modules.fsdp1 import parameters_by_name
+from lit_finetune.optim.phase_groups import PhaseGroups
+from lit_finetune.resuming.run_state import RunState, end_epoch, load_run, save_run, start_run
+from lit_finetune.schedules.checkpoint_state import load_progress, save_progress
+from lit_finetune.schedules.messages import unreached_line
+from lit_finetune.schedules.parse import read_schedule
+from lit_finetune.schedules.plan import Plan
+from lit_finetune.schedules.strategies import split_strategy
+from lit_finetune.schedules.triggers import Position, Progress, observe
 
-from .beside import (
+from .best_weights import back_to_best, best_weights
+from .compatibility import (
     has_finder,
     refuse_changed_layers,
     refuse_surroundings,
     schedulers_of,
     see_to_others,
 )
-from .best_weights import back_to_best, best_weights
-from .run import (
+from .trainer_state import (
     first_plan,
     is_trial,
     networks_left_out,

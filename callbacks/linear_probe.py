@@ -18,20 +18,20 @@ from torch.nn import functional
 from typing_extensions import override
 
 from lit_finetune.classifier import FinetuneClassifier
-from lit_finetune.eval_mode import eval_mode
-from lit_finetune.features import HeadFeatures, collect_features
-from lit_finetune.head_use import linear_head
-from lit_finetune.probe import L2_PATH, ProbeFit
-from lit_finetune.probe_checks import check_options, has_two_classes
-from lit_finetune.probe_head import (
+from lit_finetune.heads.usage import linear_head
+from lit_finetune.modules.eval_mode import eval_mode
+from lit_finetune.probe.features import HeadFeatures, collect_features
+from lit_finetune.probe.fit import L2_PATH, ProbeFit
+from lit_finetune.probe.head import (
     Features,
     fit_head,
     largest_score,
     scored,
     set_and_compare,
 )
+from lit_finetune.probe.validate import check_options, has_two_classes
 
-from .once import each_once
+from .sequential_loader import each_once
 
 
 class LinearProbe(Callback):

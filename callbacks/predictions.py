@@ -11,8 +11,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
-from lit_finetune.atomic_write import atomic_write
-from lit_finetune.terminal_text import as_cell, printable
+from lit_finetune.files.atomic_write import atomic_write
+from lit_finetune.files.terminal_text import as_cell, printable
 
 
 class PredictionWriter(BasePredictionWriter):

@@ -4,5 +4,5 @@ from .base import ImageDataModule as ImageDataModule
 from .cifar import CIFARDataModule as CIFARDataModule
 from .digits import DigitsDataModule as DigitsDataModule
 from .image_folder import ImageFolderDataModule as ImageFolderDataModule
-from .packing import write_shards as write_shards
+from .litdata_shards import write_shards as write_shards
 from .streaming import StreamingImageDataModule as StreamingImageDataModule

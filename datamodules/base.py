@@ -16,18 +16,17 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from typing_extensions import Self, override
 
-from lit_finetune._names import one_of
-from lit_finetune.checkpoint_form import seed_in
-from lit_finetune.checkpoint_reader import read_checkpoint
-from lit_finetune.checkpoint_source import local_or_fetched
-from lit_finetune.data_config import DataConfig, Interpolation, eval_geometry
-from lit_finetune.few_pictures import refuse_few_pictures
-from lit_finetune.place import Place, place_in_run
+from lit_finetune._errors import one_of
+from lit_finetune.checkpoints.read import read_checkpoint
+from lit_finetune.checkpoints.source import local_or_fetched
+from lit_finetune.checkpoints.structure import seed_in
+from lit_finetune.images.data_config import DataConfig, Interpolation, eval_geometry
+from lit_finetune.loading.few_pictures import refuse_few_pictures
+from lit_finetune.loading.run_position import Place, place_in_run
 
-from .channels import given_options, per_channel
-from .counts import count_table
-from .datasets import ArraySamples, PictureDataset, Samples, unfinished
-from .keeping import (
+from .cached_images import Stock, TensorStock
+from .dataset import ArraySamples, PictureDataset, Samples, unfinished
+from .image_cache.build import (
     FOLDER,
     folder_of,
     keep_in_files,
@@ -38,17 +37,18 @@ from .keeping import (
     recipe_of,
     with_stamps,
 )
-from .order import (
+from .same_on_all_ranks import refuse_other_pictures
+from .samplers import (
     EpochSampler,
     PictureLoader,
     ResumableLoader,
     UnpaddedSampler,
     even_batch_size,
 )
-from .pipeline import Pipeline, Step, make_pipeline
-from .same_pictures import refuse_other_pictures
-from .stock import Stock, TensorStock
-from .transforms import Augmentation, photo_geometry, train_steps
+from .sources.class_counts import count_table
+from .transforms.channels import given_options, per_channel
+from .transforms.pipeline import Pipeline, Step, make_pipeline
+from .transforms.presets import Augmentation, photo_geometry, train_steps
 
 Cache = Literal["auto", "ram", "disk", "none"]
 Part = Literal["train", "val", "test", "predict"]

@@ -11,13 +11,13 @@ from torchvision import datasets
 from torchvision.datasets.utils import check_integrity, extract_archive
 from typing_extensions import override
 
-from lit_finetune._names import one_of
-from lit_finetune.data_config import DataConfig
+from lit_finetune._errors import one_of
+from lit_finetune.images.data_config import DataConfig
 
 from .base import ImageDataModule, Part
-from .datasets import ArraySamples
-from .splits import check_fractions, split_fractions, stratified_split
-from .transforms import small_picture_geometry
+from .dataset import ArraySamples
+from .sources.splits import check_fractions, split_fractions, stratified_split
+from .transforms.presets import small_picture_geometry
 
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
 CIFAR100_CLASSES = """

@@ -6,12 +6,12 @@ import numpy as np
 from torch import nn
 from typing_extensions import override
 
-from lit_finetune.data_config import DataConfig
+from lit_finetune.images.data_config import DataConfig
 
 from .base import ImageDataModule, Part
-from .datasets import ArraySamples
-from .splits import check_fractions, split_fractions, stratified_split
-from .transforms import digit_geometry
+from .dataset import ArraySamples
+from .sources.splits import check_fractions, split_fractions, stratified_split
+from .transforms.presets import digit_geometry
 
 BRIGHTEST = 16
 

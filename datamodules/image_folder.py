@@ -8,19 +8,19 @@ from typing import Any, Literal
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
-from lit_finetune._names import one_of
-from lit_finetune.images import IMAGE_SUFFIXES
+from lit_finetune._errors import one_of
+from lit_finetune.images.read import IMAGE_SUFFIXES
 
 from .base import PARTS, ImageDataModule, Part
-from .datasets import UNLABELLED, FileSamples
-from .division import divide
-from .folders import check_classes, in_spelling_of
-from .layout import Layout, find_layout
-from .left_out import some
-from .picture_folders import PictureFolders
-from .split_file import SplitPlan
-from .split_names import Split
-from .splits import check_fractions
+from .dataset import UNLABELLED, FileSamples
+from .sources.class_folders import check_classes, in_spelling_of
+from .sources.layout import Layout, find_layout
+from .sources.scan import PictureFolders
+from .sources.skipped import some
+from .sources.split_file import SplitPlan
+from .sources.split_names import Split
+from .sources.splits import check_fractions
+from .sources.train_val_split import divide
 
 
 class ImageFolderDataModule(ImageDataModule):

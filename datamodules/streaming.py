@@ -11,14 +11,13 @@ from PIL import Image
 from torch import Tensor
 from typing_extensions import override
 
-from lit_finetune._names import nearest
-from lit_finetune.seeding import derive_seed
-from lit_finetune.terminal_text import printable
+from lit_finetune._errors import nearest
+from lit_finetune.files.terminal_text import printable
+from lit_finetune.loading.seeding import derive_seed
 
 from .base import ImageDataModule, Part
-from .datasets import PictureDataset, Samples
-from .order import Draw
-from .packing import (
+from .dataset import PictureDataset, Samples
+from .litdata_shards import (
     CLASSES,
     INDEX,
     LABELS,
@@ -30,6 +29,7 @@ from .packing import (
     picture_of,
     read_classes,
 )
+from .samplers import Draw
 
 
 class StreamingImageDataModule(ImageDataModule):

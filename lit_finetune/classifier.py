@@ -12,21 +12,23 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from typing_extensions import Self, override
 
-from lit_finetune import splitting
-from lit_finetune.assemble import assemble
-from lit_finetune.blocks import Block, list_blocks
-from lit_finetune.checkpoint_loading import readable
-from lit_finetune.class_matching import refuse_unread_checkpoint
-from lit_finetune.compiled import unwrapped
-from lit_finetune.data_config import DataConfig
-from lit_finetune.distributed import begin_flat, refuse_under_flat, wrap_by_blocks
-from lit_finetune.flat import parameters_by_name
-from lit_finetune.freezing import frozen_modules, hold
-from lit_finetune.head_classes import unnamed
-from lit_finetune.heads import forward_features, own_or_given, replace_head
-from lit_finetune.hparams import check_hparams, plain_hparams
+from lit_finetune.blocks.block import Block, list_blocks
+from lit_finetune.build import assemble
+from lit_finetune.checkpoints.trusted_hparams import trust_name
+from lit_finetune.classes.head import unnamed
+from lit_finetune.distributed.fsdp2 import shard
+from lit_finetune.distributed.wrapping import begin_flat, refuse_under_flat, wrap_by_blocks
+from lit_finetune.freezing.auxiliary_networks import side_networks, without_modules
+from lit_finetune.freezing.freeze import frozen_modules, hold
+from lit_finetune.gradient_checkpointing import recompute_units
+from lit_finetune.heads.replace import forward_features, own_or_given, replace_head
+from lit_finetune.heads.untrained import new_head
+from lit_finetune.images.data_config import DataConfig
 from lit_finetune.lora import Lora, merged, read_lora
-from lit_finetune.optim import (
+from lit_finetune.modules.compiled import unwrapped
+from lit_finetune.modules.fsdp1 import parameters_by_name
+from lit_finetune.modules.outputs import check_logits, logits_of, weighted_auxiliary_of
+from lit_finetune.optim.optimizer import (
     DEFAULT_LR,
     build_optimizer,
     can_fuse,
@@ -34,17 +36,14 @@ from lit_finetune.optim import (
     describe_scheduler,
     join_groups,
 )
-from lit_finetune.outputs import check_logits, logits_of, weighted_auxiliary_of
-from lit_finetune.own_checkpoint import KEY
-from lit_finetune.param_groups import ParamGroup, make_param_groups
-from lit_finetune.recompute import recompute_units
-from lit_finetune.sharding import shard
-from lit_finetune.side_networks import side_networks, without_modules
-from lit_finetune.splitting import PrefixOutput
-from lit_finetune.steps import ClassifierSteps
-from lit_finetune.trusted_hparams import trust_name
-from lit_finetune.untrained_head import new_head
-from lit_finetune.weight_translation import in_names_of
+from lit_finetune.optim.param_groups import ParamGroup, make_param_groups
+from lit_finetune.resuming.load_from_checkpoint import readable
+from lit_finetune.splitting.split import PrefixOutput, forward_from, forward_prefix
+from lit_finetune.training.class_matching import refuse_unread_checkpoint
+from lit_finetune.training.hparams import check_hparams, plain_hparams
+from lit_finetune.training.module import ClassifierSteps
+from lit_finetune.weights.own_checkpoint import KEY
+from lit_finetune.weights.transformers_keys import in_names_of
 
 
 class FinetuneClassifier(ClassifierSteps):
@@ -218,7 +217,7 @@ class FinetuneClassifier(ClassifierSteps):
     def forward_prefix(self, images: Tensor, upto: str) -> Tensor:
         """From images to what enters the block `upto`; "head": what the head is given."""
         laid_out = self._laid_out(images)
-        return splitting.forward_prefix(self.backbone, laid_out, upto, head_name=self.head_name)
+        return forward_prefix(self.backbone, laid_out, upto, head_name=self.head_name)
 
     def forward_from(
         self, h: Tensor, upto: str, image_shape: tuple[int, ...] | None = None
@@ -231,7 +230,7 @@ class FinetuneClassifier(ClassifierSteps):
             image_shape: Of the images, if `forward_prefix` has not seen any such.
         """
         options: dict[str, Any] = {"head_name": self.head_name, "image_shape": image_shape}
-        return splitting.forward_from(self.backbone, h, upto, **options)
+        return forward_from(self.backbone, h, upto, **options)
 
     def _laid_out(self, images: Tensor) -> Tensor:
         is_last = self.hparams["channels_last"]

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from lit_finetune._names import nearest
-from lit_finetune.adapters import adapted_layers
-from lit_finetune.blocks import list_blocks
-from lit_finetune.data_config import DataConfig
-from lit_finetune.dry_run import dry_run
-from lit_finetune.inputs import input_layer
+from lit_finetune._errors import nearest
+from lit_finetune.backbones.input_adaptation import input_layer
+from lit_finetune.blocks.adapter_layers import adapted_layers
+from lit_finetune.blocks.block import list_blocks
+from lit_finetune.images.data_config import DataConfig
+from lit_finetune.modules.dry_run import dry_run
 
 _NOT_SIMPLE = "it is a grouped, a dilated or an otherwise padded convolution"
 

@@ -17,7 +17,7 @@ ALIASES = {ROOT / "lit_finetune/callbacks.py", ROOT / "lit_finetune/datamodules.
 
 
 def modules_by_name() -> dict[str, Path]:
-    """The installed name of every file of the package: `lit_finetune.callbacks.report`."""
+    """The installed name of every file of the package: `lit_finetune.callbacks.run_summary`."""
     paths = {path: prefix for top, prefix in FOLDERS.items() for path in (ROOT / top).rglob("*.py")}
     dotted = {
         path: prefix + ".".join(path.relative_to(ROOT).with_suffix("").parts)
@@ -30,22 +30,28 @@ def modules_by_name() -> dict[str, Path]:
 MODULES = modules_by_name()
 TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
 
-# A module imports only from rows below its own. What stands in no row is a part of the core: it is
-# below the classifier and its steps, and everything may import it as long as that makes no circle.
-LAYERS = (
-    ("lit_finetune.cli",),
-    ("lit_finetune.cli_errors",),
-    ("lit_finetune.callbacks", "lit_finetune.datamodules"),
-    ("lit_finetune.classifier",),
-    ("lit_finetune.steps",),
-    ("lit_finetune.evaluation", "lit_finetune.run_hooks"),
-    ("lit_finetune.backbones",),
-    ("lit_finetune.heads", "lit_finetune.weights"),
-    ("lit_finetune.param_groups", "lit_finetune.schedule"),
-    ("lit_finetune.blocks",),
+# The floors of the house, from the roof down. A room is a package or a file directly below
+# `lit_finetune`. It imports only from rooms on lower floors, and everything stands on one.
+FLOORS = (
+    ("cli",),
+    ("callbacks",),
+    ("classifier",),
+    ("build", "probe"),
+    ("datamodules", "training"),
+    ("freezing", "resuming"),
+    ("distributed", "optim"),
+    ("feature_cache", "gradient_checkpointing", "lora", "schedules", "splitting", "weights"),
+    ("blocks",),
+    ("backbones", "heads"),
+    ("modules",),
+    ("classes", "images", "loading"),
+    ("checkpoints",),
+    ("_errors", "files"),
 )
-HEIGHTS = {name: height for height, row in enumerate(reversed(LAYERS), start=1) for name in row}
-CORE = HEIGHTS["lit_finetune.evaluation"] - 0.5
+HEIGHTS = {room: height for height, row in enumerate(reversed(FLOORS)) for room in row}
+OF_LIGHTNING = ("callbacks", "classifier", "cli", "datamodules", "training")
+"""The rooms that may import Lightning, whole; of the others, these files:"""
+ABOUT_LIGHTNING = ("distributed.wrapping", "resuming.checkpoint_io", "resuming.restore")
 
 
 def imported_names(module: str, nodes: Iterable[ast.AST]) -> Iterator[str]:
@@ -77,14 +83,19 @@ def owner_of(name: str) -> str:
     return name
 
 
-def row_of(module: str) -> str | None:
-    """The entry of `LAYERS` to which a module belongs."""
-    return next((name for name in HEIGHTS if f"{module}.".startswith(f"{name}.")), None)
+def room_of(module: str) -> str:
+    """The room in which a module is.
+
+    >>> room_of("lit_finetune.blocks.partition"), room_of("lit_finetune.classifier")
+    ('blocks', 'classifier')
+    """
+    return module.split(".")[1]
 
 
-def height_of(module: str, otherwise: float) -> float:
-    """How high a module stands; `otherwise` when it is in no row."""
-    return HEIGHTS.get(row_of(module) or "", otherwise)
+def package_of(module: str) -> str:
+    """The package in which a module is; a file right in one of `FOLDERS` is its own."""
+    package = module.rpartition(".")[0]
+    return module if package.removeprefix("lit_finetune.") in FOLDERS else package
 
 
 def roots(names: Iterable[str]) -> set[str]:
@@ -110,11 +121,27 @@ every_module = pytest.mark.parametrize("module", list(MODULES))
 every_part = pytest.mark.parametrize("module", [name for name in MODULES if name != "lit_finetune"])
 
 
+def test_each_room_stands_on_a_floor() -> None:
+    assert set(HEIGHTS) == {room_of(name) for name in MODULES if name != "lit_finetune"}
+    assert len(HEIGHTS) <= 27, "about two dozen: a newcomer reads them at one look"
+
+
 @every_part
 def test_imports_run_down_only(module: str) -> None:
     for other in own_imports(module):
-        is_sibling = row_of(other) == row_of(module)
-        assert is_sibling or height_of(other, 0) < height_of(module, CORE), f"it imports {other}"
+        is_own_room = room_of(other) == room_of(module)
+        lower = HEIGHTS[room_of(other)] < HEIGHTS[room_of(module)]
+        assert is_own_room or lower, f"it imports {other}"
+
+
+def test_no_package_imports_in_a_circle() -> None:
+    graph: dict[str, set[str]] = {}
+    for module, path in MODULES.items():
+        if path.name != "__init__.py":  # which names what there is
+            others = {package_of(other) for other in own_imports(module)}
+            graph.setdefault(package_of(module), set()).update(others - {package_of(module)})
+
+    TopologicalSorter(graph).prepare()  # a CycleError names the packages of the circle
 
 
 def test_no_imports_run_in_a_circle() -> None:
@@ -135,22 +162,23 @@ def test_the_bare_names_of_the_two_folders_are_left_to_the_aliases(module: str) 
 
 @every_module
 def test_nothing_imports_the_command_line(module: str) -> None:
-    assert "lit_finetune.cli" not in own_imports(module)
+    others = {other for other in own_imports(module) if other.startswith("lit_finetune.cli")}
+    assert not others or module.startswith("lit_finetune.cli")
 
 
 @every_module
 def test_the_core_knows_no_lightning(module: str) -> None:
-    about_lightning = ("distributed", "checkpoint_io", "checkpoint_restore")
-    is_about_it = module.removeprefix("lit_finetune.") in about_lightning
-    if height_of(module, CORE) <= CORE and not is_about_it:
+    is_about_it = module.removeprefix("lit_finetune.") in ABOUT_LIGHTNING
+    if module != "lit_finetune" and room_of(module) not in OF_LIGHTNING and not is_about_it:
         assert not roots(imports(module)) & {"lightning", "pytorch_lightning"}
 
 
-@every_module
+@every_part
 def test_datamodules_know_a_data_config_and_not_a_model(module: str) -> None:
-    if row_of(module) == "lit_finetune.datamodules":
-        rows = {row_of(other) for other in own_imports(module)}
-        assert rows <= {None, "lit_finetune.datamodules"}
+    if room_of(module) == "datamodules":
+        rooms = {room_of(other) for other in own_imports(module)}
+        no_model = {"_errors", "checkpoints", "classes", "files", "images", "loading"}
+        assert rooms <= {*no_model, "datamodules"}
 
 
 @every_module

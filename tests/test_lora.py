@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.hf_families import TINY_CONFIGS
 from lit_finetune import FinetuneClassifier
-from lit_finetune.adapters import adapted_layers, is_adapter
-from lit_finetune.blocks import list_blocks
+from lit_finetune.blocks.adapter_layers import adapted_layers, is_adapter
+from lit_finetune.blocks.block import list_blocks
 from lit_finetune.callbacks import FreezeUnfreezeCallback
 from lit_finetune.lora import Lora, add_lora, merged, read_lora
 

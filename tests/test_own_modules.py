@@ -14,10 +14,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lit_finetune import FinetuneClassifier, list_blocks
 from lit_finetune.callbacks import FreezeUnfreezeCallback
-from lit_finetune.data_config import DataConfig
-from lit_finetune.dry_run import initialise
-from lit_finetune.features_only import features_of, with_head
-from lit_finetune.heads import replace_head
+from lit_finetune.heads.feature_head import features_of, with_head
+from lit_finetune.heads.replace import replace_head
+from lit_finetune.images.data_config import DataConfig
+from lit_finetune.modules.dry_run import initialise
 
 SMALL = {"image_size": [16, 16], "resize_size": 16}
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lit_finetune.assemble import Assembled
-from lit_finetune.blocks import list_blocks
-from lit_finetune.outputs import logits_of
-from lit_finetune.splitting import SplitError, forward_from, forward_prefix
+from lit_finetune.blocks.block import list_blocks
+from lit_finetune.build import Assembled
+from lit_finetune.modules.outputs import logits_of
+from lit_finetune.splitting.split import SplitError, forward_from, forward_prefix
 
 HUGE = 2_500_000_000
 """From so many on, they are made in half precision: a small machine has no room for them else."""

@@ -14,20 +14,20 @@ from torch.overrides import TorchFunctionMode
 
 from benchmarks.backbones.exact import split_problems
 from benchmarks.backbones.sources import Source
-from lit_finetune.assemble import Assembled, assemble
 from lit_finetune.backbones.backbone import Backbone
 from lit_finetune.backbones.create import create_backbone
-from lit_finetune.blocks import Block, list_blocks
-from lit_finetune.forward_order import Uses
-from lit_finetune.head_search import (
+from lit_finetune.blocks.block import Block, list_blocks
+from lit_finetune.blocks.forward_order import Uses
+from lit_finetune.build import Assembled, assemble
+from lit_finetune.heads.find import (
     all_heads,
     first_layer,
     layer_sizes,
     partner_heads,
     replaced_layers,
 )
-from lit_finetune.heads import head_num_classes
-from lit_finetune.outputs import logits_of, weighted_auxiliary_of
+from lit_finetune.heads.replace import head_num_classes
+from lit_finetune.modules.outputs import logits_of, weighted_auxiliary_of
 
 Built = TypeVar("Built")
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from lit_finetune.backbones.backbone import Backbone
 from lit_finetune.backbones.create import create_backbone
-from lit_finetune.inputs import adapt_input
+from lit_finetune.backbones.input_adaptation import adapt_input
 
 
 def create_adapted(

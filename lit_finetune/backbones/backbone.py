@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from lit_finetune.data_config import DataConfig
+from lit_finetune.images.data_config import DataConfig
 
 
 @dataclass(frozen=True, slots=True)

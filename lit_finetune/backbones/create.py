@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from lit_finetune.backbones.backbone import Backbone
-from lit_finetune.class_names import config_classes
-from lit_finetune.data_config import DataConfig
+from lit_finetune.classes.names import config_classes
+from lit_finetune.images.data_config import DataConfig
 
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".th", ".bin", ".safetensors", ".ckpt", ".tar", ".t7")
 

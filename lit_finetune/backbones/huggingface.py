@@ -12,14 +12,14 @@ from typing import Any
 
 from torch import nn
 
-from lit_finetune._names import nearest, one_of
+from lit_finetune._errors import nearest, one_of
 from lit_finetune.backbones.backbone import Backbone
+from lit_finetune.backbones.hub_offline import hub_offline
 from lit_finetune.backbones.image_processor import processor_data_config
-from lit_finetune.build_limits import largest_number, limited_memory
-from lit_finetune.class_names import config_classes
-from lit_finetune.data_config import DataConfig
-from lit_finetune.hub_offline import hub_offline
-from lit_finetune.json_files import read_json
+from lit_finetune.checkpoints.build_limits import largest_number, limited_memory
+from lit_finetune.classes.names import config_classes
+from lit_finetune.files.json import read_json
+from lit_finetune.images.data_config import DataConfig
 
 WEIGHTS_FILES = (
     "model.safetensors",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lit_finetune.data_config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, Interpolation
+from lit_finetune.images.data_config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, Interpolation
 
 _BY_NUMBER: Mapping[int, Interpolation] = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 """The filters of Pillow by their numbers; its others come nearest to bicubic."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lit_finetune._names import nearest
+from lit_finetune._errors import nearest
 
 
 def create(path: str, kwargs: dict[str, Any]) -> nn.Module:

@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import nn
 
-from lit_finetune._names import nearest, one_of
+from lit_finetune._errors import nearest, one_of
 from lit_finetune.backbones.backbone import Backbone
-from lit_finetune.class_names import are_generic, unique_names
-from lit_finetune.data_config import DataConfig
-from lit_finetune.imagenet_classes import as_categories
+from lit_finetune.classes.imagenet import as_categories
+from lit_finetune.classes.names import are_generic, unique_names
+from lit_finetune.images.data_config import DataConfig
 
 
 def create(name: str, weights: str | None, kwargs: dict[str, Any]) -> Backbone:

@@ -7,10 +7,10 @@ from torch import nn
 from torchvision import models
 from torchvision.models import WeightsEnum
 
-from lit_finetune._names import nearest, one_of
+from lit_finetune._errors import nearest, one_of
 from lit_finetune.backbones.backbone import Backbone
-from lit_finetune.class_names import unique_names
-from lit_finetune.data_config import DataConfig
+from lit_finetune.classes.names import unique_names
+from lit_finetune.images.data_config import DataConfig
 
 WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lit_finetune import FinetuneClassifier
 from lit_finetune.callbacks import FreezeUnfreezeCallback, FrozenPrefixCache
-from lit_finetune.splitting import PrefixOutput
+from lit_finetune.splitting.split import PrefixOutput
 
 STEPS = 4
 """Of an epoch."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lit_finetune.callbacks import FrozenPrefixCache
-from lit_finetune.prefix_files import part_of
+from lit_finetune.feature_cache.files import part_of
 from tests.callbacks.prefix_runs import Run, are_equal
 
 NOTHING = {"num_sanity_val_steps": 0, "max_epochs": 2}

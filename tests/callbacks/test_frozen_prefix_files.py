@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import RandomSampler
 
 from lit_finetune.callbacks import FrozenPrefixCache
-from lit_finetune.prefix_files import FileWriter
+from lit_finetune.feature_cache.files import FileWriter
 from tests.callbacks.prefix_runs import Net, Pictures, Run, are_equal, epochs, loader
 
 GRADUAL = {0: "head", 1: "layer2", 2: "all"}

@@ -21,7 +21,7 @@ from lit_finetune.callbacks import (
     LastCheckpoint,
     LinearProbe,
 )
-from tests.resumed_runs import Net, Signal, Situation, compare, run
+from tests.resuming.resumed_runs import Net, Signal, Situation, compare, run
 
 AVERAGED = {"callbacks": lambda: [EMAWeightAveraging(decay=0.7)]}
 TWO = {"trainer": {"accumulate_grad_batches": 2}}

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lit_finetune import FinetuneClassifier, fit_linear_probe
 from lit_finetune.callbacks import FreezeUnfreezeCallback, LastCheckpoint, LinearProbe
 from lit_finetune.datamodules import DigitsDataModule
-from lit_finetune.probe_head import set_head
+from lit_finetune.probe.head import set_head
 
 
 class Net(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lit_finetune.callbacks import FrozenPrefixCache
-from lit_finetune.splitting import forward_between, forward_from, forward_prefix
+from lit_finetune.splitting.split import forward_between, forward_from, forward_prefix
 from tests.callbacks.prefix_runs import Net, Pictures, Run
 
 STEPS = 9

@@ -15,7 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, Tensor
 from lit_finetune import FinetuneClassifier
 from lit_finetune.callbacks import PredictionWriter
 from lit_finetune.datamodules import ImageFolderDataModule
-from lit_finetune.terminal_text import text_of_cell
+from lit_finetune.files.terminal_text import text_of_cell
 
 write_predictions = sys.modules[PredictionWriter.__module__].write_predictions
 

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 from torch import Tensor, nn
 
-from lit_finetune.data_config import DataConfig
+from lit_finetune.images.data_config import DataConfig
 
 
 class SeesPictures(LightningModule):

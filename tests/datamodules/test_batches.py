@@ -12,13 +12,13 @@ from PIL import Image
 from torch.utils.data import DataLoader, default_collate
 from torchvision.transforms import v2
 
-from datamodules.datasets import PictureDataset
-from datamodules.order import Draw, EpochSampler
-from datamodules.pipeline import make_pipeline
-from datamodules.transforms import photo_geometry
-from lit_finetune.data_config import DataConfig, eval_geometry, eval_transform, normalize
+from datamodules.dataset import PictureDataset
+from datamodules.samplers import Draw, EpochSampler
+from datamodules.transforms.pipeline import make_pipeline
+from datamodules.transforms.presets import photo_geometry
 from lit_finetune.datamodules import DigitsDataModule, ImageDataModule, ImageFolderDataModule
-from lit_finetune.place import Place
+from lit_finetune.images.data_config import DataConfig, eval_geometry, eval_transform, normalize
+from lit_finetune.loading.run_position import Place
 
 AUGMENTATIONS = ["auto", "trivial", "none", v2.RandomRotation(20)]
 

@@ -21,11 +21,11 @@ from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 from torch import nn
 
-from datamodules.datasets import FileSamples, make_ready
-from datamodules.keeping import FOLDER, open_kept
-from datamodules.shards import FOOTER, MARK, SUFFIX, read_shards, write_shard
-from lit_finetune.checked_files import checksum
+from datamodules.dataset import FileSamples, make_ready
+from datamodules.image_cache.build import FOLDER, open_kept
+from datamodules.image_cache.files import FOOTER, MARK, SUFFIX, read_shards, write_shard
 from lit_finetune.datamodules import DigitsDataModule, ImageFolderDataModule
+from lit_finetune.files.checksums import checksum
 
 SIZES = [(60, 40), (40, 60), (90, 90), (33, 120), (25, 25)]
 

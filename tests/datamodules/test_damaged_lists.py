@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lit_finetune.cli import main
+from lit_finetune.cli.command_line import main
 from lit_finetune.datamodules import ImageFolderDataModule, StreamingImageDataModule
 
 DEEP = "[" * 100_000 + "]" * 100_000

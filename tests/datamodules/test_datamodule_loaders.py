@@ -11,15 +11,15 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from datamodules.moves import Mirror
-from datamodules.order import even_batch_size
-from lit_finetune.data_config import DataConfig, eval_transform
+from datamodules.samplers import even_batch_size
+from datamodules.transforms.batch_augment import Mirror
 from lit_finetune.datamodules import (
     CIFARDataModule,
     DigitsDataModule,
     ImageDataModule,
     ImageFolderDataModule,
 )
+from lit_finetune.images.data_config import DataConfig, eval_transform
 
 MODULES = [CIFARDataModule, DigitsDataModule, ImageFolderDataModule]
 

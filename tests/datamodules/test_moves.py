@@ -10,9 +10,9 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop, v2
 from torchvision.transforms.v2 import functional
 
-from datamodules.cut import RandomCut
-from datamodules.draws import uniforms
-from datamodules.moves import Mirror, Shift, TurnShiftZoom
+from datamodules.transforms.batch_augment import Mirror, Shift, TurnShiftZoom
+from datamodules.transforms.random_crop import RandomCut
+from datamodules.transforms.random_numbers import uniforms
 
 MOVES = [Shift((2, 3)), Mirror(), TurnShiftZoom(10, translate=0.1, zoom=0.1)]
 

@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 
-from lit_finetune.datamodules import splits
+from datamodules.sources import splits
 
 LABELS = ["ant"] * 53 + ["bee"] * 20 + ["cow"] * 7
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import seed_everything
 
-from tests.test_classes_by_name import NAMES, ORDERS, OTHERS, Data, Pictures, classifier, trainer
+from tests.classes.test_by_name import NAMES, ORDERS, OTHERS, Data, Pictures, classifier, trainer
 
 
 def main(folder: Path, checkpoint: Path, devices: int) -> None:

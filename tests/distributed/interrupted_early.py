@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning.pytorch import Callback
 
-from tests.resumed_runs import Situation, run
+from tests.resuming.resumed_runs import Situation, run
 
 
 class SendTo(Callback):

@@ -10,7 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
-from tests.resumed_runs import Signal, Situation, StopBefore, compare, run
+from tests.resuming.resumed_runs import Signal, Situation, StopBefore, compare, run
 
 HOOKS = {
     "on_train_batch_end": 7,

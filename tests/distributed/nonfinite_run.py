@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torch.utils.data import DataLoader, DistributedSampler
 
-from tests.test_nonfinite import BATCH, model
-from tests.test_reference_scores import make_trainer, pictures
+from tests.training.test_nonfinite import BATCH, model
+from tests.training.test_reference_scores import make_trainer, pictures
 
 
 def main(folder: Path) -> None:

@@ -20,7 +20,7 @@ from torch import nn
 from lit_finetune import FinetuneClassifier
 from lit_finetune.callbacks import FreezeUnfreezeCallback
 from lit_finetune.datamodules import DigitsDataModule
-from lit_finetune.freezing import set_trainable
+from lit_finetune.freezing.freeze import set_trainable
 from tests.distributed.synchronised import synchronised_on_cpu
 
 SCHEDULE = {0: "head", 1: "layer2", 2: "layer1"}

@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tests.resumed_kinds import KINDS, folder_of_pictures
-from tests.resumed_runs import CADENCES, Run, Situation, compare, run
+from tests.resuming.resumed_kinds import KINDS, folder_of_pictures
+from tests.resuming.resumed_runs import CADENCES, Run, Situation, compare, run
 
 
 def in_two_processes(kind: str, keep: dict[str, Any]) -> Situation:

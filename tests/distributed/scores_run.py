@@ -10,7 +10,7 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 
 from lit_finetune import FinetuneClassifier
-from tests.test_reference_scores import STILL, logged, make_trainer, network, pictures
+from tests.training.test_reference_scores import STILL, logged, make_trainer, network, pictures
 
 
 def main(folder: Path) -> None:

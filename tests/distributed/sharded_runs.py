@@ -35,8 +35,8 @@ from lit_finetune.callbacks import (
     LinearProbe,
 )
 from lit_finetune.datamodules import DigitsDataModule
-from lit_finetune.flat import modules_by_name, parameters_by_name
-from lit_finetune.sharding import reshard, whole
+from lit_finetune.distributed.fsdp2 import reshard, whole
+from lit_finetune.modules.fsdp1 import modules_by_name, parameters_by_name
 from tests.distributed.flat_strategy import FlatOnCPU, whole_values
 
 SCHEDULE = {0: "head", 1: "layer2", 2: "layer1"}

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.classes.test_by_name import NAMES, ORDERS, OTHERS, Data, classifier, trainer
 from tests.distributed.class_runs import main
-from tests.test_classes_by_name import NAMES, ORDERS, OTHERS, Data, classifier, trainer
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).with_name("class_runs.py")

@@ -8,8 +8,8 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy
 
 from lit_finetune import FinetuneClassifier
-from lit_finetune.distributed import refuse_flat, refuse_under_flat, refuse_unsupported
-from lit_finetune.flat import refuse_whole_tensor_optimizer
+from lit_finetune.distributed.wrapping import refuse_flat, refuse_under_flat, refuse_unsupported
+from lit_finetune.modules.fsdp1 import refuse_whole_tensor_optimizer
 from tests.distributed.sharded_runs import Net
 from tests.distributed.test_sharded import differences, epochs, run, values
 

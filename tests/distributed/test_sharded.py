@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lit_finetune import FinetuneClassifier
-from lit_finetune.sharded_checkpoint import gather_checkpoint
+from lit_finetune.checkpoints.sharded import gather_checkpoint
 from tests.distributed.sharded_runs import Net
 
 ROOT = Path(__file__).parents[2]

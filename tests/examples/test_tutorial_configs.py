@@ -11,7 +11,7 @@ from torchvision.datasets import CIFAR100
 
 from examples.demo_data import draw_shapes
 from examples.resnet50 import ResNet50
-from lit_finetune.cli import main
+from lit_finetune.cli.command_line import main
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ON_FOLDERS = ("first_children_frozen", "resnet18_new_head", "resnet18_three_classes")

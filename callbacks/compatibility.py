@@ -1,0 +1,105 @@
+"""What other callbacks of a run do that concerns what is frozen."""
+
+from collections.abc import Mapping
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    LearningRateFinder,
+    ModelPruning,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
+from lightning.pytorch.plugins.precision import (
+    BitsandbytesPrecision,
+    TransformerEnginePrecision,
+)
+from lightning.pytorch.strategies import FSDPStrategy
+from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from lit_finetune.distributed.wrapping import refuse_unsupported, refuse_wrapped, shards
+from lit_finetune.freezing.trainable_state import refuse_exchanged
+from lit_finetune.freezing.weight_averaging import average_exactly
+from lit_finetune.modules.fsdp1 import parameters_by_name, refuse_whole_tensor_optimizer
+from lit_finetune.schedules.plan import Plan
+
+from .linear_probe import LinearProbe
+
+
+def refuse_surroundings(trainer: Trainer) -> None:
+    """Refuse what unfreezing cannot be right with.
+
+    Raises:
+        ValueError: It is the strategy, or a callback that copies a sharded network.
+    """
+    refuse_unsupported(trainer.strategy)
+    refuse_wrapped(trainer.strategy, trainer.lightning_module)
+    if isinstance(trainer.strategy, FSDPStrategy) and has_finder(trainer):
+        raise ValueError("The Tuner is not supported under FSDPStrategy: use it with one device.")
+    kinds = WeightAveraging | StochasticWeightAveraging
+    copying = [type(each).__name__ for each in _callbacks(trainer) if isinstance(each, kinds)]
+    if copying and shards(trainer.strategy):
+        raise ValueError(
+            f"{', '.join(copying)} copies the network, and one that is sharded cannot be copied."
+            " Leave it out, or use strategy='ddp'."
+        )
+
+
+def refuse_beside(trainer: Trainer, plan: Plan) -> None:
+    """Refuse a plan that cannot be followed beside another callback.
+
+    Raises:
+        ValueError: Names the callback.
+    """
+    prunes = any(isinstance(callback, ModelPruning) for callback in _callbacks(trainer))
+    if prunes and any(phase.entry.restore_best for phase in plan.phases):
+        raise ValueError(
+            "`restore_best` cannot be used beside ModelPruning, which puts masks on the weights"
+            " that would come back. Leave one of them out."
+        )
+
+
+def refuse_changed_layers(trainer: Trainer, planned: Mapping[str, nn.Parameter]) -> None:
+    """Refuse layers that hooks have exchanged after the training was planned with others.
+
+    Raises:
+        ValueError: Says where layers may be built.
+    """
+    converts = BitsandbytesPrecision | TransformerEnginePrecision  # they exchange layers themselves
+    by_name = shards(trainer.strategy) or isinstance(trainer.precision_plugin, converts)
+    refuse_exchanged(planned, parameters_by_name(trainer.lightning_module), by_name=by_name)
+
+
+def schedulers_of(trainer: Trainer) -> list[LRScheduler]:
+    """The learning rate schedulers of now: StochasticWeightAveraging changes them amid a run."""
+    return [config.scheduler for config in trainer.lr_scheduler_configs]
+
+
+def has_finder(trainer: Trainer) -> bool:
+    """Whether the Tuner is at work: it trains on trial, and asks no other callback meanwhile."""
+    return any(isinstance(c, LearningRateFinder | BatchSizeFinder) for c in _callbacks(trainer))
+
+
+def has_probe(trainer: Trainer) -> bool:
+    """Whether the head is fitted before the first epoch."""
+    return any(isinstance(callback, LinearProbe) for callback in _callbacks(trainer))
+
+
+def see_to_others(trainer: Trainer) -> None:
+    """Let moving averages of weights, such as EMAWeightAveraging's, leave frozen ones alone.
+
+    Raises:
+        ValueError: The optimizer looks at whole weights, and would be given pieces.
+    """
+    if isinstance(trainer.strategy, FSDPStrategy):
+        for optimizer in trainer.optimizers:
+            refuse_whole_tensor_optimizer(optimizer)
+    for callback in _callbacks(trainer):
+        if isinstance(callback, WeightAveraging) and callback._average_model is not None:
+            average_exactly(callback._average_model)
+
+
+def _callbacks(trainer: Trainer) -> list[Callback]:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set elsewhere
+    return callbacks

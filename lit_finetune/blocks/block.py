@@ -1,0 +1,208 @@
+"""Any network as an ordered list of named blocks, from the input to the head.
+
+How the blocks are found, in forward order (`forward_order.py`):
+
+* The modules below the network are taken whole (`layer1`, `fc1`), except for those that hold most
+  of the layers without having brothers of their kind (`features`, `blocks`, `encoder.layers`), and
+  those that contain the head: these are opened, and their members taken instead (`features.3`).
+* A module with weights opens a block. One without (an activation), or with vectors only (a norm),
+  joins the block before it; the activations, pools and dropouts around the head join the head.
+* What comes before the opened sequence, or else before the first big module, is the block `stem`.
+* All heads are one block: those that give the logits together (a distilled DeiT), and auxiliary
+  ones (GoogLeNet), which have to learn new classes as the head has.
+* In a network that is registered in another order than it runs, what stands between two of its
+  large sequences (an embedding) joins the later one, unless it is used within the earlier.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from lit_finetune._errors import nearest
+from lit_finetune.blocks.adapter_layers import adapted_names, is_adapter, without_adapters
+from lit_finetune.blocks.norm_layers import norm_parameters
+from lit_finetune.blocks.partition import Part, find_parts
+from lit_finetune.heads.find import all_heads, find_head
+from lit_finetune.modules.compiled import plain_name
+from lit_finetune.modules.python_types import refuse_other_than_module
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A piece of a network that is frozen and trained as one."""
+
+    name: str
+    """The name of its module in the network, or `stem`, or `head`; without `_orig_mod`."""
+    modules: tuple[str, ...]
+    """The modules it is made of, by their full names."""
+    parameters: tuple[str, ...]
+    """All its parameters, by their full names."""
+    norms: tuple[str, ...] = ()
+    """Those of normalisation layers."""
+    fixed: tuple[str, ...] = ()
+    """Those that never train: the weights of a network whose adapters (LoRA) train instead."""
+    still: tuple[str, ...] = ()
+    """Those that were fixed before any schedule came: they train where they alone are selected."""
+
+    @property
+    def free(self) -> tuple[str, ...]:
+        """The parameters that may train."""
+        return tuple(name for name in self.parameters if name not in self.fixed)
+
+
+def list_blocks(model: nn.Module, head_name: str | None = None) -> list[Block]:
+    """The blocks of a network, or of the network that a module holds: every parameter in one.
+
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> for block in list_blocks(net):
+    ...     print(block.name, block.modules, block.parameters)
+    0 ('0',) ('0.weight', '0.bias')
+    head ('1', '2') ('2.weight', '2.bias')
+
+    Args:
+        model: A network, or a module that holds one and no other parameters.
+        head_name: The network's classifier, if it is not the one that `find_head` finds. Where
+            there is none to be found, the last block is the head.
+
+    Raises:
+        ValueError: There is no module `head_name`.
+    """
+    refuse_other_than_module(model)
+    with without_adapters(model) as layers:
+        prefix, network = _network_in(model)
+        groups = _groups_of(network, _head_path(network, prefix, head_name))
+        blocks = [_block(name, parts, prefix) for name, parts in groups]
+    norms = norm_parameters(model)
+    return [_told(block, norms, layers) for block in blocks]
+
+
+def _told(block: Block, norms: frozenset[str], layers: Mapping[str, nn.Module]) -> Block:
+    """A block of the plain network with what is to be said of its parameters, and adapters."""
+    names = adapted_names(block.parameters, layers)
+    trains = block.name == "head" or not layers
+    return replace(
+        block,
+        parameters=names,
+        norms=tuple(name for name in names if name in norms),
+        fixed=() if trains else tuple(name for name in names if not is_adapter(name, layers)),
+    )
+
+
+def _groups_of(network: nn.Module, head: str | None) -> "Groups":
+    """The name of each block and what it is made of, in forward order."""
+    heads = () if head is None else all_heads(network, head)
+    parts, is_reordered = find_parts(network, heads)
+    body, tail = _split_off_heads(parts, heads)
+    groups, waiting = _grouped(body, _end_of_stem(body), is_reordered=is_reordered)
+    if heads:
+        groups.append(("head", [*waiting, *tail]))
+    else:
+        groups[-1:] = [("head", parts) for _, parts in groups[-1:]]
+    return groups
+
+
+def _network_in(model: nn.Module) -> tuple[str, nn.Module]:
+    """The network that a module holds as its only child with parameters, and the way to it."""
+    prefix = ""
+    while next(model.parameters(recurse=False), None) is None:
+        inner = [item for item in model.named_children() if _has_parameters(item[1])]
+        if len(inner) != 1 or not any(map(_has_parameters, inner[0][1].children())):
+            break
+        prefix, model = f"{prefix}{inner[0][0]}.", inner[0][1]
+    return prefix, model
+
+
+def _head_path(network: nn.Module, prefix: str, head_name: str | None) -> str | None:
+    """The head's name in the network, if it has one."""
+    if head_name is not None:
+        named = list(network.named_modules(remove_duplicate=False))
+        modules = {plain_name(name): module for name, module in reversed(named)}
+        plain = plain_name(head_name)
+        wanted = modules.get(plain, modules.get(plain.removeprefix(plain_name(prefix))))
+        if wanted is None:
+            hint = nearest(head_name, modules)
+            raise ValueError(f"The network has no module `head_name={head_name!r}`.{hint}")
+        return next(name for name, module in network.named_modules() if module is wanted)
+    try:
+        return find_head(network)
+    except ValueError:
+        return None
+
+
+Groups = list[tuple[str, list[Part]]]
+
+
+def _grouped(body: list[Part], start: int, *, is_reordered: bool) -> tuple[Groups, list[Part]]:
+    """The stem, which ends at `start`, and each block by name; and what no block followed."""
+    stages = _stages(body) if is_reordered else []
+    end = max(stages, default=-1)
+    has_stem = any(part.parameters for part in body[:start])
+    groups: Groups = [("stem", body[:start])] if has_stem else []
+    waiting = [] if has_stem else body[:start]
+    stage: Part | None = None
+    for i, part in enumerate(body[start:], start):
+        if stages and i not in stages and stage and _is_used_within(part, stage):
+            groups[-1][1].append(part)
+        elif i < end and i not in stages:
+            waiting.append(part)
+        elif part.has_layers:
+            groups.append((_free(plain_name(part.path), groups), [*waiting, part]))
+            stage, waiting = part, []
+        else:
+            groups[-1][1].append(part)
+    return groups, waiting
+
+
+def _stages(body: list[Part]) -> list[int]:
+    """Where the trunk's members are, or else the large sequences."""
+    trunk = [i for i, part in enumerate(body) if part.in_trunk]
+    return trunk or [i for i, part in enumerate(body) if part.is_big and part.is_container]
+
+
+def _is_used_within(part: Part, stage: Part) -> bool:
+    """Whether a part is used before the stage is done with, or has nothing to be used."""
+    if part.span is None or stage.span is None:
+        return not part.has_layers
+    return part.span[0] <= stage.span[1]
+
+
+def _free(name: str, groups: Groups) -> str:
+    """The name, or another for a module that is called like the stem or the head but is not it."""
+    taken = {"head", *(name for name, _ in groups)}
+    return f"{name}_" if name in taken else name
+
+
+def _split_off_heads(parts: list[Part], heads: Sequence[str]) -> tuple[list[Part], list[Part]]:
+    """The parts without the heads, and the heads with what has no parameters around them."""
+    is_head = [part.is_module and part.path in heads for part in parts]
+    for i in (i for i, part in enumerate(parts) if part.is_module and part.path in heads):
+        for beside in (range(i - 1, -1, -1), range(i + 1, len(parts))):
+            for other in beside:
+                if parts[other].parameters:
+                    break
+                is_head[other] = True
+    paired = list(zip(parts, is_head, strict=True))
+    return [part for part, own in paired if not own], [part for part, own in paired if own]
+
+
+def _end_of_stem(body: list[Part]) -> int:
+    """How many parts come before the trunk, or else before its first big part."""
+    trunk = [i for i, part in enumerate(body) if part.in_trunk] or list(range(len(body)))
+    if any(part.has_layers for part in body[: trunk[0] if trunk else 0]):
+        return trunk[0]
+    big = [i for i in trunk if body[i].is_big]
+    layered = [i for i in range(len(body)) if body[i].has_layers]
+    return (big or layered or [len(body)])[0]
+
+
+def _block(name: str, parts: list[Part], prefix: str) -> Block:
+    return Block(
+        name=name,
+        modules=tuple(prefix + part.path for part in parts if part.is_module),
+        parameters=tuple(prefix + parameter for part in parts for parameter in part.parameters),
+    )
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None

@@ -1,0 +1,164 @@
+"""A network's blocks as a table: what they are made of, and what they cost."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from lit_finetune.blocks.block import list_blocks
+from lit_finetune.modules.compiled import eagerly
+from lit_finetune.modules.eval_mode import eval_mode
+
+WIDEST = 44
+"""How many characters of the names of a block's modules are shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRow:
+    """A block, and what is known of it."""
+
+    name: str
+    modules: tuple[str, ...]
+    parameters: int
+    """How many numbers it learns."""
+    share: float
+    """Of all the network's parameters."""
+    output: tuple[int, ...] | None
+    """The shape of what it gives for one picture; None where no module of it is called."""
+    multiply_adds: int
+    """Of its matrix products and convolutions in the forward of one picture."""
+
+
+def describe_blocks(
+    network: nn.Module, image: Tensor, *, head_name: str | None = None
+) -> list[BlockRow]:
+    """A row for each block of a network, from the input to the head.
+
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> for row in describe_blocks(net, torch.ones(1, 4)):
+    ...     print(row.name, row.parameters, row.output, row.multiply_adds)
+    0 40 (8,) 32
+    head 18 (2,) 16
+
+    Args:
+        network: It runs once, in eval mode.
+        image: One picture, or several of which the cost is divided.
+        head_name: As in `list_blocks`.
+    """
+    blocks = list_blocks(network, head_name)
+    sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
+    owners = {path: block.name for block in blocks for path in block.modules}
+    counter = FlopCounterMode(display=False)
+    costs: dict[str, int] = dict.fromkeys((block.name for block in blocks), 0)
+    outputs: dict[str, tuple[int, ...]] = {}
+    watching = _watching(network, owners, counter, costs, outputs)
+    with torch.no_grad(), eval_mode(network), eagerly(), counter, watching:
+        network(image)
+    return [
+        BlockRow(
+            name=block.name,
+            modules=block.modules,
+            parameters=sum(sizes[name] for name in block.parameters),
+            share=sum(sizes[name] for name in block.parameters) / max(1, sum(sizes.values())),
+            output=outputs.get(block.name),
+            multiply_adds=costs[block.name] // (2 * len(image)),
+        )
+        for block in blocks
+    ]
+
+
+def block_table(rows: Sequence[BlockRow]) -> str:
+    """The rows as lines to read.
+
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> print(block_table(describe_blocks(net, torch.ones(1, 4))))
+    block  modules  parameters   share  output  multiply-adds
+    0      0                40   69.0%  8                  32
+    head   1, 2             18   31.0%  2                  16
+    all 2                   58  100.0%                     48
+    """
+    table = [("block", "modules", "parameters", "share", "output", "multiply-adds")]
+    table += [
+        (
+            row.name,
+            _shortened(row.modules),
+            f"{row.parameters:,}",
+            f"{row.share:.1%}",
+            "-" if row.output is None else " x ".join(map(str, row.output)),
+            _short_number(row.multiply_adds),
+        )
+        for row in rows
+    ]
+    parameters = sum(row.parameters for row in rows)
+    cost = _short_number(sum(row.multiply_adds for row in rows))
+    table.append((f"all {len(rows)}", "", f"{parameters:,}", "100.0%", "", cost))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return "\n".join(
+        f"{name:<{widths[0]}}  {modules:<{widths[1]}}  {number:>{widths[2]}}  {share:>{widths[3]}}"
+        f"  {output:<{widths[4]}}  {work:>{widths[5]}}"
+        for name, modules, number, share, output, work in table
+    )
+
+
+@contextmanager
+def _watching(
+    network: nn.Module,
+    owners: dict[str, str],
+    counter: FlopCounterMode,
+    costs: dict[str, int],
+    outputs: dict[str, tuple[int, ...]],
+) -> Iterator[None]:
+    """Note for each block what its modules give, and what they cost."""
+    with ExitStack() as handles:
+        for path, block in owners.items():
+            begun: list[int] = []
+
+            def begin(*_: object, begun: list[int] = begun) -> None:
+                begun.append(counter.get_total_flops())
+
+            def end(
+                _: nn.Module,
+                __: object,
+                output: object,
+                begun: list[int] = begun,
+                block: str = block,
+            ) -> None:
+                costs[block] += counter.get_total_flops() - begun.pop()
+                tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+                outputs[block] = tuple(tensors[0].shape[1:]) if tensors else ()
+
+            module = network.get_submodule(path)
+            handles.callback(module.register_forward_pre_hook(begin).remove)
+            handles.callback(module.register_forward_hook(end).remove)
+        yield
+
+
+def _shortened(modules: Sequence[str]) -> str:
+    """Their names, as many of them as there is room for.
+
+    >>> _shortened(["features.0", "features.1", "features.2", "features.3", "features.4"])
+    'features.0, features.1, … features.4 (5)'
+    """
+    if len(", ".join(modules)) <= WIDEST or len(modules) == 1:
+        return ", ".join(modules)
+    end = f", … {modules[-1]} ({len(modules)})"
+    shown = modules[:1]
+    while len(", ".join(modules[: len(shown) + 1]) + end) <= WIDEST:
+        shown = modules[: len(shown) + 1]
+    return ", ".join(shown) + end
+
+
+def _short_number(number: int) -> str:
+    """A large number in millions or billions.
+
+    >>> [_short_number(n) for n in (48, 12_300, 4_560_000, 1_814_000_000)]
+    ['48', '12,300', '4.56 M', '1.81 G']
+    """
+    for unit, letter in ((10**9, "G"), (10**6, "M")):
+        if number >= unit:
+            return f"{number / unit:.2f} {letter}"
+    return f"{number:,}"

@@ -1,0 +1,245 @@
+"""Put a network together: the backbone, a head for these classes, the weights of a file."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_finetune.backbones.adapted import create_adapted
+from lit_finetune.backbones.backbone import Backbone
+from lit_finetune.backbones.create import is_weights_file
+from lit_finetune.blocks.forward_order import note_use_order
+from lit_finetune.checkpoints.trusted_hparams import known_backbone
+from lit_finetune.classes.head import HeadClasses, unnamed
+from lit_finetune.classes.names import listed
+from lit_finetune.heads.feature_head import with_head
+from lit_finetune.heads.find import NoHeadError, partner_heads, replaced_layers
+from lit_finetune.heads.replace import (
+    add_classifier,
+    find_head,
+    head_num_classes,
+    own_or_given,
+    replace_head,
+)
+from lit_finetune.heads.rows import head_state
+from lit_finetune.heads.untrained import NewHead, new_head
+from lit_finetune.images.data_config import DataConfig
+from lit_finetune.lora import Lora, add_lora
+from lit_finetune.modules.dry_run import initialise, num_channels
+from lit_finetune.training.random_backbone import RandomLayers, random_backbone, unfilled_layers
+from lit_finetune.weights.load import LoadReport, load_weights
+from lit_finetune.weights.own_checkpoint import read_classes
+
+Head = str | nn.Module | Callable[[int, int], nn.Module]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assembled:
+    """A network that is ready to be fine-tuned."""
+
+    network: nn.Module
+    name: str
+    """What the backbone is called."""
+    num_classes: int
+    head_name: str
+    keeps_head: bool
+    """Whether the network's own head stayed, since it has the right number of outputs."""
+    data_config: DataConfig
+    load_report: LoadReport | None
+    """What of the weights file fitted; None without a file."""
+    lora_layers: tuple[str, ...] = ()
+    """The layers that have adapters."""
+    features: str = ""
+    """What the network ends in, where it had no head and one was appended."""
+    is_filled: bool
+    """Whether a weights file brought its head."""
+    head_classes: HeadClasses
+    """What the head's outputs stand for."""
+    first_head: Mapping[str, Tensor] | None = None
+    """What the head held before a checkpoint of ours filled it, by the network's names."""
+    dropped_classes: tuple[str, ...] = ()
+    """The classes of a checkpoint of ours whose head did not fit."""
+    rebuilt_by: dict[str, Any] = field(default_factory=dict)
+    """`backbone` and `backbone_kwargs` that build the same network anywhere, where others did."""
+
+    new_head: NewHead | None = None
+    """The head, if nobody has trained it."""
+    random_backbone: RandomLayers | None = None
+    """What of the backbone was drawn at random, and no file has filled."""
+
+    def __str__(self) -> str:
+        """What became of the weights file and of the head."""
+        report, head = self.load_report, "a new head"
+        if self.is_filled:
+            head = "the file's head"
+        elif self.keeps_head:
+            head = "the network's own head"
+        line = f"{self.name}: {head}, `{self.head_name}`, for {self.num_classes} classes"
+        line += f", on its {self.features}." if self.features else "."
+        if self.dropped_classes:
+            line += f" The head of the file is for {listed(self.dropped_classes)}."
+        if self.lora_layers:
+            line += f" {len(self.lora_layers)} layers have adapters, and the rest stays frozen."
+        return f"{report}\n{line}" if report else line
+
+
+def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
+    backbone: str | nn.Module | Callable[..., nn.Module],
+    *,
+    num_classes: int,
+    weights: str | None = None,
+    head: Head = "linear",
+    make_head: Callable[[int, int], nn.Module | None] = lambda in_features, num_classes: None,
+    head_name: str | None = None,
+    backbone_kwargs: dict[str, Any] | None = None,
+    drop_rate: float = 0.0,
+    min_match: float = 0.9,
+    in_chans: int | None = None,
+    image_size: int | None = None,
+    lora: Lora | None = None,
+) -> Assembled:
+    """Build or take a backbone, give it a head, and load a weights file if there is one.
+
+    The arguments are those of `FinetuneClassifier`, and its method `make_head`. The head comes
+    first, so that a file for as many classes brings its own head along; one for another number of
+    classes leaves the new head as it is, and the report says so.
+    """
+    file = weights if weights is not None and is_weights_file(weights) else None
+    built = create_adapted(
+        backbone,
+        weights=None if file else weights,
+        backbone_kwargs=backbone_kwargs,
+        in_chans=in_chans,
+        image_size=image_size,
+    )
+    initialise(built.network, built.data_config)
+    is_without = head_name is None and add_classifier(built.network, num_classes)
+    network, head_name, features = _with_a_head(built, head_name)
+    names = replaced_layers(network, head_name)
+    head = own_or_given(network, head_name, num_classes, make_head=make_head, head=head)
+    has_as_many = all(head_num_classes(network, name) == num_classes for name in names)
+    keeps = head == "linear" and has_as_many and not is_without and not features
+    if not keeps or drop_rate:
+        states = {name: network.get_submodule(name).state_dict() for name in names}
+        head_name = replace_head(
+            network, num_classes, head=head, head_name=head_name, drop_rate=drop_rate
+        )
+        for name, state in states.items() if keeps else ():
+            # A new layer has a bias; a head that had none goes on without.
+            state.setdefault("bias", torch.zeros(num_classes))
+            network.get_submodule(name).load_state_dict(state)
+    note_use_order(network, _blank_images(network, built.data_config))
+    random = None
+    if file or not weights:
+        random = random_backbone(
+            network, head_name, backbone=backbone, name=built.name, kwargs=backbone_kwargs
+        )
+    path = file or built.weights_file
+    saved = read_classes(file) if file else None
+    first_head = head_state(network, head_name) if saved and not keeps else None
+    report = load_weights(network, path, min_match=min_match, head_name=head_name) if path else None
+    if random and report:
+        random = unfilled_layers(network, head_name, filled=report.matched, name=built.name)
+    is_filled = _fills_head(report, network, head_name)
+    classes = _head_classes(
+        built, file, saved, num_classes=num_classes, keeps=keeps, is_filled=is_filled
+    )
+    layers: tuple[str, ...] = ()
+    if lora:
+        layers = add_lora(network, lora, head_name=head_name, data_config=built.data_config)
+    return Assembled(
+        network=network,
+        name=built.name,
+        num_classes=num_classes,
+        head_name=head_name,
+        keeps_head=keeps,
+        random_backbone=random,
+        new_head=_new_head(
+            network,
+            head_name,
+            report,
+            is_built=not keeps,
+            is_random=isinstance(head, str) if not keeps else _is_drawn(backbone, weights, file),
+        ),
+        data_config=built.data_config,
+        load_report=report,
+        lora_layers=layers,
+        features=features,
+        is_filled=is_filled,
+        head_classes=classes,
+        dropped_classes=() if is_filled else tuple(saved or ()),
+        first_head=first_head if classes.origin == "weights" else None,
+        rebuilt_by=_rebuilt_by(built),
+    )
+
+
+def _fills_head(report: LoadReport | None, network: nn.Module, head_name: str) -> bool:
+    """Whether a weights file filled a head whose logits are the network's."""
+    starts = tuple(f"{name}." for name in partner_heads(network, head_name))
+    return report is not None and any(name.startswith(starts) for name in report.matched)
+
+
+def _head_classes(
+    built: Backbone,
+    file: str | None,
+    saved: list[str] | None,
+    *,
+    num_classes: int,
+    keeps: bool,
+    is_filled: bool,
+) -> HeadClasses:
+    """What the outputs of the head stand for, by whoever it has learnt them from."""
+    if file and is_filled:
+        if saved and len(saved) != num_classes:
+            raise ValueError(f"{file} names {listed(saved)} for {num_classes} outputs of its head.")
+        return HeadClasses(tuple(saved), "weights", file) if saved else unnamed(num_classes)
+    has_learnt = is_filled if built.weights_file else True
+    if keeps and built.classes and has_learnt:
+        return HeadClasses(built.classes, "network", f"the head of {built.name}")
+    return unnamed(num_classes)
+
+
+def _new_head(
+    network: nn.Module,
+    head_name: str,
+    report: LoadReport | None,
+    *,
+    is_built: bool,
+    is_random: bool,
+) -> NewHead | None:
+    """The head, if it is new or drawn at random, and no file has filled it."""
+    is_filled = report and any(name.startswith(f"{head_name}.") for name in report.matched)
+    if is_filled or not (is_built or is_random):
+        return None
+    return new_head(network, head_name, is_random=is_random)
+
+
+def _is_drawn(backbone: object, weights: str | None, file: str | None) -> bool:
+    """Whether a network's own head is random: a library has built it without weights."""
+    return isinstance(backbone, str) and known_backbone(backbone) and weights == file
+
+
+def _with_a_head(built: Backbone, head_name: str | None) -> tuple[nn.Module, str, str]:
+    """The network with a head, the head's name, and what it ended in if it had none."""
+    if head_name:
+        return built.network, head_name, ""
+    if built.has_head and head_name is None:
+        try:
+            return built.network, find_head(built.network), ""
+        except NoHeadError:
+            pass
+    network, features = with_head(built.network, built.data_config)
+    return network, "head", features
+
+
+def _blank_images(network: nn.Module, config: DataConfig) -> Tensor:
+    """Two pictures without data."""
+    return torch.zeros(2, num_channels(network, config), *config.image_size, device="meta")
+
+
+def _rebuilt_by(built: Backbone) -> dict[str, Any]:
+    if built.rebuilt_by is None:
+        return {}
+    return dict(zip(("backbone", "backbone_kwargs"), built.rebuilt_by, strict=True))

@@ -1,0 +1,237 @@
+"""What pictures a network expects, as plain data, and the transform that makes them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import cycle, islice
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
+
+from lit_finetune._errors import nearest, one_of
+from lit_finetune.checkpoints.build_limits import LARGEST_SIDE
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
+CropMode = Literal["center", "squash", "border", "pad"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """What pictures a network expects."""
+
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    """Mean of each channel, of pixels from 0 to 1."""
+    std: tuple[float, ...] = IMAGENET_STD
+    """Standard deviation of each channel, of pixels from 0 to 1."""
+    image_size: tuple[int, int] = (224, 224)
+    """Height and width of what the network sees."""
+    resize_size: int = 256
+    """Length of the picture's short side before `image_size` is cut from its centre."""
+    interpolation: Interpolation = "bilinear"
+    """How pictures are resized."""
+    crop_mode: CropMode = "center"
+    """`center`: in its own proportions, and what does not fit is cut off; `squash`: to the wanted
+    proportions; `border`: in its own proportions and whole, with a border of the colour `mean`;
+    `pad`: like `center`, but a `resize_size` below `image_size` leaves a black border."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if len(self.mean) != len(self.std):
+            problems.append(f"`mean` has {len(self.mean)} channels, `std` has {len(self.std)}")
+        if not all(value > 0 for value in self.std):
+            problems.append(f"`std` must be above 0, but got {self.std}")
+        if len(self.image_size) != 2 or min(self.image_size) < 1:
+            problems.append(f"`image_size` is (height, width), but got {self.image_size}")
+        elif self.resize_size < min(self.image_size) and self.crop_mode != "pad":
+            problems.append(
+                f"`resize_size` {self.resize_size} is smaller than the short side of "
+                f"`image_size` {self.image_size}"
+            )
+        if problems:
+            raise ValueError(f"This data config cannot be: {'; '.join(problems)}.")
+        one_of(self.interpolation, ("nearest", "bilinear", "bicubic"), "interpolation")
+        one_of(self.crop_mode, ("center", "squash", "border", "pad"), "crop_mode")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as lists, strings and numbers, as a checkpoint can hold it."""
+        plain = asdict(self)
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in plain.items()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "DataConfig":
+        """The config that `to_dict` was called on.
+
+        >>> DataConfig.from_dict({"image_size": [32, 32], "resize_size": 32}).image_size
+        (32, 32)
+        """
+        known = [field.name for field in fields(cls)]
+        for key in data:
+            if key not in known:
+                hint = nearest(key, known)
+                raise ValueError(f"A data config has no {key!r}.{hint} It has: {', '.join(known)}.")
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
+        }
+        return cls(**values)
+
+    @classmethod
+    def from_checkpoint(cls, data: Any) -> "DataConfig":
+        """The config that a checkpoint holds, which may be anybody's.
+
+        Raises:
+            ValueError: It cannot be.
+        """
+        try:
+            config = cls.from_dict(data)
+            sides = (*config.image_size, config.resize_size)
+            if not all(type(side) is int and side <= LARGEST_SIDE for side in sides):
+                raise ValueError(f"pictures of {config.image_size}, from {config.resize_size} on.")
+            return config
+        except (TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"The checkpoint's data config cannot be: {error}") from error
+
+    def differences(self, other: "DataConfig") -> str:
+        """What is not the same in another config, as the end of a sentence.
+
+        >>> DataConfig(resize_size=300).differences(DataConfig())
+        '`resize_size` 300 and not 256'
+        """
+        ours, theirs = asdict(self), asdict(other)
+        return ", ".join(
+            f"`{key}` {value} and not {theirs[key]}"
+            for key, value in ours.items()
+            if value != theirs[key]
+        )
+
+    def resized(self, image_size: int | tuple[int, int]) -> "DataConfig":
+        """The same config for another image size, which cuts off as large a part of the picture.
+
+        >>> DataConfig().resized(112).resize_size
+        128
+        """
+        size = (image_size, image_size) if isinstance(image_size, int) else image_size
+        resize_size = round(self.resize_size * min(size) / min(self.image_size))
+        return replace(self, image_size=size, resize_size=resize_size)
+
+    def with_channels(self, num_channels: int) -> "DataConfig":
+        """The same config for other channels: their average for one, and else one after another.
+
+        >>> DataConfig(mean=(0.2, 0.4, 0.6), std=(1.0, 1.0, 1.0)).with_channels(4).mean
+        (0.2, 0.4, 0.6, 0.2)
+        """
+        if num_channels == len(self.mean):
+            return self
+        if num_channels == 1:
+            grey = (sum(self.mean) / len(self.mean),), (sum(self.std) / len(self.std),)
+            return replace(self, mean=grey[0], std=grey[1])
+        mean, std = (tuple(islice(cycle(of), num_channels)) for of in (self.mean, self.std))
+        return replace(self, mean=mean, std=std)
+
+
+class ResizeToCover(nn.Module):
+    """Resize a picture, in its own proportions, until it just covers a height and a width."""
+
+    def __init__(self, size: tuple[int, int], *, interpolation: Interpolation) -> None:
+        super().__init__()
+        self.size = size
+        self.interpolation = v2.InterpolationMode(interpolation)
+
+    def forward(self, picture: Image.Image | Tensor) -> Image.Image | Tensor:
+        """Resize one picture."""
+        height, width = functional.get_size(picture)
+        scale = max(self.size[0] / height, self.size[1] / width)
+        # int() is what torchvision does for the long side; rounding must not leave a gap.
+        new = [max(self.size[0], int(height * scale)), max(self.size[1], int(width * scale))]
+        return functional.resize(picture, new, self.interpolation, antialias=True)
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"size={self.size}, interpolation={self.interpolation.value}"
+
+
+class ResizeWithin(nn.Module):
+    """Resize a picture, in its own proportions, until it just fits into a height and a width."""
+
+    def __init__(self, size: tuple[int, int], *, interpolation: Interpolation) -> None:
+        super().__init__()
+        self.size = size
+        self.interpolation = v2.InterpolationMode(interpolation)
+
+    def forward(self, picture: Image.Image | Tensor) -> Image.Image | Tensor:
+        """Resize one picture."""
+        height, width = functional.get_size(picture)
+        ratio = max(height / self.size[0], width / self.size[1])
+        new = [max(1, round(height / ratio)), max(1, round(width / ratio))]
+        return functional.resize(picture, new, self.interpolation, antialias=True)
+
+
+class PadAround(nn.Module):
+    """Put a border of one colour around a picture that is smaller than a height or a width."""
+
+    def __init__(self, size: tuple[int, int], *, colour: tuple[float, ...]) -> None:
+        super().__init__()
+        self.size = size
+        self.colour = colour
+
+    def forward(self, picture: Image.Image | Tensor) -> Image.Image | Tensor:
+        """Pad one picture; its colours go to 255, or to 1 where they are floats."""
+        height, width = functional.get_size(picture)
+        rows, columns = max(0, self.size[0] - height), max(0, self.size[1] - width)
+        around = [columns // 2, rows // 2, (columns + 1) // 2, (rows + 1) // 2]
+        fill: list[float] = [round(255 * value) for value in self.colour]
+        if isinstance(picture, Tensor) and picture.is_floating_point():
+            fill = [*self.colour]
+        return functional.pad(picture, around, fill=fill)
+
+
+def eval_transform(config: DataConfig) -> Callable[[Image.Image | Tensor], Tensor]:
+    """What pictures go through but for training: resize, cut out the centre, normalise."""
+    return v2.Compose([*eval_geometry(config), normalize(config)])
+
+
+def eval_geometry(config: DataConfig) -> list[nn.Module]:
+    """The first part of it, which leaves 8 bits a channel: resize, cut out the centre."""
+    ratio = config.resize_size / min(config.image_size)
+    size = (round(config.image_size[0] * ratio), round(config.image_size[1] * ratio))
+    return frame(config, size)
+
+
+def frame(config: DataConfig, size: tuple[int, int]) -> list[nn.Module]:
+    """Bring a picture to a size in the way that the config says, and to the image size."""
+    crop = v2.CenterCrop(config.image_size)
+    if config.crop_mode == "squash":
+        interpolation = v2.InterpolationMode(config.interpolation)
+        return [v2.Resize(size, interpolation=interpolation, antialias=True), crop]
+    if config.crop_mode == "border":
+        within = ResizeWithin(size, interpolation=config.interpolation)
+        return [within, PadAround(config.image_size, colour=config.mean), crop]
+    return [ResizeToCover(size, interpolation=config.interpolation), crop]
+
+
+def normalize(config: DataConfig) -> Callable[[Image.Image | Tensor], Tensor]:
+    """The last part of every transform: a picture to a normalised float tensor.
+
+    Raises:
+        ValueError: The network takes other channels than pictures have.
+    """
+    channels = len(config.mean)
+    if channels not in (1, 3):
+        raise ValueError(
+            f"The network takes {channels} channels, but pictures have 3, or 1 where they are made "
+            "grey. Train on a `DataLoader` of your own tensors, (N, channels, height, width)."
+        )
+    return v2.Compose(
+        [
+            *([v2.Grayscale()] if channels == 1 else []),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(mean=list(config.mean), std=list(config.std)),
+            v2.ToPureTensor(),
+        ]
+    )

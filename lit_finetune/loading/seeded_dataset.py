@@ -1,0 +1,155 @@
+"""A dataset whose random numbers follow from the place of a batch in the run.
+
+What a dataset draws, and what a function draws that puts pictures together, comes from global
+generators, in each worker from others. A run that goes on would vary its pictures in another way.
+"""
+
+import copy
+import random
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+from lit_finetune.files.fingerprint import digest
+from lit_finetune.loading.seeding import derive_seed, drawing_from
+
+_INNER = "_unseeded"
+
+
+class SeededBatch(list[Any]):
+    """The indices of a batch, and the seed from which its pictures are varied."""
+
+    seed = 0
+
+    @classmethod
+    def of(cls, indices: Iterable[Any], seed: int) -> "SeededBatch":
+        """These indices, with a seed."""
+        batch = cls(indices)
+        batch.seed = seed
+        return batch
+
+
+class SeededIndex(NamedTuple):
+    """The index of a loader that makes no batches, with a seed."""
+
+    index: Any
+    seed: int
+
+
+class SeededDataset(Dataset[Any]):
+    """What a dataset gives, drawn from the seed that a batch brings.
+
+    Args:
+        dataset: Of the user's own; all else is as it has it.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        vars(self)[_INNER] = dataset
+
+    def __getattr__(self, name: str) -> Any:
+        if name == _INNER:  # not there yet in a worker
+            raise AttributeError(name)
+        return getattr(vars(self)[_INNER], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(vars(self)[_INNER], name, value)  # a `worker_init_fn` opens files so
+
+    def __len__(self) -> int:
+        return len(vars(self)[_INNER])
+
+    def __getitem__(self, index: Any) -> Any:
+        if not isinstance(index, SeededIndex):
+            return vars(self)[_INNER][index]
+        with seeded(index.seed):
+            return vars(self)[_INNER][index.index]
+
+    def __getitems__(self, indices: Sequence[Any]) -> Any:
+        """A whole batch: what torch's loaders ask for where there is this method."""
+        if not isinstance(indices, SeededBatch):
+            return self._items(indices)
+        with seeded(indices.seed):
+            items = self._items(list(indices))
+        if type(items) is not list:
+            return items
+        return SeededBatch.of(items, derive_seed(indices.seed, 1))
+
+    def _items(self, indices: Sequence[Any]) -> Any:
+        inner = vars(self)[_INNER]
+        fetch = getattr(inner, "__getitems__", None)
+        return fetch(indices) if fetch else [inner[index] for index in indices]
+
+
+class SeededCollate:
+    """What puts the pictures of a batch together, drawn from the batch's seed."""
+
+    def __init__(self, collate: Any) -> None:
+        self.collate = collate
+
+    def __call__(self, items: Any) -> Any:
+        """A batch of these pictures."""
+        if not isinstance(items, SeededBatch):
+            return self.collate(items)
+        with seeded(items.seed):
+            return self.collate(list(items))
+
+
+def seed_loader(loader: DataLoader[Any]) -> None:
+    """Let a loader, a copy of the user's, draw from the seeds that its sampler brings."""
+    dataset: Any = loader.dataset
+    if hasattr(dataset, "__len__"):
+        collate = SeededCollate(loader.collate_fn)
+        vars(loader).update(dataset=SeededDataset(dataset), collate_fn=collate)
+
+
+def unseeded_dataset(dataset: Any) -> Any:
+    """The user's dataset."""
+    return vars(dataset)[_INNER] if isinstance(dataset, SeededDataset) else dataset
+
+
+def unseeded_loader(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """The loader as it was before `seed_loader`."""
+    if not isinstance(loader.dataset, SeededDataset):
+        return loader
+    other, collate = copy.copy(loader), vars(loader)["collate_fn"]
+    vars(other).update(dataset=unseeded_dataset(loader.dataset), collate_fn=collate.collate)
+    return other
+
+
+def warn_of_own_generator(dataset: Any, index: Any) -> None:
+    """Say it where a dataset gives another picture with the same seed.
+
+    Args:
+        dataset: A run goes on with it.
+        index: Of a picture.
+    """
+    own = copy.copy(unseeded_dataset(dataset))  # a file that it opens is not shared with workers
+    found = []
+    for _ in range(2):
+        with seeded(0):
+            found.append(digest(own[index]))
+    if found[0] != found[1]:
+        warnings.warn(
+            f"The run goes on, but {type(own).__name__} draws random numbers from a generator of"
+            " its own, which no checkpoint holds: its pictures are varied in another way than they"
+            " would have been. Draw from torch's, NumPy's or Python's global generator, which are"
+            " seeded for each batch.",
+            stacklevel=2,
+        )
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Let torch, NumPy and Python draw from a seed, and go on afterwards as if they had not."""
+    outside = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    try:
+        with drawing_from(seed):
+            yield
+    finally:
+        random.setstate(outside[0])
+        np.random.set_state(outside[1])

@@ -1,0 +1,390 @@
+"""How a classifier is trained, measured and resumed, whatever its network."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.tuner.lr_finder import _LRCallback
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchmetrics import MetricCollection
+from typing_extensions import override
+
+from lit_finetune.classes.head import HeadClasses, named_by_hand
+from lit_finetune.distributed.wrapping import refuse_flat, refuse_wrapped
+from lit_finetune.heads.rows import note_names
+from lit_finetune.images.data_config import DataConfig, eval_transform
+from lit_finetune.images.read import as_rgb
+from lit_finetune.loading.seeding import derive_seed, seed_device
+from lit_finetune.modules.eval_mode import eval_mode
+from lit_finetune.optim.optimizer import refuse_rare_validation
+from lit_finetune.resuming.checkpoint_io import use_atomic_checkpoints
+from lit_finetune.resuming.restore import tell_damage
+from lit_finetune.resuming.run_state import RunState, end_epoch, load_run, save_run, start_run
+from lit_finetune.schedules.checkpoint_state import refuse_lost_schedule
+from lit_finetune.training.class_matching import match_head, meet_data, take_classes
+from lit_finetune.training.eval_metrics import (
+    MeanLoss,
+    as_collection,
+    classification_metrics,
+    is_class_index,
+    loss_weight,
+    probabilities,
+)
+from lit_finetune.training.evaluation import Loaders, Stage, count_evaluation, log_evaluations
+from lit_finetune.training.inference_mode import clone_inference_tensors
+from lit_finetune.training.labels import refuse_other_labels
+from lit_finetune.training.metric_values import describe
+from lit_finetune.training.mixup import make_mixing
+from lit_finetune.training.nonfinite import (
+    LossWatch,
+    NonfiniteLoss,
+    StepPlace,
+    describe_loss,
+    discard_gradients,
+    refuse_nonfinite_weights,
+)
+from lit_finetune.training.precision_hint import precision_hint
+from lit_finetune.training.random_backbone import RandomLayers
+from lit_finetune.training.run_hooks import join_run, warn_of_random
+from lit_finetune.training.train_metrics import TrainingScores
+from lit_finetune.weights.own_checkpoint import KEY
+
+
+class ClassifierSteps(LightningModule):
+    """The steps of a classifier, its measures, and what of a run a checkpoint has to hold.
+
+    A subclass gives `forward`, from images (N, C, H, W) to logits (N, num_classes), a `backbone`
+    whose head is `head_name`, and has the hyper-parameters `label_smoothing`, `class_weights`,
+    `mixup_alpha` and `cutmix_alpha`.
+    """
+
+    backbone: nn.Module
+    head_name: str
+    class_weights: Tensor | None
+    data_config: DataConfig
+    head_classes: HeadClasses
+    first_head: Mapping[str, Tensor] | None = None
+    """What the head began with, until it is known whether the one of a checkpoint stays."""
+    _auxiliary: tuple[tuple[float, Tensor], ...] = ()
+    _random_backbone: RandomLayers | None = None
+    """What auxiliary heads said at the last `forward`, each with the weight of its loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._run_seed: int | None = None
+        self._resumed: RunState | None = None
+        self._scores = TrainingScores()
+        self._watch = LossWatch()
+        self.metric_values: dict[str, Any] = {}
+        """All values of the last validation and test, also those that no logger takes."""
+        self.told_values: set[str] = set()
+        self.loader_measures: Loaders = {}
+        self.data_classes: list[str] | None = None
+        self.is_matched = self.is_resumed = self.has_taken_checkpoint = self.has_begun = False
+
+    @property
+    def trainer(self) -> Trainer:
+        """The Trainer that runs this module."""
+        return super().trainer
+
+    @trainer.setter
+    def trainer(self, trainer: Trainer | None) -> None:
+        vars(LightningModule)["trainer"].fset(self, trainer)
+        join_run(self, trainer)
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the head tells apart."""
+        return len(self.head_classes.names)
+
+    @property
+    def classes(self) -> list[str]:
+        """What the outputs of the head are called; their numbers where they have no names.
+
+        Set it to say what they stand for, in their order.
+        """
+        return list(self.head_classes.names)
+
+    @classes.setter
+    def classes(self, names: Sequence[str]) -> None:
+        self.call_outputs(named_by_hand(names, self.head_classes))
+
+    @property
+    def _stops_if_nonfinite(self) -> bool:
+        return bool(self.hparams.get("error_if_nonfinite", True))
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The loss of logits (N, classes) against labels (N), or probabilities like the logits.
+
+        Override it for targets of any other kind: whatever a loader gives beside the pictures.
+        """
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(
+            logits,
+            target.to(logits.dtype) if target.is_floating_point() else target,
+            weight=None if self.class_weights is None else self.class_weights.to(logits.dtype),
+            label_smoothing=self.hparams["label_smoothing"],
+        )
+
+    def loss_weight(self, logits: Tensor, target: Any) -> Tensor | int:
+        """What a batch's mean loss counts in an epoch's: what its sum was divided by.
+
+        Override it beside a `loss` that divides by something else than the number of pictures, or
+        than the sum of their class weights where there are any.
+        """
+        return loss_weight(target, self.class_weights, len(logits))
+
+    def metrics(self, num_classes: int, prefix: str) -> MetricCollection:
+        """What is measured on validation and test pictures, under names with this prefix.
+
+        Metrics may give several values: those of each class are logged under its name, and what is
+        no number is kept in `metric_values`.
+        """
+        return classification_metrics(num_classes, prefix)
+
+    @override
+    def setup(self, stage: str) -> None:
+        if not self.has_begun:
+            self.begin_run(stage)
+
+    def begin_run(self, stage: str) -> None:
+        """What comes first in a run; a subclass may have a `setup` of its own."""
+        clone_inference_tensors(self)  # of an evaluation before
+        use_atomic_checkpoints(self.trainer.strategy)
+        tell_damage(self.trainer)
+        refuse_wrapped(self.trainer.strategy, self)
+        if stage == "fit":
+            refuse_flat(self.trainer.strategy)
+        self._scores, self._watch = TrainingScores(), LossWatch()
+        log_evaluations(self, self.trainer)
+        datamodule = getattr(self.trainer, "datamodule", None)
+        meet_data(self, datamodule, trains=stage == "fit")
+
+    def match_data_classes(self, loaders: Any = None) -> None:
+        """Let label k of the data and output k of the head be the same class, by name.
+
+        It is called where the head is as it will be used, and does nothing the second time, or
+        where one of both has no names.
+
+        Args:
+            loaders: Those of the data, which may know its classes where no data module does.
+
+        Raises:
+            ValueError: The data has other classes.
+        """
+        if told := match_head(self, loaders):
+            rank_zero_info(told)
+
+    @override
+    def on_fit_start(self) -> None:
+        if hint := precision_hint(self.device, str(self.trainer.precision)):
+            rank_zero_info(hint)
+        if self._run_seed is None:
+            self._run_seed = torch.initial_seed()
+
+    @override
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # What a step draws (dropout, mixing) follows from its place, so a resumed run repeats it.
+        if self._run_seed is not None:
+            place = (self.current_epoch, batch_idx, self.global_rank)
+            seed_device(derive_seed(self._run_seed, *place), self.device)
+
+    @override
+    def on_train_start(self) -> None:
+        start_run(self.trainer, self._resumed)
+        self.warn_of_random_backbone()
+        if self.trainer.check_val_every_n_epoch is None:
+            refuse_rare_validation(
+                self.trainer.lr_scheduler_configs,
+                val_batches=self.trainer.val_check_batch,
+                epoch_batches=self.trainer.num_training_batches,
+            )
+
+    def warn_of_random_backbone(self, *, is_probed: bool = False, is_last: bool = False) -> None:
+        """Warn, once, where a backbone that nobody has trained is frozen, or probed."""
+        random = self._random_backbone and warn_of_random(self._random_backbone, self, is_probed)
+        self._random_backbone = None if is_last else random
+
+    @override
+    def on_train_epoch_start(self) -> None:  # not where a run goes on amid an epoch
+        self._scores = TrainingScores()
+
+    @override
+    def on_train_epoch_end(self) -> None:
+        self._scores.finish(self)
+        end_epoch(self.trainer, self._resumed)
+
+    @override
+    def training_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> Tensor:
+        images, target = batch
+        if not self._stops_if_nonfinite:
+            self._watch.keep_statistics(self)
+        labels = target if is_class_index(target) else None
+        self._check_labels(target, batch_idx)
+        if self._mixing is not None:
+            images, target = self._mixing(images, target)
+            labels = target.argmax(dim=1)  # the class with the greater share of each picture
+        logits = self(images)
+        loss = self.loss(logits, target)
+        for weight, auxiliary in self._auxiliary:
+            loss = loss + weight * self.loss(auxiliary, target)
+        self._auxiliary = ()
+        counts = self.loss_weight(logits, target)
+        self._scores.add(self, loss, logits, labels, weight=counts)
+        place = StepPlace(self.current_epoch, batch_idx, self.global_step)
+        self._watch.add(loss, images, logits, place=place)
+        return loss
+
+    @override
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        super().backward(loss, *args, **kwargs)
+        if found := self._watch.take():  # asked here: the device has the backward pass to do
+            self._end_or_leave_out(found[0])
+
+    def _end_or_leave_out(self, found: NonfiniteLoss) -> None:
+        """Raise for a loss that is not finite, or let its step change nothing, as the user wants.
+
+        Raises:
+            ValueError: Says where it was, and what is the likely cause.
+        """
+        trainer: Any = self.trainer
+        if any(isinstance(each, _LRCallback) for each in trainer.callbacks):
+            return  # Lightning's range test raises the rate until that happens, and undoes it all
+        rates = [group["lr"] for each in self.trainer.optimizers for group in each.param_groups]
+        text = describe_loss(
+            found, self, precision=str(self.trainer.precision), lr=float(max(rates, default=0.0))
+        )
+        if self._stops_if_nonfinite:
+            raise ValueError(
+                f"{text} This step was not made: checkpoints from before hold no such number. To"
+                " leave such steps out and go on, set `error_if_nonfinite` to false."
+            )
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        discard_gradients(self, has_scaler=scaler is not None)
+        self._watch.restore_statistics()
+        if not self._watch.is_told(self.current_epoch):
+            warnings.warn(f"{text} This step is left out, and others like it.", stacklevel=2)
+
+    @override
+    def validation_step(
+        self, batch: tuple[Tensor, Any], batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        self._count("val", batch, batch_idx, dataloader_idx)
+
+    @override
+    def test_step(self, batch: tuple[Tensor, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._count("test", batch, batch_idx, dataloader_idx)
+
+    def _count(self, stage: Stage, batch: Any, batch_idx: int, loader: int) -> None:
+        images, target = batch
+        if not is_class_index(target) and type(self).metrics is ClassifierSteps.metrics:
+            raise ValueError(
+                f"Accuracy and F1 need the number of a class for each picture, (N), but the target"
+                f" is {describe(target)}. Override `metrics`, beside `loss`, for such targets."
+            )
+        self._check_labels(target, batch_idx)
+        count_evaluation(self, stage, self(images), target, batch_idx=batch_idx, loader=loader)
+
+    def _check_labels(self, target: Any, batch_idx: int) -> None:
+        if is_class_index(target) and type(self).loss is ClassifierSteps.loss:
+            refuse_other_labels(target, self.num_classes, batch_idx=batch_idx)
+
+    @override
+    def predict_step(self, batch: tuple[Tensor, Tensor] | Tensor, batch_idx: int) -> Tensor:
+        """The probabilities (N, num_classes) of images, whether or not labels come along."""
+        images = batch if isinstance(batch, Tensor) else batch[0]
+        return probabilities(self(images))
+
+    @torch.no_grad()
+    def predict_image(self, image: str | Path | Image.Image) -> dict[str, float]:
+        """The probability of each class for one picture, the most probable first.
+
+        Args:
+            image: A picture of Pillow's, or the path of one; either is turned as its EXIF says.
+        """
+        if not isinstance(image, str | Path | Image.Image):
+            raise TypeError(
+                "`predict_image` takes one picture, as a path or an image of Pillow, but got a"
+                f" {type(image).__name__}: see `Image.fromarray`; `Trainer.predict` takes many."
+            )
+        pixels = eval_transform(self.data_config)(as_rgb(image))[None]
+        with eval_mode(self):
+            found = probabilities(self(pixels.to(self.device).type(self.dtype)))[0].tolist()
+        return dict(sorted(zip(self.classes, found, strict=True), key=lambda pair: -pair[1]))
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self._stops_if_nonfinite:
+            refuse_nonfinite_weights(self)
+        save_run(self._trainer, checkpoint)
+        checkpoint[KEY] = {
+            "classes": self.classes if self.head_classes.is_named else None,
+            "data_config": self.data_config.to_dict(),
+            "run_seed": self._run_seed,
+            "scores": self._scores.mean_of_processes(self._trainer and self._trainer.strategy),
+        }
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if (own := checkpoint.get(KEY)) is None:
+            raise ValueError(
+                "The checkpoint was not written by a FinetuneClassifier. To start from its weights,"
+                " pass its path as `weights`."
+            )
+        refuse_lost_schedule(self._trainer, checkpoint)
+        take_classes(self, checkpoint)
+        take_data_config(self, DataConfig.from_checkpoint(own["data_config"]))
+        self._run_seed, self._resumed = own["run_seed"], load_run(self._trainer, checkpoint)
+        self._scores.sums = own.get("scores")
+        if self._resumed and self._scores.sums is not None:
+            self._resumed.forget_epoch("train/loss", "train/acc")
+
+    def call_outputs(self, classes: HeadClasses) -> None:
+        """Let the outputs be called so, here, in what is measured and in the network's config."""
+        is_new = classes.names != self.head_classes.names
+        self.head_classes = classes
+        note_names(self.backbone, classes.names)
+        if is_new and type(self).metrics is not ClassifierSteps.metrics:  # they may hold names
+            self._set_metrics()
+
+    def _set_metrics(self) -> None:
+        self.loader_measures = {}
+        val, test = (self.metrics(self.num_classes, prefix) for prefix in ("val/", "test/"))
+        self.val_metrics = as_collection(val, "val/").to(self.device)
+        self.test_metrics = as_collection(test, "test/").to(self.device)
+        self._metric_attributes = None  # Lightning looks for them once
+
+    def _set_classes(self, classes: HeadClasses) -> None:
+        """Measure, mix and weigh as many classes."""
+        self.head_classes, self.first_head = classes, None
+        num_classes = self.num_classes
+        self.val_loss, self.test_loss = MeanLoss(), MeanLoss()
+        self._set_metrics()
+        alphas = {key: self.hparams[key] for key in ("mixup_alpha", "cutmix_alpha")}
+        self._mixing = make_mixing(num_classes, **alphas)
+        weights = self.hparams["class_weights"]
+        self.set_class_weights(None if weights == "balanced" else weights)
+
+    def set_class_weights(self, weights: list[float] | None) -> None:
+        """Weigh the classes in the loss, in the order of the head's outputs."""
+        tensor = None if weights is None else torch.tensor(weights, device=self.device)
+        self.register_buffer("class_weights", tensor, persistent=False)
+
+
+def take_data_config(module: ClassifierSteps, config: DataConfig) -> None:
+    """Expect the pictures of a checkpoint's run, but for what a data module says itself."""
+    module.data_config = config
+    now = getattr(getattr(module._trainer, "datamodule", None), "data_config", config)
+    if isinstance(now, DataConfig) and now != config:
+        rank_zero_warn(
+            f"The data says {now.differences(config)}, as in the checkpoint's run. So the network"
+            " sees other pictures than it was trained on."
+        )
+        if module.trainer.state.fn == "fit":
+            module.data_config = now

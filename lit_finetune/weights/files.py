@@ -1,0 +1,178 @@
+"""Read weights files of any kind without running the code that may be in them."""
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from lit_finetune._errors import nearest
+from lit_finetune.checkpoints.sharded import gather_checkpoint, is_of_shards
+from lit_finetune.files.diagnose import (
+    FIRST_BYTES,
+    SAVE_STATE,
+    NoWeightsError,
+    is_of_torch,
+    is_safetensors,
+    refuse_archive,
+    refuse_foreign_name,
+    refuse_inflated,
+    refuse_signature,
+    shard_names,
+    what_is_wrong,
+    what_it_has,
+)
+from lit_finetune.files.foreign_folders import files_in, folder_advice
+from lit_finetune.files.placeholder_objects import INERT, Inert, is_loaded_enum, unknown_name
+from lit_finetune.files.terminal_text import printable
+from lit_finetune.files.torch_files import load_torch_file, open_torch_file
+
+_MOST_ENUMS = 16
+_MOST_LEVELS = 3
+
+
+def read_entries(path: str | Path) -> dict[str, dict[str, Tensor]]:
+    """All state dicts in a weights file, each under the dotted key at which it was found.
+
+    The key of a file that is itself a state dict is "".
+
+    Raises:
+        FileNotFoundError: There is no such file; the message names the nearest ones.
+        ValueError: The file is damaged, holds no weights, or would have to run code.
+    """
+    path = Path(path).expanduser()
+    _check_exists(path)
+    content = _read_shards(path) if path.name.endswith(".index.json") else read_content(path)
+    entries = _find_state_dicts(content)
+    if not entries:
+        what = what_it_has(content)
+        raise ValueError(f"{printable(path)} has no tensors by name, but a {what}. {SAVE_STATE}")
+    return entries
+
+
+def read_content(path: str | Path, *, skip_data: bool = False) -> Any:
+    """All that a weights file holds, as plain data.
+
+    Args:
+        path: A file, or a folder of shards.
+        skip_data: Whether tensors of a file may be without their data.
+    """
+    path = Path(path).expanduser()
+    return gather_checkpoint(path) if path.is_dir() else _read(path, skip_data=skip_data)
+
+
+def _check_exists(path: Path) -> None:
+    if is_of_shards(path):
+        return
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, not a weights file.{folder_advice(path)}")
+    if path.is_symlink() and not path.exists():
+        to = os.readlink(path)
+        fetch = " Run `git annex get` on it." if "annex/objects" in to else " Copy it again."
+        raise FileNotFoundError(f"{path} is a link to {to}, which is not there.{fetch}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"No weights file {path}: its folder does not exist.")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is a pipe or a device, not a weights file: copy it to a file.")
+    if not path.exists():
+        near = nearest(path.name, (file.name for file in path.parent.iterdir()))
+        hint = near or files_in(path.parent)
+        raise FileNotFoundError(f"No weights file {path.name!r} in {path.parent}.{hint}")
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    """The tensors of all the files that a Hugging Face index names, from the index's folder."""
+    tensors: dict[str, Tensor] = {}
+    try:
+        start, end = _ends(index)
+        if not start.lstrip().startswith((b"{", b"[")):
+            refuse_signature(start, end)
+        for name in shard_names(index):
+            shard = read_entries(index.with_name(name))
+            if "" not in shard:
+                entries = ", ".join(shard)
+                raise NoWeightsError(f"names {name!r}, whose tensors are in entries: {entries}.")
+            tensors.update(shard[""])
+    except NoWeightsError as error:
+        raise ValueError(f"{printable(index)} {error}") from error
+    return tensors
+
+
+def _read(path: Path, *, skip_data: bool) -> Any:
+    start, end = _ends(path)
+    # A damaged file makes the readers raise nearly anything: KeyError, EOFError, struct.error, …
+    try:
+        refuse_signature(start, end)
+        if not is_of_torch(start):
+            refuse_foreign_name(path)
+        content = _load(path, start, skip_data=skip_data)
+        for tensors in _find_state_dicts(content).values():
+            refuse_inflated(tensors, path.stat().st_size)
+    except Exception as error:
+        raise ValueError(f"{printable(path)} {what_is_wrong(path, error, start)}") from error
+    return content
+
+
+def _ends(path: Path) -> tuple[bytes, bytes]:
+    """The first and the last bytes of a file."""
+    with open_torch_file(path) as file:
+        start = file.read(FIRST_BYTES)
+        file.seek(max(0, path.stat().st_size - FIRST_BYTES))
+        return start, file.read(FIRST_BYTES)
+
+
+def _load(path: Path, start: bytes, *, skip_data: bool) -> Any:
+    """What a file holds, by its first bytes, of data only."""
+    if is_safetensors(start):
+        return load_file(path, backend="pread")  # mapped, a file cut short ends the process
+    if start.startswith(b"PK\x03\x04"):
+        refuse_archive(path)
+    enums: list[tuple[type, str]] = []
+    while True:
+        try:
+            return _load_inert([*INERT, *enums], path, skip_data=skip_data)
+        except UnpicklingError as error:
+            name = unknown_name(error)
+            if not name or not is_loaded_enum(name) or len(enums) >= _MOST_ENUMS:
+                raise
+            enums.append((Inert, name))
+
+
+def _load_inert(names: list[Any], path: Path, *, skip_data: bool) -> Any:
+    with torch.serialization.safe_globals(names), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript: the error below says it
+        with open_torch_file(path) as file:
+            return load_torch_file(file, skip_data=skip_data)
+
+
+def _find_state_dicts(content: Any) -> dict[str, dict[str, Tensor]]:
+    """Every mapping of names to tensors in a checkpoint, but for the optimizer's."""
+    found: dict[str, dict[str, Tensor]] = {}
+    seen: set[int] = set()
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), content)]
+    for keys, mapping in waiting:
+        if id(mapping) in seen or not isinstance(mapping, Mapping) or len(keys) > _MOST_LEVELS:
+            continue
+        seen.add(id(mapping))
+        named = {key: value for key, value in mapping.items() if isinstance(key, str)}
+        unpacked = {key: _unpacked(value) for key, value in named.items()}
+        if tensors := {key: value for key, value in unpacked.items() if _is_weight(value)}:
+            found[".".join(keys)] = tensors
+        waiting += [((*keys, key), value) for key, value in named.items() if "optim" not in key]
+    return found
+
+
+def _is_weight(value: Any) -> bool:
+    is_dense = isinstance(value, Tensor) and value.layout == torch.strided
+    return is_dense and not value.is_meta
+
+
+def _unpacked(value: Any) -> Any:
+    """A quantised weight that torch has saved in one with the bias; anything else as it is."""
+    is_packed = isinstance(value, tuple) and value and isinstance(value[0], Tensor)
+    return value[0] if is_packed and value[0].is_quantized else value
