@@ -7,6 +7,7 @@ them, and `index.json`. Beside them stand `labels.npy` and `names.txt`, and abov
 
 import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -39,6 +40,8 @@ def import_litdata() -> Any:
     Raises:
         ModuleNotFoundError: It is not installed; the message names the extra.
     """
+    # Older releases ask PyPI for newer ones wherever a folder is opened, and wait for the answer.
+    os.environ.setdefault("LITDATA_DISABLE_VERSION_CHECK", "1")
     try:
         import litdata
     except ModuleNotFoundError as error:
