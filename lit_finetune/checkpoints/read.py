@@ -130,7 +130,7 @@ def _called(file: Any, name: str | Path | None) -> str:
 def _what_is_wrong(error: Exception) -> str:
     """What torch's error says of a file, and what to do."""
     if isinstance(error, NoWeightsError):
-        return str(error)
+        return f"is no checkpoint: it {error}".replace("weights file", "checkpoint")
     if isinstance(error, PickleError):
         return f"{error}, so it was not opened: it is damaged, or was made to do harm."
     unsafe = re.search(r"(?:GLOBAL|[Uu]nsupported (?:class|global)) ([\w.]+)", str(error))

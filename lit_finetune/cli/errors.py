@@ -25,14 +25,20 @@ from lit_finetune.datamodules import ImageFolderDataModule
 from lit_finetune.files.terminal_text import printable
 
 _OURS = tuple(
-    f"{Path(place).resolve().parent}{os.sep}"
-    for place in (
-        __file__,
-        getfile(LastCheckpoint),
-        getfile(ImageFolderDataModule),
-        lightning.__file__,
+    f"{folder}{os.sep}"
+    for folder in (
+        Path(__file__).resolve().parents[1],
+        *(
+            Path(place).resolve().parent
+            for place in (
+                getfile(LastCheckpoint),
+                getfile(ImageFolderDataModule),
+                lightning.__file__,
+            )
+        ),
     )
 )
+"""The folders of this package, in a checkout as installed, and Lightning's."""
 _LIBRARIES = tuple(
     f"{Path(sysconfig.get_path(name)).resolve()}{os.sep}"
     for name in ("stdlib", "platstdlib", "purelib", "platlib")

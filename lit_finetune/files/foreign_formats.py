@@ -209,8 +209,8 @@ def _text_format(start: bytes) -> str | None:
             return what
     begin = printable(" ".join(text[:120].split())[:60])
     return text and (
-        f"a text, no weights file; it begins with {begin!r}. Give the weights file; if this was "
-        f"downloaded, the server may have sent it instead: {_AGAIN}"
+        f"a text, no weights file; it begins with {begin!r}. If it was downloaded, the server may "
+        f"have sent it instead: {_AGAIN}"
     )
 
 

@@ -286,7 +286,7 @@ def started(folder: Path, result: Path) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_runs_that_share_a_folder_end_like_one_alone(tmp_path: Path) -> None:
     processes = [started(tmp_path / "shared", tmp_path / f"{i}.pt") for i in range(2)]
 

@@ -103,7 +103,16 @@ CACHES = {
 }
 
 
-@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize(
+    "cache",
+    [
+        "none",
+        "memory",
+        pytest.param("a file of this run", marks=pytest.mark.long),
+        pytest.param("files of later runs", marks=pytest.mark.long),
+        pytest.param("views in half precision", marks=pytest.mark.long),
+    ],
+)
 def test_steps_leave_no_tensor_behind(tmp_path: Path, cache: str) -> None:
     seen = run({0: "head", 1: "layer2", 2: "all"}, *CACHES[cache](tmp_path)).seen
 
@@ -115,8 +124,8 @@ def test_steps_leave_no_tensor_behind(tmp_path: Path, cache: str) -> None:
     ("schedule", "network"),
     [
         ("head_only", Flattened),
-        ("head_only", FirstToken),
-        ("full", Residual),
+        pytest.param("head_only", FirstToken, marks=pytest.mark.long),
+        pytest.param("full", Residual, marks=pytest.mark.long),
         pytest.param("head_only", Residual, marks=pytest.mark.long),
         pytest.param("full", Flattened, marks=pytest.mark.long),
         pytest.param("full", FirstToken, marks=pytest.mark.long),
@@ -128,7 +137,8 @@ def test_epochs_leave_no_tensor_behind(schedule: str, network: Any) -> None:
     assert seen[-4:] == seen[-8:-4]
 
 
-@pytest.mark.parametrize("cache", [pytest.param("none", marks=pytest.mark.long), "memory"])
+@pytest.mark.long
+@pytest.mark.parametrize("cache", ["none", "memory"])
 def test_steps_with_workers_leave_no_tensor_behind(tmp_path: Path, cache: str) -> None:
     seen = run("head_only", *CACHES[cache](tmp_path), workers=1).seen
 
@@ -136,7 +146,7 @@ def test_steps_with_workers_leave_no_tensor_behind(tmp_path: Path, cache: str) -
 
 
 @pytest.mark.parametrize("network", [Flattened, FirstToken, Residual])
-@pytest.mark.parametrize("upto", ["layer2", "head"])
+@pytest.mark.parametrize("upto", ["layer2", pytest.param("head", marks=pytest.mark.long)])
 def test_halves_of_a_network_leave_no_tensor_behind(network: Any, upto: str) -> None:
     net, seen = network().eval(), []
     for _ in range(4):

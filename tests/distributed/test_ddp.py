@@ -41,7 +41,13 @@ def run(folder: Path, options: dict[str, Any], ranks: int = 2) -> dict[int, list
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "plain",
+        *(pytest.param(each, marks=pytest.mark.long) for each in STRATEGIES if each != "plain"),
+    ],
+)
 def test_the_replicas_are_the_same_bits_in_every_phase(tmp_path: Path, name: str) -> None:
     results = run(tmp_path, STRATEGIES[name])
 

@@ -90,7 +90,7 @@ def moved_statistics(now: dict[str, Any], before: dict[str, Any] | None) -> set[
     }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", TWO)
 def test_two_processes_hold_the_same_bits(two: Path, name: str) -> None:
     one, other = (epochs(two, name, rank) for rank in (0, 1))
@@ -100,7 +100,7 @@ def test_two_processes_hold_the_same_bits(two: Path, name: str) -> None:
         assert differences(one[epoch], other[epoch]) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "once"),
     [
@@ -123,7 +123,7 @@ def test_wrapping_anew_gives_what_wrapping_everything_once_gives(
         assert differences(reference[epoch], wrapped[epoch]) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("rank", [0, 1])
 def test_recomputed_activations_give_what_kept_ones_give(two: Path, rank: int) -> None:
     kept, recomputed = epochs(two, "plain", rank), epochs(two, "recomputed", rank)
@@ -132,7 +132,7 @@ def test_recomputed_activations_give_what_kept_ones_give(two: Path, rank: int) -
         assert differences(kept[epoch], recomputed[epoch]) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "whole"),
     [
@@ -153,7 +153,7 @@ def test_a_run_resumed_amid_an_epoch_ends_the_same_in_each_process(
         assert differences(unbroken[epoch], resumed[epoch]) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "moving"),
     [

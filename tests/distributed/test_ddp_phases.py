@@ -18,7 +18,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_replicas_are_the_same_bits_in_every_phase(tmp_path: Path) -> None:
     results = run(tmp_path, OPTIONS)
 

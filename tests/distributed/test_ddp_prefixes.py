@@ -11,7 +11,7 @@ from tests.distributed.test_ddp import run
 PLAIN = {"data": {"train_augmentation": "none", "num_workers": 0}}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("where", ["of this run", "of later runs too"])
 def test_the_replicas_end_with_the_bits_that_they_would_have_ended_with(
     tmp_path: Path, where: str

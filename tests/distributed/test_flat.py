@@ -64,7 +64,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["plain", "phases", "own", "norms"])
 def test_pieces_train_what_ddp_trains_to_the_last_bit(runs: Path, name: str) -> None:
     flat, ddp = epochs(runs, name), epochs(runs, f"{name} ddp")
@@ -74,7 +74,7 @@ def test_pieces_train_what_ddp_trains_to_the_last_bit(runs: Path, name: str) -> 
         assert differences(flat[epoch], ddp[epoch]) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["plain", "phases", "own", "norms"])
 def test_both_processes_put_the_same_together_from_their_pieces(runs: Path, name: str) -> None:
     one, other = epochs(runs, name, rank=0), epochs(runs, name, rank=1)
@@ -86,7 +86,7 @@ def test_both_processes_put_the_same_together_from_their_pieces(runs: Path, name
         assert abs(one[epoch]["here"] / total - 0.5) < 0.1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["plain", "phases", "own", "norms"])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_run_resumed_amid_an_epoch_ends_the_same(runs: Path, name: str, rank: int) -> None:
@@ -97,7 +97,7 @@ def test_a_run_resumed_amid_an_epoch_ends_the_same(runs: Path, name: str, rank: 
         assert differences(unbroken[epoch], resumed[epoch]) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_checkpoint_of_pieces_resumes_under_ddp_and_loads(runs: Path) -> None:
     unbroken, resumed = epochs(runs, "plain"), epochs(runs, "plain in ddp")
     model = FinetuneClassifier.load_from_checkpoint(runs / "plain" / "last.ckpt", backbone=Net())
@@ -110,7 +110,7 @@ def test_a_checkpoint_of_pieces_resumes_under_ddp_and_loads(runs: Path) -> None:
     assert all(torch.equal(value, expected[key]) for key, value in state.items())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["plain", "own"])
 def test_what_is_frozen_does_not_move_and_keeps_nothing(runs: Path, name: str) -> None:
     run_ = epochs(runs, name)
@@ -124,7 +124,7 @@ def test_what_is_frozen_does_not_move_and_keeps_nothing(runs: Path, name: str) -
             assert not any("stem" in n and not torch.equal(v, before[n]) for n, v in now.items())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "says"),
     [

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).with_name("interrupted_runs.py")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_signal_to_one_process_ends_both_and_both_go_on(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(PROGRAM), str(tmp_path)],

@@ -33,7 +33,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("when", ["head", "trained"])
 def test_both_processes_have_the_same_bits(runs: dict[str, Any], when: str) -> None:
     one, other = runs["2-0"][when], runs["2-1"][when]
@@ -42,7 +42,7 @@ def test_both_processes_have_the_same_bits(runs: dict[str, Any], when: str) -> N
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_head_is_that_of_one_process_but_for_rounding(runs: dict[str, Any]) -> None:
     alone, two = runs["1-0"], runs["2-0"]
 

@@ -16,7 +16,7 @@ pytest.importorskip("litdata")
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_share_a_stream(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for name in ("ants", "bees"):

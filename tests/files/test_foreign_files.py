@@ -189,7 +189,8 @@ def test_a_file_is_known_by_its_content_whatever_it_is_called(
 @pytest.mark.parametrize("content", ["git lfs", "paddle", "text", "core ml"])
 def test_a_checkpoint_that_is_something_else_is_called_so_too(tmp_path: Path, content: str) -> None:
     (tmp_path / "a.ckpt").write_bytes(CONTENTS[content][0])
-    with pytest.raises(ValueError, match=rf"(?s)a\.ckpt is .*{CONTENTS[content][1]}"):
+    what = CONTENTS[content][1].replace("weights file", "checkpoint")
+    with pytest.raises(ValueError, match=rf"(?s)a\.ckpt is no checkpoint: it is .*{what}"):
         read_checkpoint(tmp_path / "a.ckpt")
 
 

@@ -173,7 +173,7 @@ def test_a_search_for_the_rate_goes_on_until_lightning_ends_it() -> None:
 PROGRAM = Path(__file__).parents[1] / "distributed" / "nonfinite_run.py"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_end_together_where_one_has_such_a_loss(tmp_path: Path) -> None:
     environment = {
         **os.environ,
