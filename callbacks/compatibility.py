@@ -27,7 +27,7 @@ from lit_finetune.schedules.plan import Plan
 from .linear_probe import LinearProbe
 
 
-def refuse_surroundings(trainer: Trainer) -> None:
+def check_compatibility(trainer: Trainer) -> None:
     """Refuse what unfreezing cannot be right with.
 
     Raises:
@@ -46,7 +46,7 @@ def refuse_surroundings(trainer: Trainer) -> None:
         )
 
 
-def refuse_beside(trainer: Trainer, plan: Plan) -> None:
+def refuse_incompatible(trainer: Trainer, plan: Plan) -> None:
     """Refuse a plan that cannot be followed beside another callback.
 
     Raises:
@@ -86,7 +86,7 @@ def has_probe(trainer: Trainer) -> bool:
     return any(isinstance(callback, LinearProbe) for callback in _callbacks(trainer))
 
 
-def see_to_others(trainer: Trainer) -> None:
+def prepare_other_callbacks(trainer: Trainer) -> None:
     """Let moving averages of weights, such as EMAWeightAveraging's, leave frozen ones alone.
 
     Raises:

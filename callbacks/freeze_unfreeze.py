@@ -19,8 +19,8 @@ from lit_finetune.distributed.wrapping import (
     expect_shards,
     leave_alone,
     look_ahead,
+    rewrap,
     shards,
-    wrap_again,
 )
 from lit_finetune.freezing.freeze import restore_trainable
 from lit_finetune.freezing.trainable_state import TrainableState
@@ -37,11 +37,11 @@ from lit_finetune.schedules.triggers import Position, Progress, observe
 
 from .best_weights import back_to_best, best_weights
 from .compatibility import (
+    check_compatibility,
     has_finder,
+    prepare_other_callbacks,
     refuse_changed_layers,
-    refuse_surroundings,
     schedulers_of,
-    see_to_others,
 )
 from .trainer_state import (
     first_plan,
@@ -113,7 +113,7 @@ class FreezeUnfreezeCallback(Callback):
         if stage != "fit":
             look_ahead(trainer.strategy, None)
             return
-        refuse_surroundings(trainer)
+        check_compatibility(trainer)
         self._max_epochs = trainer.max_epochs
         self.plan, self._resumed = None, None
         leave_alone(trainer.strategy)
@@ -141,16 +141,16 @@ class FreezeUnfreezeCallback(Callback):
         # Before the strategy wraps the module: DDP takes note of what requires a gradient.
         self._trains().begin(pl_module, self._progress.phase)
         if has_finder(trainer):  # else later: Lightning would warn of modules in eval mode
-            self._trains().hold_anew(pl_module)
+            self._trains().hold_frozen(pl_module)
 
     def _revise(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Plan anew where the optimizers tell of networks that no schedule is about."""
         found = networks_left_out(trainer, pl_module, self._before)
         if self._resumed is None and tuple(found) != self._planned().left_out:
             self._leave_out(trainer, pl_module, found)
-            wrap_again(trainer.strategy, pl_module)
+            rewrap(trainer.strategy, pl_module)
             if has_finder(trainer):
-                self._trains().hold_anew(pl_module)
+                self._trains().hold_frozen(pl_module)
 
     def _leave_out(self, trainer: Trainer, pl_module: LightningModule, names: list[str]) -> None:
         """Plan anew, without networks that no optimizer holds; these are as they were before."""
@@ -169,7 +169,7 @@ class FreezeUnfreezeCallback(Callback):
         self._resumed = load_run(trainer, checkpoint)
         self._take_up(trainer, pl_module, checkpoint)
         if has_finder(trainer):
-            self._trains().hold_anew(pl_module)
+            self._trains().hold_frozen(pl_module)
 
     @override
     def on_save_checkpoint(
@@ -183,7 +183,7 @@ class FreezeUnfreezeCallback(Callback):
         self._groups = phase_groups(trainer, self._planned())
         for index in range(self._progress.phase + 1):
             self._regroup(index, pl_module)
-        see_to_others(trainer)
+        prepare_other_callbacks(trainer)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -191,7 +191,7 @@ class FreezeUnfreezeCallback(Callback):
         self._before = {}
         self.plan = plan = with_length(trainer, self._planned(), self._max_epochs)
         tell_overruled(self._trains().enforce(), self._told)
-        self._trains().hold_anew(pl_module)
+        self._trains().hold_frozen(pl_module)
         tell(trainer, self._planned(), self._progress)
         tell_what_stays(plan)
         after_batch_start(trainer.strategy, partial(self._enforce, trainer))
@@ -261,7 +261,7 @@ class FreezeUnfreezeCallback(Callback):
     ) -> None:
         if self._groups:
             self._groups.put_back()
-        self._let_go(trainer)  # there will be no teardown, and maybe another run
+        self._restore(trainer)  # there will be no teardown, and maybe another run
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -275,7 +275,7 @@ class FreezeUnfreezeCallback(Callback):
         # A run of the Tuner ends before training begins, and leaves no trace.
         reshard(pl_module)
         restore_trainable(pl_module, self._before)
-        self._let_go(trainer)
+        self._restore(trainer)
 
     def _prepare(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -324,10 +324,10 @@ class FreezeUnfreezeCallback(Callback):
         for index in range(first, target + 1):
             self._regroup(index, pl_module)
         self._trains().begin(pl_module, self._progress.phase)
-        wrap_again(trainer.strategy, pl_module)
+        rewrap(trainer.strategy, pl_module)
         if dynamo := sys.modules.get("torch._dynamo"):
             dynamo.reset()  # compiled graphs of the last phase lack the new gradients
-        self._trains().hold_anew(pl_module)
+        self._trains().hold_frozen(pl_module)
         tell(trainer, self._planned(), self._progress)
 
     def _regroup(self, index: int, pl_module: LightningModule) -> None:
@@ -341,7 +341,7 @@ class FreezeUnfreezeCallback(Callback):
         assert self._groups is not None, "Lightning calls on_fit_start() first"
         self._groups.follow(schedulers_of(trainer))
 
-    def _let_go(self, trainer: Trainer) -> None:
+    def _restore(self, trainer: Trainer) -> None:
         leave_alone(trainer.strategy)
         if self._state:
             self._state.end()

@@ -21,19 +21,19 @@ from lit_finetune.freezing.auxiliary_networks import (
     side_networks,
     without_modules,
 )
-from lit_finetune.freezing.freeze import restore_trainable, with_still
+from lit_finetune.freezing.freeze import restore_trainable, with_user_frozen
 from lit_finetune.freezing.parallel_networks import side_by_side, without_optimizer
 from lit_finetune.freezing.trainable_state import refuse_lazy
 from lit_finetune.modules.fsdp1 import parameters_by_name, whole_sizes
 from lit_finetune.optim.phase_groups import PhaseGroups
-from lit_finetune.schedules.messages import beside_line, phase_line, still_line
+from lit_finetune.schedules.messages import auxiliary_line, phase_line, user_frozen_line
 from lit_finetune.schedules.phases import Schedule
 from lit_finetune.schedules.plan import Plan, make_plan
 from lit_finetune.schedules.run_length import fit_to_length, needs_length
 from lit_finetune.schedules.strategies import make_schedule
 from lit_finetune.schedules.triggers import Position, Progress, refuse_unlogged
 
-from .compatibility import has_probe, refuse_beside, schedulers_of
+from .compatibility import has_probe, refuse_incompatible, schedulers_of
 
 
 def tell(trainer: Trainer, plan: Plan, progress: Progress) -> None:
@@ -46,7 +46,7 @@ def tell(trainer: Trainer, plan: Plan, progress: Progress) -> None:
 
 def tell_what_stays(plan: Plan) -> None:
     """Say what was fixed before, and which networks are beside the one that trains."""
-    for line in filter(None, (still_line(plan), beside_line(plan))):
+    for line in filter(None, (user_frozen_line(plan), auxiliary_line(plan))):
         rank_zero_info(line)
 
 
@@ -111,15 +111,17 @@ def plan_for(
     limit = trainer.max_epochs if trainer.max_epochs != -1 else None
     if strategy:
         name, arguments = strategy
-        names = [block.name for block in blocks if {*block.free} - {*block.still}]
+        names = [block.name for block in blocks if {*block.free} - {*block.user_frozen}]
         phases = make_schedule(
             name, arguments, block_names=names, max_epochs=limit, is_probed=has_probe(trainer)
         )
     # A trial run of one epoch may use the schedule of the long one.
     plan = make_plan(phases, blocks, None if is_trial(trainer) else limit)
-    beside = parameters_within(pl_module, sides)
-    plan = replace(plan, beside=beside, networks_beside=tuple(sides), left_out=tuple(left_out))
-    refuse_beside(trainer, plan)
+    auxiliary = parameters_within(pl_module, sides)
+    plan = replace(
+        plan, auxiliary=auxiliary, networks_beside=tuple(sides), left_out=tuple(left_out)
+    )
+    refuse_incompatible(trainer, plan)
     if plan.monitors(0) and not trainer.enable_validation:
         raise ValueError(
             "`on_plateau` waits for a metric of validation, but there is none: give validation"
@@ -146,8 +148,8 @@ def plan_without(
         before: Which parameters required a gradient.
     """
     plan = plan_for(trainer, pl_module, *given, names)
-    beside = {*plan.beside}.intersection(before)
-    restore_trainable(pl_module, {name: before[name] for name in beside})
+    auxiliary = {*plan.auxiliary}.intersection(before)
+    restore_trainable(pl_module, {name: before[name] for name in auxiliary})
     return plan
 
 
@@ -210,9 +212,9 @@ def _blocks_of(
             with without_modules(pl_module, sides):
                 own = list_blocks(pl_module)
     elif own and left_out:
-        beside = set(parameters_within(pl_module, sides))
-        own = [each for each in own if not each.parameters or {*each.parameters} - beside]
-    return with_still(pl_module, own or list_blocks(pl_module)), sides
+        auxiliary = set(parameters_within(pl_module, sides))
+        own = [each for each in own if not each.parameters or {*each.parameters} - auxiliary]
+    return with_user_frozen(pl_module, own or list_blocks(pl_module)), sides
 
 
 def position(trainer: Trainer) -> Position:

@@ -22,9 +22,9 @@ from lit_finetune.checkpoints.source import local_or_fetched
 from lit_finetune.checkpoints.structure import seed_in
 from lit_finetune.images.data_config import DataConfig, Interpolation, eval_geometry
 from lit_finetune.loading.few_pictures import refuse_few_pictures
-from lit_finetune.loading.run_position import Place, place_in_run
+from lit_finetune.loading.run_position import RunPosition, position_in_run
 
-from .cached_images import Stock, TensorStock
+from .cached_images import CachedImages, CachedTensor
 from .dataset import ArraySamples, PictureDataset, Samples, unfinished
 from .image_cache.build import (
     FOLDER,
@@ -300,7 +300,7 @@ class ImageDataModule(LightningDataModule):
     def _make_dataset(self, part: Part, samples: Samples, stage: str) -> PictureDataset:
         self._made_of[part] = samples, self.data_config, stage
         pipeline = self._pipeline(part, samples)
-        stock: Stock | TensorStock | None = None
+        stock: CachedImages | CachedTensor | None = None
         if self.cache == "disk" and part in PARTS["fit"]:
             stock = open_kept(self._cache_folder(pipeline), with_stamps(samples))
         elif keeps_in_memory(self.cache, samples, pipeline, is_read_often=stage == "fit"):
@@ -349,7 +349,9 @@ class ImageDataModule(LightningDataModule):
             **self._ranks(),
             seed=torch.initial_seed() if self._run_seed is None else self._run_seed,
             batch_size=self.batch_size,
-            place=partial(place_in_run, trainer.fit_loop) if trainer else partial(Place, 0, 0),
+            place=partial(position_in_run, trainer.fit_loop)
+            if trainer
+            else partial(RunPosition, 0, 0),
         )
 
     def _eval_loader(self, part: Part) -> Loader:

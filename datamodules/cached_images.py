@@ -108,7 +108,7 @@ class FileSegment:
 
 
 @dataclass(frozen=True, slots=True)
-class Stock:
+class CachedImages:
     """Where the pixels of each picture are.
 
     Args:
@@ -136,7 +136,7 @@ class Stock:
 
 
 @dataclass(frozen=True, slots=True)
-class TensorStock:
+class CachedTensor:
     """Pictures of one size as a single tensor (N, C, H, W), on the device that trains if it fits.
 
     Workers get it shared, not copied.

@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional
 from lit_finetune.images.read import Box, load_part
 from lit_finetune.loading.seeding import derive_seed, drawing_from
 
-from .cached_images import Pixels, Stock, TensorStock, as_tensor
+from .cached_images import CachedImages, CachedTensor, Pixels, as_tensor
 from .samplers import Draw
 from .sources.unreadable import stamp
 from .transforms.pipeline import Pipeline, Shrink
@@ -143,7 +143,7 @@ class PictureDataset(Dataset[tuple[Tensor, int]]):
         samples: Samples,
         pipeline: Pipeline,
         *,
-        stock: Stock | TensorStock | None = None,
+        stock: CachedImages | CachedTensor | None = None,
         device: torch.device | None = None,
     ) -> None:
         self.samples = samples
@@ -160,18 +160,18 @@ class PictureDataset(Dataset[tuple[Tensor, int]]):
     @property
     def is_a_tensor(self) -> bool:
         """Whether batches are made from a single tensor, which takes no workers."""
-        return isinstance(self.stock, TensorStock) and self.pipeline.is_batched
+        return isinstance(self.stock, CachedTensor) and self.pipeline.is_batched
 
     @property
     def is_ready(self) -> bool:
         """Whether so little is left to do that workers would take more from a network than give."""
-        is_kept = isinstance(self.stock, Stock) and not self.pipeline.varied
+        is_kept = isinstance(self.stock, CachedImages) and not self.pipeline.varied
         return self.is_a_tensor or (is_kept and self.device.type == "cpu")
 
     @property
     def is_on_device(self) -> bool:
         """Whether that tensor is where the network is."""
-        return isinstance(self.stock, TensorStock) and self.stock.pictures.is_cuda
+        return isinstance(self.stock, CachedTensor) and self.stock.pictures.is_cuda
 
     def __len__(self) -> int:
         return len(self.samples.labels)
@@ -201,7 +201,7 @@ class PictureDataset(Dataset[tuple[Tensor, int]]):
         self, pictures: NDArray[np.int64], seeds: NDArray[np.int64], draws: NDArray[np.float64]
     ) -> Tensor:
         """The pictures of a batch, before what is done on the whole of it."""
-        if self.is_a_tensor and isinstance(self.stock, TensorStock):
+        if self.is_a_tensor and isinstance(self.stock, CachedTensor):
             return self.stock.batch(torch.from_numpy(pictures))
         rows = zip(pictures.tolist(), seeds.tolist(), draws.tolist(), strict=True)
         images = [self._vary(*row) for row in rows]
@@ -230,7 +230,7 @@ class PictureDataset(Dataset[tuple[Tensor, int]]):
         pixels = self.stock.get(index) if self.stock else None
         if pixels is None:
             pixels = make_ready(self.samples, self.pipeline, index)
-            if isinstance(self.stock, Stock):
+            if isinstance(self.stock, CachedImages):
                 self.stock.put_back(index, pixels)
         return pixels
 

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from typing_extensions import override
 
 from lit_finetune.loading.few_pictures import refuse_few_pictures
-from lit_finetune.loading.run_position import Place
+from lit_finetune.loading.run_position import RunPosition
 from lit_finetune.loading.seeding import derive_seed
 
 
@@ -43,7 +43,7 @@ class EpochSampler(DistributedSampler[int]):
         rank: int,
         seed: int,
         batch_size: int,
-        place: Callable[[], Place],
+        place: Callable[[], RunPosition],
     ) -> None:
         super().__init__(dataset, num_replicas, rank, shuffle=False)
         self._run_seed = seed

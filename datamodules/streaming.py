@@ -74,7 +74,7 @@ class StreamingImageDataModule(ImageDataModule):
         if part == "predict":
             return self.read_samples("test" if self._has("test") else "val")
         if not self._has(part):
-            return AtHand(())
+            return LocalSamples(())
         samples = PackedSamples(self._listing(part), self._address(part), self._options())
         if max(samples.labels, default=0) >= self.num_classes:
             raise ValueError(
@@ -237,7 +237,7 @@ def with_own_places(state: dict[str, Any], dataset: Any) -> dict[str, Any]:
     return {**state, "dataset": {**theirs, **same}}
 
 
-class AtHand:
+class LocalSamples:
     """The pictures of a stream: only the one that has just come can be loaded."""
 
     def __init__(self, labels: Sequence[int]) -> None:
@@ -261,7 +261,7 @@ class Varied:
 
     def __init__(self, dataset: Any, pictures: PictureDataset, seed: int) -> None:
         self.dataset = dataset
-        self.at_hand = AtHand(pictures.samples.labels)
+        self.at_hand = LocalSamples(pictures.samples.labels)
         self.pictures = PictureDataset(self.at_hand, pictures.pipeline)
         self.seed = seed
 

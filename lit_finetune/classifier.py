@@ -19,7 +19,7 @@ from lit_finetune.classes.head import unnamed
 from lit_finetune.distributed.fsdp2 import shard
 from lit_finetune.distributed.wrapping import begin_flat, refuse_under_flat, wrap_by_blocks
 from lit_finetune.freezing.auxiliary_networks import side_networks, without_modules
-from lit_finetune.freezing.freeze import frozen_modules, hold
+from lit_finetune.freezing.freeze import enforce_eval, frozen_modules
 from lit_finetune.gradient_checkpointing import recompute_units
 from lit_finetune.heads.replace import forward_features, own_or_given, replace_head
 from lit_finetune.heads.untrained import new_head
@@ -347,7 +347,7 @@ class FinetuneClassifier(ClassifierSteps):
     @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
-        hold(self._still)
+        enforce_eval(self._still)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torchvision.models import get_model
 
 from lit_finetune.blocks.block import list_blocks
-from lit_finetune.freezing.freeze import frozen_modules, hold, set_trainable
+from lit_finetune.freezing.freeze import enforce_eval, frozen_modules, set_trainable
 from lit_finetune.gradient_checkpointing import recompute_units
 from lit_finetune.schedules.selectors import select
 
@@ -67,7 +67,7 @@ def build(name: str, *, recomputes: bool, trains: tuple[str, ...] = ("all",)) ->
     net = NETWORKS[name][0]().train()
     blocks = list_blocks(net)
     set_trainable(net, {n for selector in trains for n in select(selector, blocks)})
-    hold(frozen_modules(net, blocks))
+    enforce_eval(frozen_modules(net, blocks))
     if recomputes:
         recompute_units(net, blocks)
     return net

@@ -27,7 +27,7 @@ from lit_finetune.feature_cache.store import Columns, MemoryTable, Table
 from .node_ranks import NodeRanks, gathered
 
 
-class Home(Protocol):
+class Storage(Protocol):
     """A place for a table: begun, written to, and then whole."""
 
     where: str
@@ -48,7 +48,7 @@ class Home(Protocol):
         """Throw away what was begun."""
 
 
-class InMemory:
+class MemoryStorage:
     """The memory of this process."""
 
     where = "memory"
@@ -71,7 +71,7 @@ class InMemory:
         """Nothing is left behind."""
 
 
-class InFiles:
+class FileStorage:
     """A folder of this node, written beside its place; `trouble` says why it cannot be.
 
     Args:

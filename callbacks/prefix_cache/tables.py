@@ -22,7 +22,7 @@ from ..checkpoint import LastCheckpoint
 from .frozen_network import Run
 from .node_ranks import NodeRanks, node_ranks
 from .samples import Batch, Pictures
-from .storage import Home, InFiles, InMemory, found, remove, temporary_folder
+from .storage import FileStorage, MemoryStorage, Storage, found, remove, temporary_folder
 
 logger = logging.getLogger(__name__)  # not of the first process alone
 
@@ -161,18 +161,18 @@ class PrefixTables:
         """Fill tables for these blocks, in the order of the network, in one pass."""
         with run.running():
             columns = self._columns(run, names)
-        homes: dict[str, Home] = {}
+        storages: dict[str, Storage] = {}
         for name in _affordable(names, columns, self.keeping.memory_limit):
             if home := self._settle(run, name, columns[name]):
-                homes[name] = home
+                storages[name] = home
         try:
             with run.running():
-                self._fill(run, homes, base)
+                self._fill(run, storages, base)
         except BaseException:
-            for home in homes.values():
+            for home in storages.values():
                 home.abandon()
             raise
-        for name, home in homes.items():
+        for name, home in storages.items():
             table = home.finish(run.trainer)
             if table is not None:
                 self._tables[name] = stamp(run.tensors(name)), table
@@ -185,14 +185,14 @@ class PrefixTables:
                 " the pictures are used."
             )
 
-    def _settle(self, run: Run, name: str, columns: Columns) -> Home | None:
+    def _settle(self, run: Run, name: str, columns: Columns) -> Storage | None:
         """Where a table is kept; None where there is no room at all."""
         size = num_bytes(columns)
         in_memory = run.trainer.world_size == 1 and size <= self.keeping.memory_limit
-        homes: list[Home] = [InMemory()] if in_memory else []
+        storages: list[Storage] = [MemoryStorage()] if in_memory else []
         if self.keeping.cache_dir is not None or not in_memory:
-            homes.insert(0, InFiles(self._folder(run, name), self._of_node(run)))
-        for home in homes:
+            storages.insert(0, FileStorage(self._folder(run, name), self._of_node(run)))
+        for home in storages:
             rank_zero_info(
                 f"FrozenPrefixCache: {self._what(name)} takes {size / 2**20:,.1f} MiB in"
                 f" {home.where}."
@@ -229,9 +229,9 @@ class PrefixTables:
             base = name, h
             yield base
 
-    def _fill(self, run: Run, homes: dict[str, Home], base: str | None) -> None:
+    def _fill(self, run: Run, storages: dict[str, Storage], base: str | None) -> None:
         """One pass over the pictures, or over what is known of them; each process its share."""
-        if not homes:
+        if not storages:
             return
         batches = self._pass()
         if not self._has_own_batches:  # each process its share of the node's table
@@ -249,9 +249,9 @@ class PrefixTables:
                 known = self._read(run, base, batch)
                 images, labels = run.on_device([known[H], known[LABELS]])
             start = (base, images) if base else None
-            for name, h in self._chain(run, images, list(homes), start):
+            for name, h in self._chain(run, images, list(storages), start):
                 made = {H: h[:size], LABELS: labels[:size]}
-                homes[name].write(self._numbers(batch[:size]), made)
+                storages[name].write(self._numbers(batch[:size]), made)
 
     def _pass(self) -> list[tuple[Batch, int]]:
         """The batches of a pass over all views, and how many of each count.

@@ -22,11 +22,11 @@ from lit_finetune.files.memory import free_memory, readable
 
 from ..cached_images import (
     MISSING,
+    CachedImages,
+    CachedTensor,
     FileSegment,
     MemorySegment,
     Pixels,
-    Stock,
-    TensorStock,
     as_tensor,
 )
 from ..dataset import ArraySamples, Samples, make_ready
@@ -77,11 +77,11 @@ def keeps_in_memory(
 
 
 def on_device(
-    stock: Stock | TensorStock | None, device: torch.device
-) -> Stock | TensorStock | None:
+    stock: CachedImages | CachedTensor | None, device: torch.device
+) -> CachedImages | CachedTensor | None:
     """A tensor that is not too large goes to the device; everything else stays as it is."""
-    if isinstance(stock, TensorStock) and stock.pictures.numel() <= MOST_AUTO:
-        return TensorStock(stock.pictures.to(device))
+    if isinstance(stock, CachedTensor) and stock.pictures.numel() <= MOST_AUTO:
+        return CachedTensor(stock.pictures.to(device))
     return stock
 
 
@@ -115,7 +115,7 @@ def folder_of(cache_dir: Path, recipe: str) -> Path:
     return cache_dir / blake2b(recipe.encode(), digest_size=8).hexdigest()
 
 
-def open_kept(folder: Path, samples: StampedSamples) -> Stock:
+def open_kept(folder: Path, samples: StampedSamples) -> CachedImages:
     """The pictures that are kept in a folder, as far as they are what they were."""
     known: dict[tuple[Any, ...], tuple[int, ...]] = {}
     shards = read_shards(folder)
@@ -130,7 +130,7 @@ def open_kept(folder: Path, samples: StampedSamples) -> Stock:
         for index, name in enumerate(samples.names)
     ]
     segments = [FileSegment(shard.path) for shard in shards]
-    return Stock(segments, np.array(table, np.int64).reshape(-1, 6))
+    return CachedImages(segments, np.array(table, np.int64).reshape(-1, 6))
 
 
 def keep_in_files(folder: Path, samples: StampedSamples, pipeline: Pipeline, what: str) -> None:
@@ -182,7 +182,9 @@ def missing_in(folder: Path, samples: StampedSamples) -> list[int]:
     return found
 
 
-def keep_in_memory(samples: Samples, pipeline: Pipeline, what: str) -> Stock | TensorStock | None:
+def keep_in_memory(
+    samples: Samples, pipeline: Pipeline, what: str
+) -> CachedImages | CachedTensor | None:
     """Make pictures ready and keep them; None, with a warning, if memory does not hold them."""
     everything = range(len(samples.names))
     if not everything:
@@ -197,7 +199,7 @@ def keep_in_memory(samples: Samples, pipeline: Pipeline, what: str) -> Stock | T
         )
         return None
     if (pictures := taken_as_they_are(samples, pipeline)) is not None:
-        return TensorStock(pictures)
+        return CachedTensor(pictures)
     if not isinstance(samples, ArraySamples):
         rank_zero_info(
             f"{len(everything):,} {what} pictures take about {readable(size)} of memory in each "
@@ -205,7 +207,7 @@ def keep_in_memory(samples: Samples, pipeline: Pipeline, what: str) -> Stock | T
         )
     pixels = made_ready(samples, pipeline, everything, f"Keeping the {what} pictures")
     if not pipeline.variable:
-        return TensorStock(filled(pixels, len(everything)))
+        return CachedTensor(filled(pixels, len(everything)))
     return in_segments(pixels)
 
 
@@ -231,7 +233,7 @@ def filled(pixels: Iterator[Pixels], count: int) -> Tensor:
     return pictures
 
 
-def in_segments(pixels: Iterator[Pixels]) -> Stock:
+def in_segments(pixels: Iterator[Pixels]) -> CachedImages:
     """Pictures of any size, in stretches of memory of a moderate length."""
     segments: list[MemorySegment] = []
     table: list[list[int]] = []
@@ -246,7 +248,7 @@ def in_segments(pixels: Iterator[Pixels]) -> Stock:
             waiting, start = [], 0
     if waiting:
         segments.append(MemorySegment(waiting))
-    return Stock(segments, np.array(table, np.int64))
+    return CachedImages(segments, np.array(table, np.int64))
 
 
 def made_ready(

@@ -18,7 +18,7 @@ from typing_extensions import override
 Draws = NDArray[np.float64]
 
 
-class Move(nn.Module):
+class BatchAugmentation(nn.Module):
     """Pictures of one size, moved at random."""
 
     num_draws: int
@@ -39,7 +39,7 @@ class Move(nn.Module):
         return functional.to_pil_image(moved[0])
 
 
-class Shift(Move):
+class RandomTranslate(BatchAugmentation):
     """Shift by up to `most` pixels down and to the right, or up and to the left; zeros come in."""
 
     num_draws = 2
@@ -84,7 +84,7 @@ def is_inside(most: int, length: int) -> NDArray[np.uint8]:
     return ((places >= 0) & (places < length)).astype(np.uint8) * np.uint8(255)
 
 
-class Mirror(Move):
+class RandomHorizontalFlip(BatchAugmentation):
     """Every other picture as its mirror image."""
 
     num_draws = 1
@@ -101,7 +101,7 @@ class Mirror(Move):
         return pictures
 
 
-class TurnShiftZoom(Move):
+class RandomAffine(BatchAugmentation):
     """A small turn about the centre, zoom and shift; black comes in.
 
     Args:

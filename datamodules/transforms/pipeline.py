@@ -15,8 +15,8 @@ from typing_extensions import override
 from lit_finetune.images.data_config import DataConfig, Interpolation, ResizeToCover, normalize
 from lit_finetune.images.read import Box
 
-from .batch_augment import Move
-from .random_crop import RandomCut
+from .batch_augment import BatchAugmentation
+from .random_crop import RandomResizedCrop
 
 Step = Callable[[Any], Any]
 
@@ -59,11 +59,11 @@ class Pipeline:
 
     fixed: tuple[nn.Module, ...]
     """The steps that give the same each time, from a picture to one: what a cache keeps."""
-    cut: RandomCut | None
+    cut: RandomResizedCrop | None
     """A random part, one picture at a time, since those before it differ in size."""
     varied: tuple[Step, ...]
     """Random steps for one picture at a time."""
-    moves: tuple[Move, ...]
+    moves: tuple[BatchAugmentation, ...]
     """Random steps for whole batches."""
     finish: Callable[[Tensor], Tensor]
     """From a batch as it comes to normalised floats."""
@@ -97,9 +97,9 @@ def make_pipeline(steps: Sequence[Step], config: DataConfig) -> Pipeline:
         steps = [*steps, Grayscale()]  # on the picture, which rounds as `eval_transform` does
     fixed = tuple(step for step in takewhile(is_fixed, steps) if isinstance(step, nn.Module))
     rest = steps[len(fixed) :]
-    cut = rest[0] if rest and isinstance(rest[0], RandomCut) else None
+    cut = rest[0] if rest and isinstance(rest[0], RandomResizedCrop) else None
     rest = rest[1:] if cut else rest
-    moves = tuple(step for step in rest if isinstance(step, Move))
+    moves = tuple(step for step in rest if isinstance(step, BatchAugmentation))
     varied = () if len(moves) == len(rest) else tuple(rest)
     finish = partial(normalize_batch, mean=config.mean, std=config.std)
     return Pipeline(fixed, cut, varied, () if varied else moves, finish)

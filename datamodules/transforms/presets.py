@@ -9,9 +9,9 @@ from torchvision.transforms import v2
 
 from lit_finetune.images.data_config import DataConfig, eval_geometry, frame
 
-from .batch_augment import Mirror, Shift, TurnShiftZoom
+from .batch_augment import RandomAffine, RandomHorizontalFlip, RandomTranslate
 from .pipeline import Step
-from .random_crop import RandomCut
+from .random_crop import RandomResizedCrop
 
 Augmentation = Literal["auto", "trivial", "rand", "none"] | Callable[[Image.Image], Any]
 
@@ -47,15 +47,18 @@ def fit_whole(config: DataConfig) -> list[nn.Module]:
 
 def photo_geometry(config: DataConfig) -> list[nn.Module]:
     """For photographs: a part of random size and proportions, and the mirror image."""
-    return [RandomCut(config.image_size, interpolation=config.interpolation), Mirror()]
+    return [
+        RandomResizedCrop(config.image_size, interpolation=config.interpolation),
+        RandomHorizontalFlip(),
+    ]
 
 
 def small_picture_geometry(config: DataConfig) -> list[nn.Module]:
     """For pictures that their object fills: a shift by up to an eighth, and the mirror image."""
     height, width = config.image_size
-    return [*fit_whole(config), Shift((height // 8, width // 8)), Mirror()]
+    return [*fit_whole(config), RandomTranslate((height // 8, width // 8)), RandomHorizontalFlip()]
 
 
 def digit_geometry(config: DataConfig) -> list[nn.Module]:
     """For characters: a small turn, shift and zoom, and no mirror image."""
-    return [*fit_whole(config), TurnShiftZoom(10, translate=0.1, zoom=0.1)]
+    return [*fit_whole(config), RandomAffine(10, translate=0.1, zoom=0.1)]

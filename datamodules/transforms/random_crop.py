@@ -17,7 +17,7 @@ from lit_finetune.images.read import Box
 ATTEMPTS = 10
 
 
-class RandomCut(nn.Module):
+class RandomResizedCrop(nn.Module):
     """A part of random size and proportions, resized: as torchvision's `RandomResizedCrop`.
 
     Args:

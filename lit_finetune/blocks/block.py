@@ -42,7 +42,7 @@ class Block:
     """Those of normalisation layers."""
     fixed: tuple[str, ...] = ()
     """Those that never train: the weights of a network whose adapters (LoRA) train instead."""
-    still: tuple[str, ...] = ()
+    user_frozen: tuple[str, ...] = ()
     """Those that were fixed before any schedule came: they train where they alone are selected."""
 
     @property

@@ -36,10 +36,10 @@ def use_order(network: nn.Module, images: Tensor) -> tuple[str, ...]:
     Raises:
         Exception: Whatever the network raises; not every one can run without data.
     """
-    ghost = _without_data(network)
-    names = {id(parameter): name for name, parameter in ghost.named_parameters()}
+    meta_copy = _without_data(network)
+    names = {id(parameter): name for name, parameter in meta_copy.named_parameters()}
     with torch.random.fork_rng(devices=[]), torch.no_grad(), Uses(names) as uses:
-        ghost.eval()(images.to("meta"))
+        meta_copy.eval()(images.to("meta"))
     return tuple(uses.seen)
 
 
@@ -137,9 +137,13 @@ class Uses(TorchFunctionMode):
 def _without_data(network: nn.Module) -> nn.Module:
     """A copy of a network whose parameters and buffers have no data."""
     tensors = itertools.chain(network.parameters(), network.buffers())
-    return deepcopy(network, memo={id(tensor): _ghost(tensor) for tensor in tensors})
+    return deepcopy(network, memo={id(tensor): _on_meta(tensor) for tensor in tensors})
 
 
-def _ghost(tensor: Tensor) -> Tensor:
-    ghost = torch.empty_like(tensor, device="meta")
-    return nn.Parameter(ghost, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else ghost
+def _on_meta(tensor: Tensor) -> Tensor:
+    meta_copy = torch.empty_like(tensor, device="meta")
+    return (
+        nn.Parameter(meta_copy, tensor.requires_grad)
+        if isinstance(tensor, nn.Parameter)
+        else meta_copy
+    )

@@ -155,7 +155,7 @@ def shards(strategy: Strategy) -> bool:
     return isinstance(strategy, ModelParallelStrategy | FSDPStrategy)
 
 
-def wrap_again(strategy: Strategy, module: LightningModule) -> None:
+def rewrap(strategy: Strategy, module: LightningModule) -> None:
     """Build DistributedDataParallel anew, so that it reduces what trains now, and only that.
 
     It takes note of the parameters that require a gradient once, when it is built; those that

@@ -9,7 +9,7 @@ from lit_finetune.distributed.fsdp2 import like, whole
 
 
 def copy_trained(
-    model: nn.Module, frozen: Collection[nn.Module], *, beside: Collection[str] = ()
+    model: nn.Module, frozen: Collection[nn.Module], *, auxiliary: Collection[str] = ()
 ) -> dict[str, Tensor]:
     """Copies, on the CPU, of all that training changes: parameters that train, and statistics.
 
@@ -18,14 +18,14 @@ def copy_trained(
     Args:
         model: Its parameters that require a gradient are copied.
         frozen: The modules whose buffers stand still.
-        beside: The names of networks in it which are left as they are.
+        auxiliary: The names of networks in it which are left as they are.
     """
     held = {id(module) for module in frozen}
     trained: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
     for prefix, module in model.named_modules():
         if id(module) not in held:
             trained.update(module.named_buffers(prefix, recurse=False))
-    roots = tuple(f"{name}." for name in beside)
+    roots = tuple(f"{name}." for name in auxiliary)
     trained = {name: tensor for name, tensor in trained.items() if not name.startswith(roots)}
     return {name: whole(tensor.detach()).to("cpu", copy=True) for name, tensor in trained.items()}
 

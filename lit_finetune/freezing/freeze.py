@@ -17,7 +17,7 @@ def set_trainable(
     model: nn.Module,
     names: Collection[str],
     *,
-    still: Collection[str] = frozenset(),
+    user_frozen: Collection[str] = frozenset(),
     untouched: Collection[str] = frozenset(),
 ) -> bool:
     """Let the named parameters of a model train, and freeze all others.
@@ -25,9 +25,9 @@ def set_trainable(
     A frozen parameter loses its gradient: an optimizer would still step with what it holds.
 
     Args:
-        model: Its modules take note of what was done, for `with_still` in another run.
+        model: Its modules take note of what was done, for `with_user_frozen` in another run.
         names: The parameters that train.
-        still: Those that were fixed before any schedule came.
+        user_frozen: Those that were fixed before any schedule came.
         untouched: Those that are left as they are.
 
     Returns:
@@ -47,7 +47,7 @@ def set_trainable(
         if not trains:
             parameter.grad = None
         path, _, own = name.rpartition(".")
-        _notes_of(modules[path])[own] = (name in still, trains)
+        _notes_of(modules[path])[own] = (name in user_frozen, trains)
     return changed
 
 
@@ -61,7 +61,7 @@ def restore_trainable(model: nn.Module, before: Mapping[str, bool]) -> None:
         notes[own] = (was_still, trains)
 
 
-def with_still(model: nn.Module, blocks: Iterable[Block]) -> list[Block]:
+def with_user_frozen(model: nn.Module, blocks: Iterable[Block]) -> list[Block]:
     """The blocks, with what of them was fixed before any schedule came.
 
     That is what requires no gradient, unless a schedule has frozen it in an earlier run; and what
@@ -69,18 +69,18 @@ def with_still(model: nn.Module, blocks: Iterable[Block]) -> list[Block]:
     head requires a gradient, someone has frozen the backbone whole: that leaves the rest to the
     schedule, and nothing counts as fixed.
     """
-    still = {name for name, p in model.named_parameters() if is_fixed(model, name, p)}
+    user_frozen = {name for name, p in model.named_parameters() if is_fixed(model, name, p)}
     *backbone, head = blocks
-    if still.issuperset(name for block in backbone for name in block.free):
-        still.clear()
+    if user_frozen.issuperset(name for block in backbone for name in block.free):
+        user_frozen.clear()
     return [
-        replace(block, still=tuple(name for name in block.free if name in still))
+        replace(block, user_frozen=tuple(name for name in block.free if name in user_frozen))
         for block in (*backbone, head)
     ]
 
 
 def is_fixed(model: nn.Module, name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter required no gradient before any schedule came, as in `with_still`."""
+    """Whether `requires_grad` was False before any schedule, as in `with_user_frozen`."""
     notes, own = _notes_on(model, name)
     was_still, trained = notes.get(own, (False, not parameter.requires_grad))
     is_as_left = parameter.requires_grad == trained
@@ -143,7 +143,7 @@ def frozen_modules(
     return [m for m in found.values() if not (norms_train and is_norm(m))]
 
 
-def hold(frozen: Iterable[nn.Module]) -> None:
+def enforce_eval(frozen: Iterable[nn.Module]) -> None:
     """Put modules that someone has set to train back into eval mode.
 
     Lightning sets modes on its own account (before training, around validation), so this is
@@ -154,7 +154,7 @@ def hold(frozen: Iterable[nn.Module]) -> None:
             module.training = False
 
 
-def release(frozen: Iterable[nn.Module]) -> None:
+def restore_training(frozen: Iterable[nn.Module]) -> None:
     """Let modules that were held train again."""
     for module in frozen:
         module.training = True

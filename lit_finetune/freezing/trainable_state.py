@@ -8,8 +8,13 @@ from torch.nn.parameter import is_lazy
 
 from lit_finetune._errors import some_of
 from lit_finetune.blocks.norm_layers import norm_parameters
-from lit_finetune.freezing.freeze import frozen_modules, hold, release, set_trainable
-from lit_finetune.freezing.weight_averaging import Statistics, give_back, take_statistics
+from lit_finetune.freezing.freeze import (
+    enforce_eval,
+    frozen_modules,
+    restore_training,
+    set_trainable,
+)
+from lit_finetune.freezing.weight_averaging import Statistics, restore_statistics, take_statistics
 from lit_finetune.modules.fsdp1 import parameters_by_name, unpruned_name
 from lit_finetune.schedules.plan import Plan
 
@@ -40,7 +45,7 @@ class TrainableState:
     def norms(self, module: nn.Module) -> frozenset[str]:
         """The parameters of normalisation layers that train whether or not their block does."""
         norms = norm_parameters(module) if self.train_bn else frozenset()
-        return norms - self.plan.still - set(self.plan.beside)
+        return norms - self.plan.user_frozen - set(self.plan.auxiliary)
 
     def begin(self, module: nn.Module, phase: int) -> None:
         """Let the parameters of a phase require a gradient, and no others.
@@ -53,28 +58,31 @@ class TrainableState:
         self._parameters = {
             name if name in planned else unpruned_name(name): parameter
             for name, parameter in named.items()
-            if name not in self.plan.beside
+            if name not in self.plan.auxiliary
         }
-        self._beside = {name: named[name] for name in self.plan.beside if name in named}
+        self._beside = {name: named[name] for name in self.plan.auxiliary if name in named}
         self._trainable = self.plan.trainable(phase) | self.norms(module)
         refuse_missing(self._trainable, named)
         set_trainable(
-            module, self._trainable, still=self.plan.still, untouched=frozenset(self.plan.beside)
+            module,
+            self._trainable,
+            user_frozen=self.plan.user_frozen,
+            untouched=frozenset(self.plan.auxiliary),
         )
 
-    def hold_anew(self, module: nn.Module) -> None:
+    def hold_frozen(self, module: nn.Module) -> None:
         """Hold what is frozen now in eval mode, and free what is no longer."""
         before = self.frozen
         self.frozen = frozen_modules(
             module,
             self.plan.blocks,
             norms_train=self.train_bn,
-            untouched=frozenset(self.plan.beside),
+            untouched=frozenset(self.plan.auxiliary),
         )
         if not before:
             self._in_eval = {id(each) for each in self.frozen if not each.training}
-        release(before)
-        hold(self.frozen)
+        restore_training(before)
+        enforce_eval(self.frozen)
         self._statistics = take_statistics(self.frozen)
 
     def enforce(self) -> list[str]:
@@ -89,8 +97,8 @@ class TrainableState:
             parameter.requires_grad_(name in self._trainable)
             if name not in self._trainable:
                 parameter.grad = None
-        hold(self.frozen)
-        give_back(self._statistics)
+        enforce_eval(self.frozen)
+        restore_statistics(self._statistics)
         return overruled
 
     def refuse_otherwise(self) -> None:
@@ -134,7 +142,7 @@ class TrainableState:
 
     def end(self) -> None:
         """Let go of what is held; what was in eval mode before and never trained stays in it."""
-        release(module for module in self.frozen if id(module) not in self._in_eval)
+        restore_training(module for module in self.frozen if id(module) not in self._in_eval)
         self.frozen, self._statistics, self._in_eval = [], [], set()
 
     def _otherwise(self) -> list[str]:

@@ -27,7 +27,7 @@ def take_statistics(frozen: Iterable[nn.Module]) -> list[Statistics]:
     ]
 
 
-def give_back(statistics: Iterable[Statistics]) -> None:
+def restore_statistics(statistics: Iterable[Statistics]) -> None:
     """Give layers their statistics back where someone has put fresh ones in their place.
 
     StochasticWeightAveraging does, to gather them anew; a layer in eval mode would gather none.

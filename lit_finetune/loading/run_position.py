@@ -3,14 +3,14 @@
 from typing import Any, NamedTuple
 
 
-class Place(NamedTuple):
+class RunPosition(NamedTuple):
     """The epoch that trains next, and how many of its batches are done."""
 
     epoch: int
     batches: int
 
 
-def place_in_run(loop: Any) -> Place:
+def position_in_run(loop: Any) -> RunPosition:
     """Where a Trainer's `fit_loop` stands when its training is about to begin or to go on.
 
     On resume Lightning has not yet settled on the epoch at that time: a checkpoint of an epoch's
@@ -18,5 +18,5 @@ def place_in_run(loop: Any) -> Place:
     """
     epochs, batches = loop.epoch_progress.current, loop.epoch_loop.batch_progress
     if batches.is_last_batch:
-        return Place(max(epochs.processed, epochs.started), 0)
-    return Place(epochs.processed, batches.current.ready)
+        return RunPosition(max(epochs.processed, epochs.started), 0)
+    return RunPosition(epochs.processed, batches.current.ready)

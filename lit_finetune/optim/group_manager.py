@@ -16,7 +16,7 @@ from lit_finetune.optim.lr_schedulers import (
     remove_group,
     scale_group,
 )
-from lit_finetune.schedules.plan import Admission
+from lit_finetune.schedules.plan import GroupAddition
 
 
 @dataclass(slots=True)
@@ -28,10 +28,10 @@ class _Waiting:
     names: list[str]
 
 
-class GroupKeeper:
+class ParamGroupManager:
     """The parameter groups of a run in phases.
 
-    At the start, `withhold` takes what is frozen out of the optimizers, whoever made them. Later,
+    At the start, `remove` takes what is frozen out of the optimizers, whoever made them. Later,
     `admit` registers it as new named groups, each a scaled copy of the optimizer's first group,
     which leads. Every step depends on names and order alone: a resumed run that repeats the steps
     has the same groups in the same order, and an optimizer's saved state fits them.
@@ -68,7 +68,7 @@ class GroupKeeper:
                 group.setdefault("initial_lr", base_lr(group))
                 group.setdefault("lr_ratio", base_lr(group) / leader if leader else 1.0)
 
-    def start(self, admissions: Iterable[Admission], norms: Collection[str] = ()) -> None:
+    def start(self, admissions: Iterable[GroupAddition], norms: Collection[str] = ()) -> None:
         """Leave in the optimizers what the first phase trains, at the rates that it asks for.
 
         Args:
@@ -79,15 +79,15 @@ class GroupKeeper:
         first = {name for admission in admissions for name in admission.parameters}
         for admission in admissions:
             self._add_unknown(admission)
-        self.withhold(set(self._parameters) - first)
+        self.remove(set(self._parameters) - first)
         for admission in admissions:
             if admission.lr is not None or admission.lr_scale is not None:
                 self._set_rate(admission)
-        extra = Admission(label="norms", parameters=tuple(norms), lr=None, lr_scale=None)
+        extra = GroupAddition(label="norms", parameters=tuple(norms), lr=None, lr_scale=None)
         self._admit(extra, kind="norm")
         self._add_unknown(extra, kind="norm")
 
-    def admit(self, admission: Admission) -> list[str]:
+    def admit(self, admission: GroupAddition) -> list[str]:
         """Register parameters that start to train as new groups, one for each block and kind.
 
         Returns:
@@ -102,7 +102,7 @@ class GroupKeeper:
                 keep_proportion(scheduler)
         self._schedulers = schedulers
 
-    def withhold(self, names: Collection[str]) -> None:
+    def remove(self, names: Collection[str]) -> None:
         """Take frozen parameters out of the optimizers; what these know of them is dropped."""
         taken: list[_Waiting] = []
         for optimizer in self._optimizers:
@@ -131,7 +131,7 @@ class GroupKeeper:
         if isinstance(optimizer, LBFGS):  # it holds the list itself, and its length
             optimizer._params, optimizer._numel_cache = group["params"], None
 
-    def _set_rate(self, admission: Admission) -> None:
+    def _set_rate(self, admission: GroupAddition) -> None:
         """Give parameters that train from the start a rate of their own."""
         chosen = set(admission.parameters)
         partly: set[str] = set()
@@ -146,10 +146,10 @@ class GroupKeeper:
                     group["lr_ratio"] *= factor
                 else:
                     partly |= names & chosen
-        self.withhold(partly)
+        self.remove(partly)
         self._admit(admission)
 
-    def _admit(self, admission: Admission, kind: str | None = None) -> list[str]:
+    def _admit(self, admission: GroupAddition, kind: str | None = None) -> list[str]:
         chosen = set(admission.parameters)
         admitted: list[str] = []
         for waiting in self._waiting:
@@ -161,7 +161,7 @@ class GroupKeeper:
             admitted += coming
         return admitted
 
-    def _add_unknown(self, admission: Admission, kind: str | None = None) -> list[str]:
+    def _add_unknown(self, admission: GroupAddition, kind: str | None = None) -> list[str]:
         """Parameters that no optimizer ever had join the first, with the leader's options."""
         optimizer = self._optimizers[0]
         known = {id(p) for o in self._optimizers for g in o.param_groups for p in g["params"]}
@@ -174,7 +174,11 @@ class GroupKeeper:
         return new
 
     def _add(
-        self, optimizer: Optimizer, options: dict[str, Any], names: list[str], admission: Admission
+        self,
+        optimizer: Optimizer,
+        options: dict[str, Any],
+        names: list[str],
+        admission: GroupAddition,
     ) -> None:
         if isinstance(optimizer, LBFGS):
             raise ValueError(
@@ -207,7 +211,7 @@ class GroupKeeper:
         return list(blocks.items())
 
 
-def _asked_scale(admission: Admission, leader: Mapping[str, Any]) -> float | None:
+def _asked_scale(admission: GroupAddition, leader: Mapping[str, Any]) -> float | None:
     """The rate that an admission asks for as a multiple of the leader's; None if for none."""
     if admission.lr is not None:
         return _proportion(admission.lr, base_lr(leader))

@@ -6,7 +6,7 @@ from torch import nn
 from torch.optim import LBFGS, Muon, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lit_finetune.optim.group_manager import GroupKeeper
+from lit_finetune.optim.group_manager import ParamGroupManager
 from lit_finetune.optim.group_warmup import Rise, Warmup
 from lit_finetune.schedules.plan import Plan
 from lit_finetune.schedules.triggers import Progress
@@ -37,7 +37,7 @@ class PhaseGroups:
         refuse_optimizers(optimizers, num_phases=len(plan.phases))
         refuse_to_join(optimizers, plan, parameters)
         blocks = {name: block.name for block in plan.blocks for name in block.parameters}
-        self._keeper = GroupKeeper(optimizers, schedulers, parameters, blocks)
+        self._keeper = ParamGroupManager(optimizers, schedulers, parameters, blocks)
         self._warmup = Warmup(optimizers, step_now)
         self._parameters = parameters
 
@@ -58,7 +58,7 @@ class PhaseGroups:
             names = list(phase.parameters)
         else:
             names = [name for part in phase.admissions for name in self._keeper.admit(part)]
-        self._keeper.withhold(set(phase.frozen) - set(norms))
+        self._keeper.remove(set(phase.frozen) - set(norms))
         if steps := phase.entry.warmup_steps:
             rise = Rise(progress.began[index].step, steps)
             self._warmup.add((self._parameters[name] for name in names), rise)

@@ -49,10 +49,10 @@ def unreached_line(plan: Plan, progress: Progress) -> str | None:
     return f"The training ended before these phases began: {names}." if rest else None
 
 
-def still_line(plan: Plan) -> str | None:
+def user_frozen_line(plan: Plan) -> str | None:
     """Which parameters were fixed before the run and stay so; None if there are none."""
     named = {name for phase in plan.phases for name in phase.parameters}
-    rest = [name for block in plan.blocks for name in block.still if name not in named]
+    rest = [name for block in plan.blocks for name in block.user_frozen if name not in named]
     if not rest:
         return None
     names = ", ".join(rest[:3]) + (", …" if len(rest) > 3 else "")
@@ -62,11 +62,11 @@ def still_line(plan: Plan) -> str | None:
     )
 
 
-def beside_line(plan: Plan) -> str | None:
+def auxiliary_line(plan: Plan) -> str | None:
     """Which networks of the module are beside the one that trains; None if there are none."""
-    if not plan.beside:
+    if not plan.auxiliary:
         return None
     return (
-        f"Left as they are, as networks beside the one that trains: {len(plan.beside)} parameters,"
-        f" {some_of(plan.beside, 2)}."
+        f"Left as they are, as networks beside the one that trains: {len(plan.auxiliary)}"
+        f" parameters, {some_of(plan.auxiliary, 2)}."
     )

@@ -13,7 +13,7 @@ from lit_finetune.schedules.triggers import Plateau, Position, Progress, is_over
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Admission:
+class GroupAddition:
     """Parameters that start to train together, by name, and how fast."""
 
     label: str
@@ -28,7 +28,7 @@ class PlannedPhase:
 
     entry: Phase
     """What the schedule says of it."""
-    admissions: tuple[Admission, ...]
+    admissions: tuple[GroupAddition, ...]
     frozen: tuple[str, ...] = ()
 
     @property
@@ -50,7 +50,7 @@ class Plan:
 
     phases: tuple[PlannedPhase, ...]
     blocks: tuple[Block, ...]
-    beside: tuple[str, ...] = ()
+    auxiliary: tuple[str, ...] = ()
     """The names of parameters of other networks in the module, which are left as they are."""
     networks_beside: tuple[str, ...] = ()
     """The names of these networks."""
@@ -94,9 +94,9 @@ class Plan:
         return frozenset(names)
 
     @property
-    def still(self) -> frozenset[str]:
+    def user_frozen(self) -> frozenset[str]:
         """The names of the parameters that were fixed before any schedule came."""
-        return frozenset(name for block in self.blocks for name in block.still)
+        return frozenset(name for block in self.blocks for name in block.user_frozen)
 
     def to_list(self, index: int) -> list[dict[str, Any]]:
         """The phases up to an index as plain data, for a checkpoint; compiled or not the same."""
@@ -173,13 +173,15 @@ def _plan_phase(
             that they are in may follow; brought up to date.
     """
     frozen, problems = _stopped(entry.freezes, blocks, taken)
-    admissions: list[Admission] = []
+    admissions: list[GroupAddition] = []
     for selection in entry.adds:
         found, trouble = _resolve(selection, blocks, taken, loose, begins=entry.begins)
         problems += trouble
         label = ", ".join(map(str, selection.modules))
         admissions.append(
-            Admission(label=label, parameters=found, lr=selection.lr, lr_scale=selection.lr_scale)
+            GroupAddition(
+                label=label, parameters=found, lr=selection.lr, lr_scale=selection.lr_scale
+            )
         )
     for name in frozen:
         del taken[name]
@@ -229,7 +231,7 @@ def _resolve(
 
 def _left_still(blocks: Sequence[Block], taken: Mapping[str, str]) -> list[str]:
     """The parameters that were fixed before any schedule came, and do not train."""
-    return [name for block in blocks for name in block.still if name not in taken]
+    return [name for block in blocks for name in block.user_frozen if name not in taken]
 
 
 def _stopped(

@@ -59,8 +59,8 @@ def select(selector: Selector, blocks: Sequence[Block]) -> tuple[str, ...]:
             f"{selector!r} matches weights of the network alone, such as {found[0]!r}: they stay"
             " frozen, and the adapters (`lora`) train in their place."
         )
-    still = {name for block in blocks for name in block.still}
-    moving = tuple(name for name in found if name in free and name not in still)
+    user_frozen = {name for block in blocks for name in block.user_frozen}
+    moving = tuple(name for name in found if name in free and name not in user_frozen)
     return moving or tuple(name for name in found if name in free)
 
 

@@ -8,67 +8,78 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from typing_extensions import override
 
 
-class GhostError(Exception):
-    """What ghosts cannot go through. The message goes on from: it cannot, since …."""
+class ShapeTensorError(Exception):
+    """What shape tensors cannot go through. The message goes on from: it cannot, since …."""
 
 
-class Passage:
-    """One run of a network: on ghosts up to some place, and on real values from there on."""
+class ShapeTrace:
+    """One run of a network: on shape tensors up to some place, and on real values from there on."""
 
     def __init__(self) -> None:
         self.steps: list[str] = []
-        """What was done with ghosts so far, in order."""
+        """What was done with shape tensors so far, in order."""
         self.value: Tensor | None = None
-        """What has taken the place of a ghost. The ghost is not held: it holds this run, and where
-        it is a view, torch holds it too, in a circle that Python's collector cannot see."""
+        """The real value that replaced a shape tensor. The shape tensor itself is not stored: it
+        refers to this run, and where it is a view, torch refers to it: a cycle that Python cannot
+        see."""
 
-    def arrive(self, ghost: "Ghost", value: Tensor) -> None:
-        """From here on a ghost stands for this value, and no other ghost may be used."""
-        ghost.has_arrived, self.value = True, value
+    def substitute(self, shape_tensor: "ShapeTensor", value: Tensor) -> None:
+        """Replace a shape tensor by its value; from here on no other shape tensor may be used."""
+        shape_tensor.is_substituted, self.value = True, value
 
-    def resolve(self, ghost: "Ghost") -> Tensor:
-        """The real value of a ghost, where there is one."""
-        return self.value if ghost.has_arrived and self.value is not None else ghost
+    def resolve(self, shape_tensor: "ShapeTensor") -> Tensor:
+        """The real value of a shape tensor, where there is one."""
+        return (
+            self.value if shape_tensor.is_substituted and self.value is not None else shape_tensor
+        )
 
 
-class Ghost(Tensor):
+class ShapeTensor(Tensor):
     """A tensor without values that depends on the picture.
 
     It says that it is on the device of the real one, and so is what comes of it. What does not
-    depend on the picture (positions, masks of a given size) is computed as always. A ghost whose
-    real value has arrived is replaced by that wherever it is used.
+    depend on the picture (positions, masks of a given size) is computed as always. Once a shape
+    tensor has been substituted, its real value is used instead.
 
     Args:
-        shell: Its shape, strides and type, on the meta device.
+        meta_tensor: Its shape, strides and type, on the meta device.
         device: Where it claims to be.
-        passage: The run that it belongs to.
+        shape_trace: The run that it belongs to.
         origin: What made it, for error messages.
     """
 
-    shell: Tensor
-    passage: Passage
+    meta_tensor: Tensor
+    shape_trace: ShapeTrace
     origin: str
-    has_arrived: bool = False
+    is_substituted: bool = False
 
     @staticmethod
     def __new__(
-        cls, shell: Tensor, *, device: torch.device, passage: Passage, origin: str
-    ) -> "Ghost":
+        cls, meta_tensor: Tensor, *, device: torch.device, shape_trace: ShapeTrace, origin: str
+    ) -> "ShapeTensor":
         """A tensor around no storage."""
-        ghost: Ghost = torch.Tensor._make_wrapper_subclass(
-            cls, shell.shape, strides=shell.stride(), dtype=shell.dtype, device=device
+        shape_tensor: ShapeTensor = torch.Tensor._make_wrapper_subclass(
+            cls,
+            meta_tensor.shape,
+            strides=meta_tensor.stride(),
+            dtype=meta_tensor.dtype,
+            device=device,
         )
-        ghost.shell, ghost.passage, ghost.origin = shell, passage, origin
-        return ghost
+        shape_tensor.meta_tensor, shape_tensor.shape_trace, shape_tensor.origin = (
+            meta_tensor,
+            shape_trace,
+            origin,
+        )
+        return shape_tensor
 
     @override
     def __repr__(self) -> str:  # type: ignore[override]  # torch's argument is for its printing
-        return f"{self.origin} {tuple(self.shell.shape)}"
+        return f"{self.origin} {tuple(self.meta_tensor.shape)}"
 
     @classmethod
     @override
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # Here, above autograd, so that a value which takes a ghost's place keeps its gradient.
+        # Here, above autograd, so that the value which replaces a shape tensor keeps its gradient.
         args, kwargs = resolved(args), resolved(kwargs or {})
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
@@ -78,44 +89,52 @@ class Ghost(Tensor):
     def __torch_dispatch__(  # type: ignore[override]  # in torch it is no method
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        ghosts = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Ghost)]
-        _refuse(func, args, kwargs or {}, ghosts)
+        shape_tensors = [
+            leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, ShapeTensor)
+        ]
+        _refuse(func, args, kwargs or {}, shape_tensors)
         device = (kwargs or {}).get("device")
-        shells, options = tree_map_only(Tensor, _shell, (args, kwargs or {}))
+        meta_tensors, options = tree_map_only(Tensor, _meta_tensor, (args, kwargs or {}))
         if device is not None:
             options["device"] = torch.device("meta")
-        found = func(*shells, **options)
-        return _summoned(found, func.overloadpacket.__name__, ghosts, device)
+        found = func(*meta_tensors, **options)
+        return _wrapped(found, func.overloadpacket.__name__, shape_tensors, device)
 
 
 def resolved(tree: Any) -> Any:
-    """A value, or values in containers, with real ones in the place of ghosts that have arrived."""
-    if isinstance(tree, Ghost):
-        return tree.passage.resolve(tree)
+    """A value, or values in containers, with each substituted shape tensor replaced."""
+    if isinstance(tree, ShapeTensor):
+        return tree.shape_trace.resolve(tree)
     if type(tree) is tuple or type(tree) is list:  # most are: torch's own way takes its time
         return type(tree)(map(resolved, tree))
     if type(tree) is dict:
         return {key: resolved(value) for key, value in tree.items()}
     if tree is None or isinstance(tree, Tensor | int | float | str):
         return tree
-    return tree_map_only(Ghost, lambda ghost: ghost.passage.resolve(ghost), tree)
+    return tree_map_only(
+        ShapeTensor, lambda shape_tensor: shape_tensor.shape_trace.resolve(shape_tensor), tree
+    )
 
 
-def _refuse(func: Any, args: Any, kwargs: Any, ghosts: list[Ghost]) -> None:
-    """Raise if an operation needs values, or leaves something behind that ghosts cannot."""
+def _refuse(func: Any, args: Any, kwargs: Any, shape_tensors: list[ShapeTensor]) -> None:
+    """Raise if an operation needs values, or leaves something behind that shape tensors cannot."""
     name = func.overloadpacket.__name__
-    if ghosts[0].passage.value is not None:
-        raise GhostError(f"{ghosts[0]!r} is used behind it as well (in `{name}`)")
+    if shape_tensors[0].shape_trace.value is not None:
+        raise ShapeTensorError(f"{shape_tensors[0]!r} is used behind it as well (in `{name}`)")
     if _is_random(func, args, kwargs):
-        raise GhostError(f"`{name}` draws at random before it, outside of the blocks' modules")
+        raise ShapeTensorError(
+            f"`{name}` draws at random before it, outside of the blocks' modules"
+        )
     if torch.Tag.data_dependent_output in func.tags:
-        raise GhostError(f"what is done depends on the values of {ghosts[0]!r} (in `{name}`)")
+        raise ShapeTensorError(
+            f"what is done depends on the values of {shape_tensors[0]!r} (in `{name}`)"
+        )
     if func._schema.is_mutable:
         named = zip(func._schema.arguments, (*args, *kwargs.values()), strict=False)
         for argument, value in named:
             is_written = argument.alias_info is not None and argument.alias_info.is_write
-            if is_written and not all(isinstance(leaf, Ghost) for leaf in tree_leaves(value)):
-                raise GhostError(f"`{name}` writes {ghosts[-1]!r} into another tensor")
+            if is_written and not all(isinstance(leaf, ShapeTensor) for leaf in tree_leaves(value)):
+                raise ShapeTensorError(f"`{name}` writes {shape_tensors[-1]!r} into another tensor")
 
 
 def _is_random(func: Any, args: Any, kwargs: Any) -> bool:
@@ -131,23 +150,25 @@ def _is_random(func: Any, args: Any, kwargs: Any) -> bool:
     return given.get("dropout_p") != 0
 
 
-def _shell(tensor: Tensor) -> Tensor:
-    return tensor.shell if isinstance(tensor, Ghost) else tensor.to("meta")
+def _meta_tensor(tensor: Tensor) -> Tensor:
+    return tensor.meta_tensor if isinstance(tensor, ShapeTensor) else tensor.to("meta")
 
 
-def _summoned(found: Any, name: str, ghosts: list[Ghost], device: Any) -> Any:
-    """The ghosts of what was computed on shells; what was changed in place stays itself."""
-    known = {id(ghost.shell): ghost for ghost in ghosts}
-    passage = ghosts[0].passage
-    where = torch.device(device) if device is not None else ghosts[0].device
+def _wrapped(found: Any, name: str, shape_tensors: list[ShapeTensor], device: Any) -> Any:
+    """The shape tensors of an operation's results; what was changed in place stays itself."""
+    known = {id(shape_tensor.meta_tensor): shape_tensor for shape_tensor in shape_tensors}
+    shape_trace = shape_tensors[0].shape_trace
+    where = torch.device(device) if device is not None else shape_tensors[0].device
 
-    def summon(shell: Tensor) -> Ghost:
-        passage.steps.append(f"{name} {tuple(shell.shape)}")
-        same = known.get(id(shell))
+    def wrap(meta_tensor: Tensor) -> ShapeTensor:
+        shape_trace.steps.append(f"{name} {tuple(meta_tensor.shape)}")
+        same = known.get(id(meta_tensor))
         if same is not None:
-            if same.shape != shell.shape:
-                raise GhostError(f"`{name}` changes the shape of {same!r} in place")
+            if same.shape != meta_tensor.shape:
+                raise ShapeTensorError(f"`{name}` changes the shape of {same!r} in place")
             return same
-        return Ghost(shell, device=where, passage=passage, origin=f"the result of `{name}`")
+        return ShapeTensor(
+            meta_tensor, device=where, shape_trace=shape_trace, origin=f"the result of `{name}`"
+        )
 
-    return tree_map_only(Tensor, summon, found)
+    return tree_map_only(Tensor, wrap, found)

@@ -1,9 +1,9 @@
 """Run a network up to one of its blocks, and from there on.
 
 Both halves are the network's own forward, whatever it does. The first is stopped where the block
-begins. The second runs on ghosts, tensors without values, is told what shape each module of the
-blocks before gives, and goes on with the real values where the block begins. Should anything else
-of the picture be needed from there on, it is a ghost, and the network cannot be split there.
+begins. The second runs on shape tensors, which have no values, is told what shape each module of
+the blocks before gives, and goes on with the real values where the block begins. Should anything
+else of the picture be needed from there on, it is a shape tensor, and the network cannot be split.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from lit_finetune.blocks.block import list_blocks
 from lit_finetune.modules.compiled import eagerly
 from lit_finetune.modules.outputs import logits_of
-from lit_finetune.splitting.shape_tensor import Ghost, GhostError, Passage, resolved
+from lit_finetune.splitting.shape_tensor import ShapeTensor, ShapeTensorError, ShapeTrace, resolved
 from lit_finetune.splitting.split_point import (
     Cut,
     Reached,
@@ -26,7 +26,7 @@ from lit_finetune.splitting.split_point import (
     cut_at,
     record,
     stopping_at,
-    the_ghost,
+    the_shape_tensor,
 )
 from lit_finetune.splitting.split_point import SplitError as SplitError
 
@@ -197,19 +197,21 @@ def _stopped(network: nn.Module, note: Record, run: Callable[[], Any]) -> Tensor
 
 def _resumed(network: nn.Module, cut: Cut, note: Record, h: Tensor) -> Any:
     """The network's output, with `h` entering the block of a record."""
-    passage = Passage()
+    shape_trace = ShapeTrace()
 
     def enter(_: nn.Module, args: Any, kwargs: Any) -> Any:
-        if passage.value is None:
-            ghost = the_ghost(cut, tree_leaves((args, kwargs)))
-            if ghost.shape != h.shape:
-                expected = tuple(ghost.shape)
+        if shape_trace.value is None:
+            shape_tensor = the_shape_tensor(cut, tree_leaves((args, kwargs)))
+            if shape_tensor.shape != h.shape:
+                expected = tuple(shape_tensor.shape)
                 raise cut.refusal(f"{expected} enters it, but this has the shape {tuple(h.shape)}")
-            passage.arrive(ghost, _copy(h))
+            shape_trace.substitute(shape_tensor, _copy(h))
         return resolved((args, kwargs))
 
     entry = network.get_submodule(note.entry)
-    picture = Ghost(note.picture, device=h.device, passage=passage, origin="the picture")
+    picture = ShapeTensor(
+        note.picture, device=h.device, shape_trace=shape_trace, origin="the picture"
+    )
     with ExitStack() as undo:
         hook = entry.register_forward_pre_hook(enter, prepend=True, with_kwargs=True)
         undo.callback(hook.remove)
@@ -218,35 +220,40 @@ def _resumed(network: nn.Module, cut: Cut, note: Record, h: Tensor) -> Any:
         undo.enter_context(eagerly())
         try:
             output = network(picture)
-        except GhostError as error:
+        except ShapeTensorError as error:
             raise cut.refusal(error) from error
-    if any(isinstance(leaf, Ghost) for leaf in [logits_of(output)]):
+    if any(isinstance(leaf, ShapeTensor) for leaf in [logits_of(output)]):
         raise cut.refusal("the network's output does not come of what enters it")
     return output
 
 
 @contextmanager
 def _replaying(
-    module: nn.Module, path: str, outputs: Sequence[Any], picture: Ghost
+    module: nn.Module, path: str, outputs: Sequence[Any], picture: ShapeTensor
 ) -> Iterator[None]:
-    """Let a module give ghosts of the shapes that it is known to give, without running.
+    """Let a module give shape tensors of the shapes that it is known to give, without running.
 
     Once the passage has arrived it is itself again: it may be used behind the block as well.
     """
-    passage, device, calls = picture.passage, picture.device, iter(outputs)
+    shape_trace, device, calls = picture.shape_trace, picture.device, iter(outputs)
     own = vars(module).get("forward")
     forward = module.forward
 
     def replay(*args: Any, **kwargs: Any) -> Any:
-        shells = next(calls, None) if passage.value is None else None
-        if shells is None:
+        meta_tensors = next(calls, None) if shape_trace.value is None else None
+        if meta_tensors is None:
             return forward(*args, **kwargs)
 
-        def summon(shell: Tensor) -> Ghost:
-            return Ghost(shell, device=device, passage=passage, origin=f"the output of `{path}`")
+        def wrap(meta_tensor: Tensor) -> ShapeTensor:
+            return ShapeTensor(
+                meta_tensor,
+                device=device,
+                shape_trace=shape_trace,
+                origin=f"the output of `{path}`",
+            )
 
-        is_one = isinstance(shells, Tensor)
-        return summon(shells) if is_one else tree_map_only(Tensor, summon, shells)
+        is_one = isinstance(meta_tensors, Tensor)
+        return wrap(meta_tensors) if is_one else tree_map_only(Tensor, wrap, meta_tensors)
 
     vars(module)["forward"] = replay
     try:

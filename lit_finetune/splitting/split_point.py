@@ -1,4 +1,4 @@
-"""Where a block begins in a network's forward: found by running it on ghosts."""
+"""Where a block begins in a network's forward: found by running it on shape tensors."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from lit_finetune._errors import one_of
 from lit_finetune.blocks.block import Block
 from lit_finetune.modules.compiled import eagerly
-from lit_finetune.splitting.shape_tensor import Ghost, GhostError, Passage
+from lit_finetune.splitting.shape_tensor import ShapeTensor, ShapeTensorError, ShapeTrace
 
 PLAIN = (type(None), bool, int, float, str)
 """What a module may give beside tensors and be taken at its word."""
@@ -84,7 +84,7 @@ def cut_at(network: nn.Module, blocks: Sequence[Block], name: str) -> Cut:
 
 
 def record(network: nn.Module, cut: Cut, picture: Tensor, device: torch.device) -> Record:
-    """Run a network on ghosts up to a block, and note how it gets there.
+    """Run a network on shape tensors up to a block, and note how it gets there.
 
     Args:
         network: It computes nothing, and is afterwards as it was.
@@ -99,7 +99,7 @@ def record(network: nn.Module, cut: Cut, picture: Tensor, device: torch.device) 
     with torch.inference_mode(False), torch.enable_grad(), _left_as_it_was(network):
         _mark_parameters(network, cut)
         in_training, in_evaluation = (
-            _run_on_ghosts(network, cut, picture, device, training=training)
+            _run_on_shapes(network, cut, picture, device, training=training)
             for training in (True, False)
         )
     if in_training.steps != in_evaluation.steps or in_training.entry != in_evaluation.entry:
@@ -107,14 +107,16 @@ def record(network: nn.Module, cut: Cut, picture: Tensor, device: torch.device) 
     return in_evaluation
 
 
-def the_ghost(cut: Cut, leaves: Sequence[Any]) -> Ghost:
-    """The only ghost among a block's arguments."""
-    ghosts = {id(leaf): leaf for leaf in leaves if isinstance(leaf, Ghost)}
-    if not ghosts:
+def the_shape_tensor(cut: Cut, leaves: Sequence[Any]) -> ShapeTensor:
+    """The only shape tensor among a block's arguments."""
+    shape_tensors = {id(leaf): leaf for leaf in leaves if isinstance(leaf, ShapeTensor)}
+    if not shape_tensors:
         raise cut.refusal("nothing of the picture enters it")
-    if len(ghosts) > 1:
-        raise cut.refusal(f"several tensors enter it: {', '.join(map(repr, ghosts.values()))}")
-    return next(iter(ghosts.values()))
+    if len(shape_tensors) > 1:
+        raise cut.refusal(
+            f"several tensors enter it: {', '.join(map(repr, shape_tensors.values()))}"
+        )
+    return next(iter(shape_tensors.values()))
 
 
 @contextmanager
@@ -132,13 +134,15 @@ def stopping_at(network: nn.Module, paths: Iterator[str] | Sequence[str]) -> Ite
         yield
 
 
-def _run_on_ghosts(
+def _run_on_shapes(
     network: nn.Module, cut: Cut, picture: Tensor, device: torch.device, *, training: bool
 ) -> Record:
     _set_modes(network, cut, training=training)
-    passage = Passage()
+    shape_trace = ShapeTrace()
     outputs: dict[str, list[Any]] = defaultdict(list)
-    ghost = Ghost(picture, device=device, passage=passage, origin="the picture")
+    shape_tensor = ShapeTensor(
+        picture, device=device, shape_trace=shape_trace, origin="the picture"
+    )
     states = _random_states(device)
     try:
         with (
@@ -146,12 +150,12 @@ def _run_on_ghosts(
             stopping_at(network, _entries(network, cut)),
             _noting(network, cut, outputs),
         ):
-            network(ghost)
+            network(shape_tensor)
     except Reached as reached:
-        entering = the_ghost(cut, reached.leaves)
+        entering = the_shape_tensor(cut, reached.leaves)
         slot = next(i for i, leaf in enumerate(reached.leaves) if leaf is entering)
         entry = reached.path
-    except GhostError as error:
+    except ShapeTensorError as error:
         raise cut.refusal(error) from error
     except SplitError:
         raise
@@ -171,9 +175,9 @@ def _run_on_ghosts(
         picture=picture,
         entry=entry,
         slot=slot,
-        entering=entering.shell,
+        entering=entering.meta_tensor,
         outputs=dict(outputs),
-        steps=tuple(passage.steps),
+        steps=tuple(shape_trace.steps),
     )
 
 
@@ -211,10 +215,12 @@ def _noting(network: nn.Module, cut: Cut, outputs: dict[str, list[Any]]) -> Iter
 
             def note(_: nn.Module, args: Any, output: Any, path: str = path) -> None:
                 leaves = tree_leaves(output)
-                ghosts = [isinstance(leaf, Ghost) for leaf in leaves]
-                is_known = all(isinstance(leaf, (Ghost, *PLAIN)) for leaf in leaves)
-                shells = tree_map_only(Ghost, lambda ghost: ghost.shell, output)
-                outputs[path].append(shells if is_known and any(ghosts) else None)
+                shape_tensors = [isinstance(leaf, ShapeTensor) for leaf in leaves]
+                is_known = all(isinstance(leaf, (ShapeTensor, *PLAIN)) for leaf in leaves)
+                meta_tensors = tree_map_only(
+                    ShapeTensor, lambda shape_tensor: shape_tensor.meta_tensor, output
+                )
+                outputs[path].append(meta_tensors if is_known and any(shape_tensors) else None)
 
             hook = network.get_submodule(path).register_forward_hook(note)
             handles.callback(hook.remove)
@@ -231,7 +237,7 @@ def _kept(network: nn.Module, cut: Cut) -> str | None:
     for root in cut.before:
         for name, module in network.get_submodule(root).named_modules():
             for attribute, value in [*vars(module).items(), *module._buffers.items()]:
-                if any(isinstance(leaf, Ghost) for leaf in tree_leaves(value)):
+                if any(isinstance(leaf, ShapeTensor) for leaf in tree_leaves(value)):
                     return ".".join(filter(None, [root, name, attribute]))
     return None
 

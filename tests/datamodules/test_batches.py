@@ -18,7 +18,7 @@ from datamodules.transforms.pipeline import make_pipeline
 from datamodules.transforms.presets import photo_geometry
 from lit_finetune.datamodules import DigitsDataModule, ImageDataModule, ImageFolderDataModule
 from lit_finetune.images.data_config import DataConfig, eval_geometry, eval_transform, normalize
-from lit_finetune.loading.run_position import Place
+from lit_finetune.loading.run_position import RunPosition
 
 AUGMENTATIONS = ["auto", "trivial", "none", v2.RandomRotation(20)]
 
@@ -69,7 +69,7 @@ def test_pictures_do_not_depend_on_the_size_of_the_batch_or_on_workers(kind, pho
 def test_pictures_do_not_depend_on_the_process_and_a_resumed_epoch_has_the_same(kind, photos):
     dataset = make(kind, photos).train_dataloader().dataset
 
-    def epoch(ranks: int, rank: int, place: Place) -> dict[Draw, torch.Tensor]:
+    def epoch(ranks: int, rank: int, place: RunPosition) -> dict[Draw, torch.Tensor]:
         sampler = EpochSampler(
             dataset, num_replicas=ranks, rank=rank, seed=7, batch_size=3, place=lambda: place
         )
@@ -77,12 +77,16 @@ def test_pictures_do_not_depend_on_the_process_and_a_resumed_epoch_has_the_same(
         images = [image for image, _ in dataset.__getitems__(draws)]
         return dict(zip(draws, images, strict=True))
 
-    whole = epoch(1, 0, Place(2, 0))
-    for part in (epoch(2, 0, Place(2, 0)), epoch(2, 1, Place(2, 0)), epoch(1, 0, Place(2, 2))):
+    whole = epoch(1, 0, RunPosition(2, 0))
+    for part in (
+        epoch(2, 0, RunPosition(2, 0)),
+        epoch(2, 1, RunPosition(2, 0)),
+        epoch(1, 0, RunPosition(2, 2)),
+    ):
         assert part.keys() <= whole.keys()
         assert all(torch.equal(whole[draw], part[draw]) for draw in part)
     assert len(part) == len(whole) - 6
-    other = epoch(1, 0, Place(3, 0))
+    other = epoch(1, 0, RunPosition(3, 0))
     assert not {draw.seed for draw in other} & {draw.seed for draw in whole}
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from datamodules.samplers import even_batch_size
-from datamodules.transforms.batch_augment import Mirror
+from datamodules.transforms.batch_augment import RandomHorizontalFlip
 from lit_finetune.datamodules import (
     CIFARDataModule,
     DigitsDataModule,
@@ -142,7 +142,11 @@ def test_digits_are_never_mirrored_and_photographs_are(tmp_path, make_pictures):
     make_pictures(tmp_path, ants=2, bees=2)
     photos, digits = ImageFolderDataModule(tmp_path), DigitsDataModule()
     flips = [
-        [part for part in data.train_geometry(DataConfig()) if isinstance(part, Mirror)]
+        [
+            part
+            for part in data.train_geometry(DataConfig())
+            if isinstance(part, RandomHorizontalFlip)
+        ]
         for data in (photos, digits)
     ]
     assert [len(found) for found in flips] == [1, 0]

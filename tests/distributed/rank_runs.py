@@ -107,9 +107,9 @@ def train(folder: Path, name: str, case: dict[str, Any]) -> None:
     """One case."""
     seed_everything(0, verbose=False)
     make = WrappedOnce if case.get("wraps_once") else FreezeUnfreezeCallback
-    wrap_again = sys.modules[FreezeUnfreezeCallback.__module__].wrap_again
+    rewrap = sys.modules[FreezeUnfreezeCallback.__module__].rewrap
     if case.get("wraps_once"):
-        sys.modules[FreezeUnfreezeCallback.__module__].wrap_again = lambda *_: None
+        sys.modules[FreezeUnfreezeCallback.__module__].rewrap = lambda *_: None
     settings = {"num_classes": 3, "lr": 0.01, "backbone_lr_ratio": 0.5, **case.get("model", {})}
     model = FinetuneClassifier(Net(), **settings)
     options = {
@@ -131,7 +131,7 @@ def train(folder: Path, name: str, case: dict[str, Any]) -> None:
     ckpt_path = str(folder / case["ckpt_path"]) if "ckpt_path" in case else None
     with synchronised_on_cpu() if case.get("synchronised") else nullcontext():
         trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=True)
-    sys.modules[FreezeUnfreezeCallback.__module__].wrap_again = wrap_again
+    sys.modules[FreezeUnfreezeCallback.__module__].rewrap = rewrap
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from lit_finetune.blocks.block import list_blocks
 from lit_finetune.freezing.freeze import (
+    enforce_eval,
     frozen_modules,
-    hold,
     norm_parameters,
-    release,
+    restore_training,
     set_trainable,
 )
 from lit_finetune.modules.eval_mode import eval_mode
@@ -59,7 +59,7 @@ def freeze_but(net: nn.Module, *selectors: str, norms_train: bool = False) -> li
     set_trainable(net, names | norm_parameters(net) if norms_train else names)
     net.train()
     frozen = frozen_modules(net, blocks, norms_train=norms_train)
-    hold(frozen)
+    enforce_eval(frozen)
     return frozen
 
 
@@ -201,14 +201,14 @@ def test_hold_puts_back_what_lightning_or_anyone_sets_to_train() -> None:
     for _ in range(2):
         net.eval()
         net.train()
-        hold(frozen)
+        enforce_eval(frozen)
         assert training(net) == expected
 
 
 def test_release_lets_all_train_again() -> None:
     net = Net()
     frozen = freeze_but(net, "head")
-    release(frozen)
+    restore_training(frozen)
     assert all(module.training for module in net.modules())
 
 
@@ -216,8 +216,8 @@ def test_the_next_phase_frees_what_it_adds_and_nothing_else() -> None:
     net = Net()
     before = freeze_but(net, "head")
     set_trainable(net, set(select("layer2", list_blocks(net))) | {"fc.weight", "fc.bias"})
-    release(before)
-    hold(frozen_modules(net, list_blocks(net)))
+    restore_training(before)
+    enforce_eval(frozen_modules(net, list_blocks(net)))
     assert {name.split(".")[0] for name in training(net)} == {"layer2", "pool", "dropout", "fc"}
 
 
@@ -233,12 +233,12 @@ def test_a_module_that_two_blocks_share_trains_when_one_of_them_does() -> None:
     blocks = list_blocks(net)
 
     set_trainable(net, {"a.1.weight", "a.1.bias", "fc.weight", "fc.bias"})
-    hold(frozen_modules(net, blocks))
+    enforce_eval(frozen_modules(net, blocks))
     assert shared.training
 
     net.train()
     set_trainable(net, {"fc.weight", "fc.bias"})
-    hold(frozen_modules(net, blocks))
+    enforce_eval(frozen_modules(net, blocks))
     assert not shared.training
 
 

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import (
 
 from lit_finetune.blocks.block import list_blocks
 from lit_finetune.freezing.freeze import norm_parameters
-from lit_finetune.optim.group_manager import GroupKeeper
+from lit_finetune.optim.group_manager import ParamGroupManager
 from lit_finetune.optim.optimizer import build_optimizer, join_groups
 from lit_finetune.optim.param_groups import make_param_groups
 from lit_finetune.optim.phase_groups import refuse_optimizers
@@ -61,7 +61,7 @@ class Run:
         blocks = list_blocks(self.net)
         self.plan = make_plan(parse_schedule(schedule), blocks, max_epochs=None)
         self.parameters = dict(self.net.named_parameters())
-        self.keeper = GroupKeeper(
+        self.keeper = ParamGroupManager(
             self.optimizers,
             self.schedulers,
             self.parameters,

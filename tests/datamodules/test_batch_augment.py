@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms import RandomResizedCrop, v2
+from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from datamodules.transforms.batch_augment import Mirror, Shift, TurnShiftZoom
-from datamodules.transforms.random_crop import RandomCut
+from datamodules.transforms.batch_augment import RandomAffine, RandomHorizontalFlip, RandomTranslate
+from datamodules.transforms.random_crop import RandomResizedCrop
 from datamodules.transforms.random_numbers import uniforms
 
-MOVES = [Shift((2, 3)), Mirror(), TurnShiftZoom(10, translate=0.1, zoom=0.1)]
+MOVES = [RandomTranslate((2, 3)), RandomHorizontalFlip(), RandomAffine(10, translate=0.1, zoom=0.1)]
 
 
 def pictures(count: int = 50, size: tuple[int, int] = (12, 20)) -> torch.Tensor:
@@ -55,7 +56,7 @@ def test_what_happens_to_a_picture_does_not_depend_on_the_others(move):
 
 def test_shifts_are_crops_of_the_padded_picture():
     batch, numbers = pictures(300), draws(300, 2)
-    shifted = Shift((2, 3)).move(batch.clone(), numbers)
+    shifted = RandomTranslate((2, 3)).move(batch.clone(), numbers)
     seen = set()
     for before, after, (down, right) in zip(batch, shifted, numbers, strict=True):
         top, left = int(down * 5), int(right * 7)
@@ -67,12 +68,12 @@ def test_shifts_are_crops_of_the_padded_picture():
 
 def test_a_shift_by_nothing_changes_nothing():
     batch = pictures(3)
-    assert torch.equal(Shift((0, 0)).move(batch.clone(), draws(3, 2)), batch)
+    assert torch.equal(RandomTranslate((0, 0)).move(batch.clone(), draws(3, 2)), batch)
 
 
 def test_every_other_picture_is_mirrored():
     batch, numbers = pictures(1000), draws(1000, 1)
-    mirrored = Mirror().move(batch.clone(), numbers)
+    mirrored = RandomHorizontalFlip().move(batch.clone(), numbers)
     chosen = numbers[:, 0] < 0.5
 
     assert 400 < chosen.sum() < 600
@@ -83,7 +84,7 @@ def test_every_other_picture_is_mirrored():
 def test_turns_shifts_and_zooms_are_those_of_torchvision():
     batch, numbers = pictures(40, (16, 24)), draws(40, 4)
     batch = functional.gaussian_blur(batch, [3, 3])
-    moved = TurnShiftZoom(10, translate=0.1, zoom=0.1).move(batch.clone(), numbers)
+    moved = RandomAffine(10, translate=0.1, zoom=0.1).move(batch.clone(), numbers)
     for before, after, (turn, right, down, zoom) in zip(batch, moved, numbers * 2 - 1, strict=True):
         expected = functional.affine(
             before,
@@ -100,7 +101,7 @@ def test_turns_shifts_and_zooms_are_those_of_torchvision():
 @pytest.mark.parametrize("size", [(30, 50), (300, 200)])
 def test_a_cut_is_torchvisions_crop_and_resize(interpolation, size):
     pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
-    step = RandomCut((24, 32), interpolation=interpolation)
+    step = RandomResizedCrop((24, 32), interpolation=interpolation)
     for row in draws(10, step.num_draws).tolist():
         box = step.box(*size, row)
         picture = torch.from_numpy(pixels).permute(2, 0, 1)
@@ -111,7 +112,7 @@ def test_a_cut_is_torchvisions_crop_and_resize(interpolation, size):
 
 def test_the_nearest_pixels_are_those_that_pillow_takes():
     pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
-    step = RandomCut((16, 16), interpolation="nearest")
+    step = RandomResizedCrop((16, 16), interpolation="nearest")
     box = step.box(50, 70, draws(1, step.num_draws)[0].tolist())
     mode = v2.InterpolationMode.NEAREST
     expected = functional.resized_crop(Image.fromarray(pixels), *box, [16, 16], mode)
@@ -120,10 +121,10 @@ def test_the_nearest_pixels_are_those_that_pillow_takes():
 
 
 def test_cuts_have_the_areas_and_proportions_of_torchvisions():
-    step = RandomCut((24, 24), interpolation="bilinear")
+    step = RandomResizedCrop((24, 24), interpolation="bilinear")
     boxes = [step.box(375, 500, row) for row in draws(4000, step.num_draws).tolist()]
     picture = torch.zeros(3, 375, 500)
-    torchvisions = partial(RandomResizedCrop.get_params, picture, [0.08, 1.0], [3 / 4, 4 / 3])
+    torchvisions = partial(TorchvisionCrop.get_params, picture, [0.08, 1.0], [3 / 4, 4 / 3])
     theirs = [torchvisions() for _ in range(4000)]
     for measure in (lambda b: b[2] * b[3], lambda b: math.log(b[3] / b[2]), lambda b: b[0]):
         ours, reference = (np.array([measure(b) for b in each]) for each in (boxes, theirs))
@@ -137,7 +138,7 @@ def test_cuts_have_the_areas_and_proportions_of_torchvisions():
     ("size", "box"), [((10, 500), (0, 243, 10, 13)), ((500, 10), (243, 0, 13, 10))]
 )
 def test_of_an_extreme_picture_the_middle_is_cut(size, box):
-    step = RandomCut((24, 24), interpolation="bilinear", scale=(1.0, 1.0))
+    step = RandomResizedCrop((24, 24), interpolation="bilinear", scale=(1.0, 1.0))
 
     assert step.box(*size, draws(1, step.num_draws)[0].tolist()) == box
 
@@ -150,5 +151,5 @@ def test_a_gpu_moves_as_a_processor_does(move):
     there = move.move(batch.cuda(), numbers)
 
     assert there.is_cuda
-    most = 1 if isinstance(move, TurnShiftZoom) else 0
+    most = 1 if isinstance(move, RandomAffine) else 0
     assert (there.cpu().int() - here.int()).abs().max() <= most
