@@ -573,12 +573,13 @@ class SavesImages(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+@pytest.mark.long
 def test_two_processes_make_one_cache_and_see_what_one_process_sees(photos, tmp_path):
     torch.manual_seed(1)
     trainer = Trainer(
         accelerator="cpu",
         devices=2,
-        strategy="ddp_fork",
+        strategy="ddp_spawn",
         max_epochs=1,
         logger=False,
         enable_checkpointing=False,

@@ -233,13 +233,14 @@ def test_everything_can_be_given_in_yaml():
     assert isinstance(data.train_augmentation, v2.RandomCrop)
 
 
+@pytest.mark.slow
 def test_two_processes_see_the_same_split_and_together_every_picture(tmp_path, make_pictures):
     make_pictures(tmp_path / "photos", ants=10, bees=10)
     data = ImageFolderDataModule(tmp_path / "photos", image_size=8, batch_size=3, num_workers=0)
     trainer = Trainer(
         accelerator="cpu",
         devices=2,
-        strategy="ddp_fork",
+        strategy="ddp_spawn",
         max_epochs=1,
         logger=False,
         enable_checkpointing=False,

@@ -127,7 +127,7 @@ def differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     return [name for name, value in a.items() if not torch.equal(value, b[name])]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["plain", "phases", "own", "norms", "bf16", "lora", "recomputed"])
 def test_shards_train_what_ddp_trains_to_the_last_bit(runs: Path, name: str) -> None:
     sharded, ddp = epochs(runs, name), epochs(runs, f"{name} ddp")
@@ -137,7 +137,7 @@ def test_shards_train_what_ddp_trains_to_the_last_bit(runs: Path, name: str) -> 
         assert differences(sharded[epoch], ddp[epoch]) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["clipped", "accumulated", "fused", "compiled"])
 def test_shards_train_what_ddp_trains_up_to_rounding(runs: Path, name: str) -> None:
     # The norm is summed shard by shard; each batch's gradients are averaged, not their sum; a
@@ -150,7 +150,7 @@ def test_shards_train_what_ddp_trains_up_to_rounding(runs: Path, name: str) -> N
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["plain", "folder", "phases", "own", "norms"])
 def test_both_processes_put_the_same_together_from_their_halves(runs: Path, name: str) -> None:
     one, other = epochs(runs, name, rank=0), epochs(runs, name, rank=1)
@@ -162,7 +162,7 @@ def test_both_processes_put_the_same_together_from_their_halves(runs: Path, name
         assert abs(one[epoch]["here"] / total - 0.5) < 0.1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["plain", "folder", "phases", "own", "norms", "lora"])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_run_resumed_amid_an_epoch_ends_the_same(runs: Path, name: str, rank: int) -> None:
@@ -173,7 +173,7 @@ def test_a_run_resumed_amid_an_epoch_ends_the_same(runs: Path, name: str, rank: 
         assert differences(unbroken[epoch], resumed[epoch]) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_file_of_a_sharded_run_resumes_under_ddp(runs: Path) -> None:
     unbroken, resumed = epochs(runs, "plain"), epochs(runs, "plain in ddp")
 
@@ -182,7 +182,7 @@ def test_a_file_of_a_sharded_run_resumes_under_ddp(runs: Path) -> None:
         assert differences(unbroken[epoch], resumed[epoch]) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["plain", "own"])
 def test_what_is_frozen_does_not_move_and_keeps_nothing(runs: Path, name: str) -> None:
     run_ = epochs(runs, name)
@@ -204,7 +204,7 @@ def test_what_is_frozen_does_not_move_and_keeps_nothing(runs: Path, name: str) -
             assert not any(key.startswith(tuple(frozen)) for key in moved)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_only_gradients_of_what_trains_are_sent(runs: Path) -> None:
     # Four bytes a number, three batches; each tensor is padded to two shards along its first side
     def padded(noted: dict[str, Any]) -> int:
@@ -215,7 +215,7 @@ def test_only_gradients_of_what_trains_are_sent(runs: Path) -> None:
         assert noted["sent"] == 3 * 4 * padded(noted)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_norm_layers_and_dropout_of_frozen_blocks_are_at_rest(runs: Path) -> None:
     held = {epoch: set(noted["held"]) for epoch, noted in epochs(runs, "plain").items()}
 
@@ -226,7 +226,7 @@ def test_norm_layers_and_dropout_of_frozen_blocks_are_at_rest(runs: Path) -> Non
         assert not held[epoch] & (trained - layers)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["folder", "norms"])
 def test_the_classifier_is_loaded_from_a_folder_of_shards_or_a_file(runs: Path, name: str) -> None:
     checkpoint = runs / name / "last.ckpt"
@@ -241,7 +241,7 @@ def test_the_classifier_is_loaded_from_a_folder_of_shards_or_a_file(runs: Path, 
     assert all(torch.equal(value, expected[key]) for key, value in state.items())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "says"),
     [
