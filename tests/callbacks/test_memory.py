@@ -123,9 +123,9 @@ def test_steps_leave_no_tensor_behind(tmp_path: Path, cache: str) -> None:
 @pytest.mark.parametrize(
     ("schedule", "network"),
     [
-        ("head_only", Flattened),
+        pytest.param("head_only", Flattened, marks=pytest.mark.long),
         pytest.param("head_only", FirstToken, marks=pytest.mark.long),
-        pytest.param("full", Residual, marks=pytest.mark.long),
+        ("full", Residual),
         pytest.param("head_only", Residual, marks=pytest.mark.long),
         pytest.param("full", Flattened, marks=pytest.mark.long),
         pytest.param("full", FirstToken, marks=pytest.mark.long),

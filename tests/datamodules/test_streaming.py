@@ -102,7 +102,8 @@ def train(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("num_workers", "options"), [(0, {}), (2, {"lr_scheduler": "constant"})]
+    ("num_workers", "options"),
+    [(0, {}), pytest.param(2, {"lr_scheduler": "constant"}, marks=pytest.mark.long)],
 )  # the default scheduler asks how many steps there are before a checkpoint is read
 def test_a_resumed_run_ends_with_the_same_weights(
     shards: Path, tmp_path: Path, num_workers: int, options: dict[str, Any]

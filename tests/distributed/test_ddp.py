@@ -14,7 +14,6 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).with_name("two_processes.py")
 
 STRATEGIES: dict[str, dict[str, Any]] = {
-    "plain": {},
     "static_graph": {"strategy": {"static_graph": True}},
     "bucket views": {"strategy": {"gradient_as_bucket_view": True}},
     "accumulated and clipped": {
@@ -40,17 +39,12 @@ def run(folder: Path, options: dict[str, Any], ranks: int = 2) -> dict[int, list
     }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    [
-        "plain",
-        *(pytest.param(each, marks=pytest.mark.long) for each in STRATEGIES if each != "plain"),
-    ],
-)
-def test_the_replicas_are_the_same_bits_in_every_phase(tmp_path: Path, name: str) -> None:
-    results = run(tmp_path, STRATEGIES[name])
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+    return run(tmp_path_factory.mktemp("plain"), {})
 
+
+def assert_are_replicas(results: dict[int, list[dict[str, Any]]]) -> None:
     for epoch, (one, other) in enumerate(zip(results[0], results[1], strict=True)):
         assert len(one["trainable"]) == [2, 6, 10][epoch]
         for key, value in one["weights"].items():
@@ -63,8 +57,19 @@ def test_the_replicas_are_the_same_bits_in_every_phase(tmp_path: Path, name: str
 
 
 @pytest.mark.slow
-def test_what_is_frozen_does_not_move_and_what_trains_does(tmp_path: Path) -> None:
-    head_only, with_layer2, everything = run(tmp_path, {})[0]
+def test_the_replicas_are_the_same_bits_in_every_phase(plain: Any) -> None:
+    assert_are_replicas(plain)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_so_they_are_under_each_strategy(tmp_path: Path, name: str) -> None:
+    assert_are_replicas(run(tmp_path, STRATEGIES[name]))
+
+
+@pytest.mark.slow
+def test_what_is_frozen_does_not_move_and_what_trains_does(plain: Any) -> None:
+    head_only, with_layer2, everything = plain[0]
 
     def moved(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
         pairs = ((key, value, after["weights"][key]) for key, value in before["weights"].items())
@@ -78,9 +83,8 @@ def test_what_is_frozen_does_not_move_and_what_trains_does(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_validation_counts_every_picture_once(tmp_path: Path) -> None:
-    results = run(tmp_path, {})
-    batches = [results[rank][0]["evaluated"] for rank in (0, 1)]
+def test_validation_counts_every_picture_once(plain: Any) -> None:
+    batches = [plain[rank][0]["evaluated"] for rank in (0, 1)]
 
     assert sum(map(sum, batches)) == 107
     assert len(batches[0]) == len(batches[1]), "or one process would wait for the other"
