@@ -1,5 +1,6 @@
 """Whether a checkpoint is made as Lightning and this package make one, part by part."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -158,6 +159,14 @@ def _is_own(value: Any) -> bool:
         and isinstance(value.get("data_config"), Mapping)
         and "run_seed" in value
         and _is_seed(value["run_seed"])
+        and _are_class_weights(value.get("class_weights"))
+    )
+
+
+def _are_class_weights(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, list)
+        and all(isinstance(weight, float) and 0 < weight < math.inf for weight in value)
     )
 
 

@@ -3,8 +3,10 @@
 import ast
 import csv
 import inspect
+import io
+import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +49,32 @@ def readable(
     with opened(checkpoint) as file:
         content = read_checkpoint(file, name=name, skip_data=True)
         migrate(content)  # as Lightning will: what is judged is what it sees
+        judged: AbstractContextManager[Path | None] = nullcontext()
         if hparams_file is not None:
-            content[cls.CHECKPOINT_HYPER_PARAMS_KEY] = read_hparams_file(Path(hparams_file))
+            hparams = content[cls.CHECKPOINT_HYPER_PARAMS_KEY] = read_hparams_file(
+                Path(hparams_file)
+            )
+            judged = _written(hparams)
         overrides = trusted_overrides(cls, content, said=said)
-        with limited_build(read_hparams(content), content["state_dict"], said=said):
-            yield file, {"hparams_file": hparams_file, "weights_only": True, **overrides, **said}
+        with judged as path, limited_build(read_hparams(content), content["state_dict"], said=said):
+            yield file, {"hparams_file": path, "weights_only": True, **overrides, **said}
+
+
+@contextmanager
+def _written(hparams: Any) -> Iterator[Path]:
+    """A file of our own with the hyper-parameters that were judged.
+
+    Lightning reads the file itself. It could read another than we did: one that was exchanged in
+    between, or lines that it ends elsewhere.
+    """
+    with tempfile.TemporaryDirectory(prefix="lit-finetune-") as folder:
+        path = Path(folder) / "hparams.yaml"
+        path.write_text(yaml.dump(hparams), encoding="utf-8")
+        yield path
 
 
 def read_hparams_file(path: Path) -> Any:
-    """The hyper-parameters in a file, as Lightning reads it.
+    """The hyper-parameters in a file.
 
     Raises:
         ValueError: It is no YAML, or no CSV.
@@ -64,7 +83,7 @@ def read_hparams_file(path: Path) -> Any:
         text = path.read_text(encoding="utf-8")
         if path.suffix.lower() != ".csv":
             return yaml.full_load(text)
-        return {key: _literal(value) for key, value in list(csv.reader(text.splitlines()))[1:]}
+        return {key: _literal(value) for key, value in list(csv.reader(io.StringIO(text)))[1:]}
     except (ValueError, yaml.YAMLError, RecursionError, MemoryError) as error:
         what = str(error) if isinstance(error, yaml.YAMLError) else "it cannot be read"
         raise ValueError(f"'{path}' holds no hyper-parameters: {what}.") from error

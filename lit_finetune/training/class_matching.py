@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_finetune.classes.data import loader_classes
 from lit_finetune.classes.head import (
@@ -102,6 +103,24 @@ def take_classes(module: Any, checkpoint: Mapping[str, Any]) -> None:
         module.call_outputs(found)
 
 
+def take_class_weights(module: Any, own: Mapping[str, Any]) -> None:
+    """Weigh the classes in an evaluation as the run did that wrote a checkpoint.
+
+    A run that trains counts its own pictures.
+    """
+    is_fit = module._trainer is not None and module.trainer.state.fn == "fit"
+    if module.hparams["class_weights"] != "balanced" or is_fit:
+        return
+    weights = own.get("class_weights")
+    if weights is None or len(weights) != module.num_classes:
+        rank_zero_warn(
+            "The checkpoint does not say how class_weights='balanced' weighed the classes: losses"
+            " are not weighted here. Give the numbers as `class_weights`."
+        )
+        weights = None
+    module.set_class_weights(weights)
+
+
 def refuse_unread_checkpoint(module: Any, path: Any) -> None:
     """Refuse a checkpoint of which a classifier has its weights alone.
 
@@ -122,6 +141,7 @@ def refuse_unread_checkpoint(module: Any, path: Any) -> None:
 
 def _change_head(module: Any, match: Match) -> None:
     """Make the head's outputs those of the data."""
+    is_fit = module.trainer.state.fn == "fit"
     refuse_parts(module.backbone, module.head_name, match.told)
     if match.action == "reorder":
         head, order = module.head_classes, list(match.order)
@@ -131,9 +151,12 @@ def _change_head(module: Any, match: Match) -> None:
         if head.origin == "trained" and isinstance(given, list):
             module.hparams["class_weights"] = [given[i] for i in order]
             module.set_class_weights(module.hparams["class_weights"])
+        elif given == "balanced" and module.class_weights is not None and not is_fit:
+            # A run that trains has counted its pictures in the order of the data.
+            module.set_class_weights(module.class_weights[order].tolist())
     else:
         broadcast = module.trainer.strategy.broadcast
         state, seed = broadcast(module.first_head), broadcast(torch.initial_seed())
         begin_anew(module.backbone, module.head_name, state=state, seed=seed)
-    if module.trainer.state.fn == "fit":
+    if is_fit:
         copy_into_averages(module, module.trainer.callbacks)

@@ -27,7 +27,12 @@ from lit_finetune.resuming.checkpoint_io import use_atomic_checkpoints
 from lit_finetune.resuming.restore import tell_damage
 from lit_finetune.resuming.run_state import RunState, end_epoch, load_run, save_run, start_run
 from lit_finetune.schedules.checkpoint_state import refuse_lost_schedule
-from lit_finetune.training.class_matching import match_head, meet_data, take_classes
+from lit_finetune.training.class_matching import (
+    match_head,
+    meet_data,
+    take_class_weights,
+    take_classes,
+)
 from lit_finetune.training.eval_metrics import (
     MeanLoss,
     as_collection,
@@ -325,6 +330,7 @@ class ClassifierSteps(LightningModule):
         save_run(self._trainer, checkpoint)
         checkpoint[KEY] = {
             "classes": self.classes if self.head_classes.is_named else None,
+            "class_weights": None if self.class_weights is None else self.class_weights.tolist(),
             "data_config": self.data_config.to_dict(),
             "run_seed": self._run_seed,
             "scores": self._scores.mean_of_processes(self._trainer and self._trainer.strategy),
@@ -339,6 +345,7 @@ class ClassifierSteps(LightningModule):
             )
         refuse_lost_schedule(self._trainer, checkpoint)
         take_classes(self, checkpoint)
+        take_class_weights(self, own)
         take_data_config(self, DataConfig.from_checkpoint(own["data_config"]))
         self._run_seed, self._resumed = own["run_seed"], load_run(self._trainer, checkpoint)
         self._scores.sums = own.get("scores")

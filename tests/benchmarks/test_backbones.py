@@ -54,7 +54,7 @@ def test_every_family_of_torchvision_works(torchvision: Source, name: str) -> No
     assert examine(torchvision, name, splits=False).problems == RIGHT
 
 
-@pytest.mark.long
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", TIMM.split())
 def test_every_family_of_timm_works(of_timm: Source, name: str) -> None:
     if not timm.is_model(name):

@@ -108,9 +108,9 @@ CACHES = {
     [
         "none",
         "memory",
-        pytest.param("a file of this run", marks=pytest.mark.long),
-        pytest.param("files of later runs", marks=pytest.mark.long),
-        pytest.param("views in half precision", marks=pytest.mark.long),
+        pytest.param("a file of this run", marks=pytest.mark.sweep),
+        pytest.param("files of later runs", marks=pytest.mark.sweep),
+        pytest.param("views in half precision", marks=pytest.mark.sweep),
     ],
 )
 def test_steps_leave_no_tensor_behind(tmp_path: Path, cache: str) -> None:
@@ -123,12 +123,12 @@ def test_steps_leave_no_tensor_behind(tmp_path: Path, cache: str) -> None:
 @pytest.mark.parametrize(
     ("schedule", "network"),
     [
-        pytest.param("head_only", Flattened, marks=pytest.mark.long),
-        pytest.param("head_only", FirstToken, marks=pytest.mark.long),
+        pytest.param("head_only", Flattened, marks=pytest.mark.sweep),
+        pytest.param("head_only", FirstToken, marks=pytest.mark.sweep),
         ("full", Residual),
-        pytest.param("head_only", Residual, marks=pytest.mark.long),
-        pytest.param("full", Flattened, marks=pytest.mark.long),
-        pytest.param("full", FirstToken, marks=pytest.mark.long),
+        pytest.param("head_only", Residual, marks=pytest.mark.sweep),
+        pytest.param("full", Flattened, marks=pytest.mark.sweep),
+        pytest.param("full", FirstToken, marks=pytest.mark.sweep),
     ],
 )
 def test_epochs_leave_no_tensor_behind(schedule: str, network: Any) -> None:
@@ -137,7 +137,7 @@ def test_epochs_leave_no_tensor_behind(schedule: str, network: Any) -> None:
     assert seen[-4:] == seen[-8:-4]
 
 
-@pytest.mark.long
+@pytest.mark.sweep
 @pytest.mark.parametrize("cache", ["none", "memory"])
 def test_steps_with_workers_leave_no_tensor_behind(tmp_path: Path, cache: str) -> None:
     seen = run("head_only", *CACHES[cache](tmp_path), workers=1).seen
@@ -146,7 +146,7 @@ def test_steps_with_workers_leave_no_tensor_behind(tmp_path: Path, cache: str) -
 
 
 @pytest.mark.parametrize("network", [Flattened, FirstToken, Residual])
-@pytest.mark.parametrize("upto", ["layer2", pytest.param("head", marks=pytest.mark.long)])
+@pytest.mark.parametrize("upto", ["layer2", pytest.param("head", marks=pytest.mark.sweep)])
 def test_halves_of_a_network_leave_no_tensor_behind(network: Any, upto: str) -> None:
     net, seen = network().eval(), []
     for _ in range(4):

@@ -251,6 +251,41 @@ def test_a_file_of_hyper_parameters_is_trusted_no_more(tmp_path: Path) -> None:
     assert_nothing_happened(events, tmp_path)
 
 
+def written(path: Path, model: FinetuneClassifier) -> Path:
+    """The checkpoint that a run writes."""
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(path)
+    return path
+
+
+@pytest.mark.parametrize("end", ["\u2028", "\x85", "\x0c", "\x1e", "\r", "\n"])
+def test_lines_of_a_file_of_hyper_parameters_end_where_we_judged(end: str, tmp_path: Path) -> None:
+    file = written(tmp_path / "plain.ckpt", FinetuneClassifier("squeezenet1_1", num_classes=2))
+    rows = f'key,value\nbackbone,{EVIL}\nnum_classes,2\nnote,"x{end}backbone,resnet18"\n'
+    (tmp_path / "hparams.csv").write_text(rows, encoding="utf-8", newline="")
+    with watched() as events, pytest.raises(ValueError, match="say it yourself"):
+        FinetuneClassifier.load_from_checkpoint(file, hparams_file=tmp_path / "hparams.csv")
+    assert_nothing_happened(events, tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "csv"])
+def test_a_file_of_hyper_parameters_counts(suffix: str, tmp_path: Path) -> None:
+    model = FinetuneClassifier("squeezenet1_1", num_classes=2, lr=0.5)
+    file = written(tmp_path / "plain.ckpt", model)
+    said = {"backbone": "squeezenet1_1", "num_classes": 2, "lr": 0.25}
+    text = {
+        "yaml": "".join(f"{key}: {value}\n" for key, value in said.items()),
+        "csv": "key,value\n" + "".join(f"{key},{value}\n" for key, value in said.items()),
+    }[suffix]
+    (tmp_path / f"hparams.{suffix}").write_text(text)
+    loaded = FinetuneClassifier.load_from_checkpoint(
+        file, hparams_file=tmp_path / f"hparams.{suffix}"
+    )
+    assert loaded.lr == 0.25
+    assert all(map(torch.equal, loaded.state_dict().values(), model.state_dict().values()))
+
+
 @pytest.mark.parametrize(
     ("backbone", "kwargs"),
     [

@@ -61,7 +61,7 @@ def test_the_replicas_are_the_same_bits_in_every_phase(plain: Any) -> None:
     assert_are_replicas(plain)
 
 
-@pytest.mark.long
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_so_they_are_under_each_strategy(tmp_path: Path, name: str) -> None:
     assert_are_replicas(run(tmp_path, STRATEGIES[name]))

@@ -188,7 +188,7 @@ def test_synchronised_norms_are_the_same_bits_in_every_phase(tmp_path: Path) -> 
             assert differences(first[epoch], anew[epoch]) == []
 
 
-@pytest.mark.long
+@pytest.mark.sweep
 def test_four_processes_hold_the_same_bits(tmp_path: Path) -> None:
     run(tmp_path, {"four": {"trainer": {"devices": 4}}})
     first, *others = (epochs(tmp_path, "four", rank) for rank in range(4))
@@ -198,7 +198,7 @@ def test_four_processes_hold_the_same_bits(tmp_path: Path) -> None:
             assert differences(first[epoch], other[epoch]) == []
 
 
-@pytest.mark.long
+@pytest.mark.sweep
 @pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork", "ddp_find_unused_parameters_true"])
 def test_processes_that_are_started_otherwise_train_the_same(
     two: Path, tmp_path: Path, strategy: str

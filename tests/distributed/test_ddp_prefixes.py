@@ -12,7 +12,9 @@ PLAIN = {"data": {"train_augmentation": "none", "num_workers": 0}}
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("where", ["of this run", "of later runs too"])
+@pytest.mark.parametrize(
+    "where", ["of this run", pytest.param("of later runs too", marks=pytest.mark.sweep)]
+)
 def test_the_replicas_end_with_the_bits_that_they_would_have_ended_with(
     tmp_path: Path, where: str
 ) -> None:

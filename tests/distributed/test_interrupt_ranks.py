@@ -30,7 +30,7 @@ def test_a_signal_to_one_process_ends_both_and_both_go_on(tmp_path: Path) -> Non
         assert seen["exit"] == 143
 
 
-@pytest.mark.long
+@pytest.mark.sweep
 @pytest.mark.parametrize("rank", ["0", "1"])
 @pytest.mark.parametrize("hook", ["on_fit_start", "on_validation_batch_end"])
 def test_before_the_first_step_a_signal_to_one_process_ends_both(

@@ -21,7 +21,7 @@ RUNS = [
 ]
 
 
-@pytest.mark.long
+@pytest.mark.sweep
 def test_two_processes_go_on_as_if_they_had_never_stopped(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(PROGRAM), str(tmp_path), json.dumps(RUNS)],

@@ -50,7 +50,7 @@ def node(**cache: Any) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.long
+@pytest.mark.sweep
 def test_each_node_trains_on_whole_tables(tmp_path: Path) -> None:
     ways = {"plain": [], "of this run": [{}, {}]}
     ways["shared"] = [{"cache_dir": str(tmp_path / "kept")}] * 2
