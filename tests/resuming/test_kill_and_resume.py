@@ -89,7 +89,7 @@ def test_a_run_killed_amid_unfreezing_ends_as_if_it_never_was(tmp_path: Path) ->
     assert resumed == finish(tmp_path / "whole", *short)
 
 
-@pytest.mark.long
+@pytest.mark.sweep
 def test_runs_killed_at_twenty_random_moments_end_as_if_they_never_were(tmp_path: Path) -> None:
     program = ROOT / "tests/resuming/killed_runs.py"
     done = subprocess.run(
