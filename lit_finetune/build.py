@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lit_finetune.backbones.adapted import create_adapted
 from lit_finetune.backbones.backbone import Backbone
 from lit_finetune.backbones.create import is_weights_file
-from lit_finetune.blocks.forward_order import note_use_order
+from lit_finetune.blocks.forward_order import record_parameter_order
 from lit_finetune.checkpoints.trusted_hparams import known_backbone
 from lit_finetune.classes.head import HeadClasses, unnamed
 from lit_finetune.classes.names import listed
@@ -130,7 +130,7 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
             # A new layer has a bias; a head that had none goes on without.
             state.setdefault("bias", torch.zeros(num_classes))
             network.get_submodule(name).load_state_dict(state)
-    note_use_order(network, _blank_images(network, built.data_config))
+    record_parameter_order(network, _blank_images(network, built.data_config))
     random = None
     if file or not weights:
         random = random_backbone(

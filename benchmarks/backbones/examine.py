@@ -17,7 +17,7 @@ from benchmarks.backbones.sources import Source
 from lit_finetune.backbones.backbone import Backbone
 from lit_finetune.backbones.create import create_backbone
 from lit_finetune.blocks.block import Block, list_blocks
-from lit_finetune.blocks.forward_order import Uses
+from lit_finetune.blocks.forward_order import ParameterUseMode
 from lit_finetune.build import Assembled, assemble
 from lit_finetune.heads.find import (
     all_heads,
@@ -243,12 +243,12 @@ class _Case:
         handles.append(self.network.register_forward_hook(lambda m, a, out: outputs.append(out)))
         names = {id(parameter): name for name, parameter in self.network.named_parameters()}
         try:
-            with Uses(names) as uses:
+            with ParameterUseMode(names) as uses:
                 self.network.train()(self.images())
         finally:
             for handle in handles:
                 handle.remove()
-        return _Run(tuple(uses.seen), outputs[-1], given)
+        return _Run(tuple(uses.used_names), outputs[-1], given)
 
 
 def _head(case: _Case) -> str:

@@ -1,4 +1,4 @@
-"""Layers that carry LoRA adapters, told by their structure: the library is not needed for it."""
+"""Layers with LoRA adapters, recognised by their structure, without importing PEFT."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -7,39 +7,39 @@ from torch import nn
 
 
 def adapted_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers with adapters beside them, by the names that they have in the model."""
+    """The layers that have adapters, by their names in the model."""
     return {
         name: module
         for name, module in model.named_modules(remove_duplicate=False)
-        if name and hasattr(module, "lora_A") and isinstance(base_of(module), nn.Module)
+        if name and hasattr(module, "lora_A") and isinstance(base_layer(module), nn.Module)
     }
 
 
-def base_of(layer: nn.Module) -> nn.Module | None:
-    """What stands beneath the adapters of a layer; None where there are none."""
+def base_layer(layer: nn.Module) -> nn.Module | None:
+    """The original layer below the adapters of a layer; None if it has no adapters."""
     base = layer._modules.get("base_layer")
     return base if isinstance(base, nn.Module) else None
 
 
 @contextmanager
 def without_adapters(model: nn.Module) -> Iterator[dict[str, nn.Module]]:
-    """Show a model as it was before it had adapters: the same layers under their own names.
+    """Give each adapted layer's name back to its original layer, within a context.
 
     Yields:
         The layers that have adapters, by name.
     """
     layers = adapted_layers(model)
     for name, layer in layers.items():
-        _put(model, name, layer.get_submodule("base_layer"))
+        _set_submodule(model, name, layer.get_submodule("base_layer"))
     try:
         yield layers
     finally:
         for name, layer in layers.items():
-            _put(model, name, layer)
+            _set_submodule(model, name, layer)
 
 
 def adapted_names(plain: tuple[str, ...], layers: Mapping[str, nn.Module]) -> tuple[str, ...]:
-    """From a plain network's parameters to those of the adapted one: base weights, and adapters.
+    """Replace each parameter of an adapted layer by its base weights and adapters, by name.
 
     >>> layer = nn.ModuleDict({"base_layer": nn.Linear(2, 2), "lora_A": nn.Linear(2, 1)})
     >>> adapted_names(("conv.weight", "fc.weight", "fc.bias"), {"fc": layer})
@@ -50,8 +50,8 @@ def adapted_names(plain: tuple[str, ...], layers: Mapping[str, nn.Module]) -> tu
     for name in plain:
         owner, _, _ = name.rpartition(".")
         layer = layers.get(owner)
-        inside = [name] if layer is None else [f"{owner}.{n}" for n, _ in layer.named_parameters()]
-        names.update(dict.fromkeys(inside))
+        renamed = [name] if layer is None else [f"{owner}.{n}" for n, _ in layer.named_parameters()]
+        names.update(dict.fromkeys(renamed))
     return tuple(names)
 
 
@@ -63,7 +63,7 @@ def is_adapter(parameter: str, layers: Mapping[str, nn.Module]) -> bool:
     )
 
 
-def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Set a layer in its place; the order of the modules around it stays."""
+def _set_submodule(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Replace a submodule; the order of the modules around it stays."""
     path, _, own = name.rpartition(".")
     model.get_submodule(path)._modules[own] = layer

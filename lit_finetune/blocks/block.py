@@ -2,16 +2,16 @@
 
 How the blocks are found, in forward order (`forward_order.py`):
 
-* The modules below the network are taken whole (`layer1`, `fc1`), except for those that hold most
-  of the layers without having brothers of their kind (`features`, `blocks`, `encoder.layers`), and
-  those that contain the head: these are opened, and their members taken instead (`features.3`).
-* A module with weights opens a block. One without (an activation), or with vectors only (a norm),
+* Each child of the network is one part (`layer1`, `fc1`), except for a child that holds most of
+  the layers and has no sibling of its kind (`features`, `blocks`, `encoder.layers`), and for one
+  that contains the head: these are opened, and their members are the parts (`features.3`).
+* A module with weights starts a block. One without (an activation), or with vectors only (a norm),
   joins the block before it; the activations, pools and dropouts around the head join the head.
-* What comes before the opened sequence, or else before the first big module, is the block `stem`.
-* All heads are one block: those that give the logits together (a distilled DeiT), and auxiliary
+* The parts before the opened sequence, or else before the first big module, are the block `stem`.
+* All heads are one block: those that compute the logits together (a distilled DeiT), and auxiliary
   ones (GoogLeNet), which have to learn new classes as the head has.
-* In a network that is registered in another order than it runs, what stands between two of its
-  large sequences (an embedding) joins the later one, unless it is used within the earlier.
+* If a network is registered in another order than it runs in, a part between two of its large
+  sequences (an embedding) joins the later one, unless the earlier one uses it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,15 +35,15 @@ class Block:
     name: str
     """The name of its module in the network, or `stem`, or `head`; without `_orig_mod`."""
     modules: tuple[str, ...]
-    """The modules it is made of, by their full names."""
+    """The full names of its modules."""
     parameters: tuple[str, ...]
-    """All its parameters, by their full names."""
+    """The full names of its parameters."""
     norms: tuple[str, ...] = ()
-    """Those of normalisation layers."""
+    """Those of its parameters that belong to normalisation layers."""
     fixed: tuple[str, ...] = ()
-    """Those that never train: the weights of a network whose adapters (LoRA) train instead."""
+    """Those that never train: the base weights of a network that trains adapters (LoRA) instead."""
     user_frozen: tuple[str, ...] = ()
-    """Those that were fixed before any schedule came: they train where they alone are selected."""
+    """Those that the user froze before the run; a selector means them if it matches no others."""
 
     @property
     def free(self) -> tuple[str, ...]:
@@ -52,7 +52,7 @@ class Block:
 
 
 def list_blocks(model: nn.Module, head_name: str | None = None) -> list[Block]:
-    """The blocks of a network, or of the network that a module holds: every parameter in one.
+    """The blocks of a network, or of the network that a module holds; each parameter is in one.
 
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> for block in list_blocks(net):
@@ -62,23 +62,23 @@ def list_blocks(model: nn.Module, head_name: str | None = None) -> list[Block]:
 
     Args:
         model: A network, or a module that holds one and no other parameters.
-        head_name: The network's classifier, if it is not the one that `find_head` finds. Where
-            there is none to be found, the last block is the head.
+        head_name: The network's classifier; by default the one that `find_head` finds. If it
+            finds none, the last block is the head.
 
     Raises:
         ValueError: There is no module `head_name`.
     """
     refuse_other_than_module(model)
     with without_adapters(model) as layers:
-        prefix, network = _network_in(model)
-        groups = _groups_of(network, _head_path(network, prefix, head_name))
+        prefix, network = _inner_network(model)
+        groups = _named_parts(network, _head_path(network, prefix, head_name))
         blocks = [_block(name, parts, prefix) for name, parts in groups]
     norms = norm_parameters(model)
-    return [_told(block, norms, layers) for block in blocks]
+    return [_complete(block, norms, layers) for block in blocks]
 
 
-def _told(block: Block, norms: frozenset[str], layers: Mapping[str, nn.Module]) -> Block:
-    """A block of the plain network with what is to be said of its parameters, and adapters."""
+def _complete(block: Block, norms: frozenset[str], layers: Mapping[str, nn.Module]) -> Block:
+    """Add the adapters to a block of the plain network; say which parameters are norms or fixed."""
     names = adapted_names(block.parameters, layers)
     trains = block.name == "head" or not layers
     return replace(
@@ -89,21 +89,21 @@ def _told(block: Block, norms: frozenset[str], layers: Mapping[str, nn.Module]) 
     )
 
 
-def _groups_of(network: nn.Module, head: str | None) -> "Groups":
-    """The name of each block and what it is made of, in forward order."""
+def _named_parts(network: nn.Module, head: str | None) -> "Groups":
+    """The name and the parts of each block, in forward order."""
     heads = () if head is None else all_heads(network, head)
     parts, is_reordered = find_parts(network, heads)
     body, tail = _split_off_heads(parts, heads)
-    groups, waiting = _grouped(body, _end_of_stem(body), is_reordered=is_reordered)
+    groups, pending = _group_parts(body, _end_of_stem(body), is_reordered=is_reordered)
     if heads:
-        groups.append(("head", [*waiting, *tail]))
+        groups.append(("head", [*pending, *tail]))
     else:
         groups[-1:] = [("head", parts) for _, parts in groups[-1:]]
     return groups
 
 
-def _network_in(model: nn.Module) -> tuple[str, nn.Module]:
-    """The network that a module holds as its only child with parameters, and the way to it."""
+def _inner_network(model: nn.Module) -> tuple[str, nn.Module]:
+    """The prefix of the network that a module holds as its only child with parameters, and it."""
     prefix = ""
     while next(model.parameters(recurse=False), None) is None:
         inner = [item for item in model.named_children() if _has_parameters(item[1])]
@@ -133,52 +133,52 @@ def _head_path(network: nn.Module, prefix: str, head_name: str | None) -> str | 
 Groups = list[tuple[str, list[Part]]]
 
 
-def _grouped(body: list[Part], start: int, *, is_reordered: bool) -> tuple[Groups, list[Part]]:
-    """The stem, which ends at `start`, and each block by name; and what no block followed."""
+def _group_parts(body: list[Part], start: int, *, is_reordered: bool) -> tuple[Groups, list[Part]]:
+    """The stem, which ends at `start`, and the other blocks; and the parts behind the last one."""
     stages = _stages(body) if is_reordered else []
     end = max(stages, default=-1)
     has_stem = any(part.parameters for part in body[:start])
     groups: Groups = [("stem", body[:start])] if has_stem else []
-    waiting = [] if has_stem else body[:start]
+    pending = [] if has_stem else body[:start]
     stage: Part | None = None
     for i, part in enumerate(body[start:], start):
         if stages and i not in stages and stage and _is_used_within(part, stage):
             groups[-1][1].append(part)
         elif i < end and i not in stages:
-            waiting.append(part)
+            pending.append(part)
         elif part.has_layers:
-            groups.append((_free(plain_name(part.path), groups), [*waiting, part]))
-            stage, waiting = part, []
+            groups.append((_unused_name(plain_name(part.path), groups), [*pending, part]))
+            stage, pending = part, []
         else:
             groups[-1][1].append(part)
-    return groups, waiting
+    return groups, pending
 
 
 def _stages(body: list[Part]) -> list[int]:
-    """Where the trunk's members are, or else the large sequences."""
+    """The indices of the trunk's members, or else of the large sequences."""
     trunk = [i for i, part in enumerate(body) if part.in_trunk]
     return trunk or [i for i, part in enumerate(body) if part.is_big and part.is_container]
 
 
 def _is_used_within(part: Part, stage: Part) -> bool:
-    """Whether a part is used before the stage is done with, or has nothing to be used."""
+    """Whether a part is used before the last use of a stage, or has no layers to use."""
     if part.span is None or stage.span is None:
         return not part.has_layers
     return part.span[0] <= stage.span[1]
 
 
-def _free(name: str, groups: Groups) -> str:
-    """The name, or another for a module that is called like the stem or the head but is not it."""
+def _unused_name(name: str, groups: Groups) -> str:
+    """The name; with `_` behind it if another block has it, or if it is `head`."""
     taken = {"head", *(name for name, _ in groups)}
     return f"{name}_" if name in taken else name
 
 
 def _split_off_heads(parts: list[Part], heads: Sequence[str]) -> tuple[list[Part], list[Part]]:
-    """The parts without the heads, and the heads with what has no parameters around them."""
+    """The parts of the body, and the heads with the parts without parameters around them."""
     is_head = [part.is_module and part.path in heads for part in parts]
     for i in (i for i, part in enumerate(parts) if part.is_module and part.path in heads):
-        for beside in (range(i - 1, -1, -1), range(i + 1, len(parts))):
-            for other in beside:
+        for side in (range(i - 1, -1, -1), range(i + 1, len(parts))):
+            for other in side:
                 if parts[other].parameters:
                     break
                 is_head[other] = True
@@ -187,7 +187,7 @@ def _split_off_heads(parts: list[Part], heads: Sequence[str]) -> tuple[list[Part
 
 
 def _end_of_stem(body: list[Part]) -> int:
-    """How many parts come before the trunk, or else before its first big part."""
+    """The number of parts before the trunk, or else before its first big part."""
     trunk = [i for i, part in enumerate(body) if part.in_trunk] or list(range(len(body)))
     if any(part.has_layers for part in body[: trunk[0] if trunk else 0]):
         return trunk[0]

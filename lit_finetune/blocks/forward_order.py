@@ -1,7 +1,7 @@
-"""In which order a network uses its parameters, which need not be the order of registration.
+"""The order in which a network uses its parameters; registration may have another one.
 
-Twins registers the patch embeddings of all stages first, CoaT all its class tokens; so may you.
-timm's networks say what their order is (`group_matcher`); any other can be run without data.
+Twins registers the patch embeddings of all stages first, CoaT all its class tokens; users' networks
+may do the same. timm's networks declare their order (`group_matcher`); others run on meta tensors.
 """
 
 import itertools
@@ -16,38 +16,38 @@ from torch.utils._pytree import tree_leaves
 
 from lit_finetune.modules.compiled import plain_name
 
-_NOTED = "_lit_finetune_forward_order"
-"""The attribute in which a network keeps the order that a run has shown."""
+_ORDER_ATTRIBUTE = "_lit_finetune_forward_order"
+"""The attribute of a network that holds the order that a run has shown."""
 
 
-def use_order(network: nn.Module, images: Tensor) -> tuple[str, ...]:
-    """The names of the parameters in the order of their first use, when `images` are classified.
+def trace_parameter_order(network: nn.Module, images: Tensor) -> tuple[str, ...]:
+    """The names of the parameters in the order of their first use in a forward of `images`.
 
-    A copy of the network without data runs in eval mode: that needs no memory and no time to speak
-    of, and nothing in the network changes. What it does not use is left out.
+    A copy of the network on the meta device runs in eval mode: this needs next to no memory or
+    time, and does not change the network. Parameters that it does not use are left out.
 
     >>> class Net(nn.ModuleDict):
     ...     def forward(self, x):
     ...         return self["late"](self["early"](x))
     >>> net = Net({"late": nn.Linear(2, 2), "early": nn.Linear(2, 2)})
-    >>> use_order(net, torch.zeros(1, 2))
+    >>> trace_parameter_order(net, torch.zeros(1, 2))
     ('early.weight', 'early.bias', 'late.weight', 'late.bias')
 
     Raises:
-        Exception: Whatever the network raises; not every one can run without data.
+        Exception: Whatever the network raises; not every network can run on meta tensors.
     """
-    meta_copy = _without_data(network)
-    names = {id(parameter): name for name, parameter in meta_copy.named_parameters()}
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), Uses(names) as uses:
-        meta_copy.eval()(images.to("meta"))
-    return tuple(uses.seen)
+    copied = _meta_copy(network)
+    names = {id(parameter): name for name, parameter in copied.named_parameters()}
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), ParameterUseMode(names) as mode:
+        copied.eval()(images.to("meta"))
+    return tuple(mode.used_names)
 
 
-def note_use_order(network: nn.Module, images: Tensor) -> bool:
-    """Run a network without data and let it remember the order of its parameters, if it can run.
+def record_parameter_order(network: nn.Module, images: Tensor) -> bool:
+    """Run a network on meta tensors and store the order of its parameters in it, if it can run.
 
-    A network of timm says its order itself and is not run. Nor can be what asks for data: its
-    blocks stay in the order of registration.
+    A network of timm declares its order and is not run. A network whose forward needs values cannot
+    run: its blocks stay in the order of registration.
 
     Returns:
         Whether the order is known now.
@@ -55,95 +55,96 @@ def note_use_order(network: nn.Module, images: Tensor) -> bool:
     if declared_ranks(network):
         return True
     try:
-        order = use_order(network, images)
-    except Exception:  # whatever a network of the user's raises where it is given no data
+        order = trace_parameter_order(network, images)
+    except Exception:  # whatever a user's network raises on meta tensors
         return False
-    _note(network, tuple(plain_name(name) for name in order))
+    _store_order(network, tuple(plain_name(name) for name in order))
     return True
 
 
-def _note(network: nn.Module, order: tuple[str, ...]) -> None:
-    """Let a network keep the order, and the one inside if it is nothing but a cover."""
-    vars(network)[_NOTED] = order
+def _store_order(network: nn.Module, order: tuple[str, ...]) -> None:
+    """Store the order in a network, and in its only child with parameters, if it is a wrapper."""
+    vars(network)[_ORDER_ATTRIBUTE] = order
     inside = [item for item in network.named_children() if any(True for _ in item[1].parameters())]
     if len(inside) == 1:
         [(name, inner)] = inside
         prefix = f"{name}."
-        _note(inner, tuple(n.removeprefix(prefix) for n in order if n.startswith(prefix)))
+        _store_order(inner, tuple(n.removeprefix(prefix) for n in order if n.startswith(prefix)))
 
 
-def noted_ranks(network: nn.Module) -> dict[str, float]:
-    """The place of each parameter in the order that `note_use_order` found; names are plain."""
-    noted: tuple[str, ...] = vars(network).get(_NOTED, ())
-    return {name: float(place) for place, name in enumerate(noted)}
+def recorded_ranks(network: nn.Module) -> dict[str, float]:
+    """The rank of each parameter in the order that was recorded; names without `_orig_mod`."""
+    order: tuple[str, ...] = vars(network).get(_ORDER_ATTRIBUTE, ())
+    return {name: float(rank) for rank, name in enumerate(order)}
 
 
 def declared_ranks(network: nn.Module) -> dict[str, float]:
-    """The places that timm's networks give their parameters; none for networks of others.
+    """The rank that timm's networks give each parameter; empty for other networks.
 
-    They are meant for rates that decay with depth. Parameters in one place may be used one after
-    the other, but what is in places before another is used before it.
+    timm uses the ranks for layer-wise learning rate decay. The order among parameters of one rank
+    is not known; a parameter of a lower rank is used earlier.
     """
     ranks: dict[str, float] = {}
-    for offset, (path, module) in zip(itertools.count(0, 10**6), _declaring(network), strict=False):
+    for offset, (path, module) in zip(
+        itertools.count(0, 10**6), _timm_networks(network), strict=False
+    ):
         inside = f"{path}." if path else ""
-        for name, place in _grouped(module).items():
-            ranks[plain_name(inside + name)] = offset + place
+        for name, rank in _group_numbers(module).items():
+            ranks[plain_name(inside + name)] = offset + rank
     return ranks
 
 
-def _declaring(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The outermost networks of timm in a module."""
-    of_timm = any(base.__module__.startswith("timm.") for base in type(module).__mro__)
-    if of_timm and callable(getattr(module, "group_matcher", None)):
+def _timm_networks(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The outermost networks of timm in a module, with their paths."""
+    is_timm = any(base.__module__.startswith("timm.") for base in type(module).__mro__)
+    if is_timm and callable(getattr(module, "group_matcher", None)):
         yield path, module
         return
     for name, child in module.named_children():
-        yield from _declaring(child, f"{path}.{name}" if path else name)
+        yield from _timm_networks(child, f"{path}.{name}" if path else name)
 
 
-def _grouped(module: Any) -> dict[str, int]:
-    """The number of the group that each parameter is in, but for those of the last one.
+def _group_numbers(module: Any) -> dict[str, int]:
+    """The group's number of each parameter, except for those of the last group.
 
-    There timm puts whatever no pattern of the network's names, wherever it is used.
+    timm puts parameters that match none of the network's patterns into the last group, wherever
+    they are used.
     """
-    from timm.models import group_parameters  # it is a network of timm's
+    from timm.models import group_parameters  # `module` is one of timm's, so timm is there
 
     groups: Mapping[int, list[str]] = group_parameters(module, module.group_matcher(coarse=False))
     last = max(groups, default=0)
     return {name: number for number, names in groups.items() for name in names if number != last}
 
 
-class Uses(TorchFunctionMode):
-    """Notes which tensors, of those whose `id` has a name, functions of torch are given first."""
+class ParameterUseMode(TorchFunctionMode):
+    """Records the order in which torch functions first receive the tensors with these `id`s."""
 
     def __init__(self, names: Mapping[int, str]) -> None:
         super().__init__()
         self.names = names
-        self.seen: dict[str, None] = {}
+        self.used_names: dict[str, None] = {}
         """The names in the order of first use."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Call the function, and note what it is given."""
-        if getattr(func, "__name__", "") != "__get__":  # a look at the shape is no use
+        """Record the tensors among the arguments, and call the function."""
+        if getattr(func, "__name__", "") != "__get__":  # reading an attribute is no use
             for leaf in tree_leaves((args, kwargs)):
                 if id(leaf) in self.names:
-                    self.seen[self.names[id(leaf)]] = None
+                    self.used_names[self.names[id(leaf)]] = None
         return func(*args, **(kwargs or {}))
 
 
-def _without_data(network: nn.Module) -> nn.Module:
-    """A copy of a network whose parameters and buffers have no data."""
+def _meta_copy(network: nn.Module) -> nn.Module:
+    """A copy of a network with its parameters and buffers on the meta device."""
     tensors = itertools.chain(network.parameters(), network.buffers())
-    return deepcopy(network, memo={id(tensor): _on_meta(tensor) for tensor in tensors})
+    return deepcopy(network, memo={id(tensor): _to_meta(tensor) for tensor in tensors})
 
 
-def _on_meta(tensor: Tensor) -> Tensor:
-    meta_copy = torch.empty_like(tensor, device="meta")
+def _to_meta(tensor: Tensor) -> Tensor:
+    copied = torch.empty_like(tensor, device="meta")
     return (
-        nn.Parameter(meta_copy, tensor.requires_grad)
-        if isinstance(tensor, nn.Parameter)
-        else meta_copy
+        nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
     )

@@ -1,4 +1,4 @@
-"""Which layers normalise, and which parameters are theirs."""
+"""Normalisation layers and their parameters."""
 
 import re
 
@@ -14,25 +14,25 @@ NORM_LAYERS: tuple[type[nn.Module], ...] = (
 )
 """Batch, instance, layer, group and RMS normalisation."""
 
-# Libraries have classes of their own for them: timm's `RmsNorm`, ConvNeXt's `GlobalResponseNorm`.
-_OF_THEIR_OWN = re.compile(r"(Batch|Instance|Layer|Group|RMS|Rms|Response)_?Norm")
+# Libraries define norm classes of their own: timm's `RmsNorm`, ConvNeXt's `GlobalResponseNorm`.
+_CUSTOM_NORM_NAME = re.compile(r"(Batch|Instance|Layer|Group|RMS|Rms|Response)_?Norm")
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a normalisation layer, of torch or by the name of its class.
+    """Whether a module is a normalisation layer: one of torch's, or one by the name of its class.
 
     >>> is_norm(nn.BatchNorm2d(4)), is_norm(nn.Linear(4, 4))
     (True, False)
     """
     if isinstance(module, NORM_LAYERS):
         return True
-    own = [parameter for parameter in module._parameters.values() if parameter is not None]
-    if not own:
+    parameters = [parameter for parameter in module._parameters.values() if parameter is not None]
+    if not parameters:
         return False
     name = type(module).__name__
-    is_flat = all(parameter.numel() == max(parameter.shape, default=1) for parameter in own)
-    is_called_so = _OF_THEIR_OWN.search(name) or (is_flat and re.search(r"[Nn]orm|GRN$", name))
-    return bool(is_called_so) and len(own) == len(list(module.parameters()))
+    is_flat = all(parameter.numel() == max(parameter.shape, default=1) for parameter in parameters)
+    has_norm_name = _CUSTOM_NORM_NAME.search(name) or (is_flat and re.search(r"[Nn]orm|GRN$", name))
+    return bool(has_norm_name) and len(parameters) == len(list(module.parameters()))
 
 
 def norm_parameters(model: nn.Module) -> frozenset[str]:

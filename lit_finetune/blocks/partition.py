@@ -1,4 +1,4 @@
-"""What the blocks of a network are made of: its modules taken whole, in forward order."""
+"""The parts that a network's blocks are made of: whole modules, in forward order."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lit_finetune.blocks.forward_order import declared_ranks, noted_ranks
+from lit_finetune.blocks.forward_order import declared_ranks, recorded_ranks
 from lit_finetune.modules.compiled import plain_name
 
 Span = tuple[float, float]
@@ -16,7 +16,7 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A module that is taken whole, or what parameters an opened module holds itself."""
+    """A whole module, or the parameters that an opened module holds directly."""
 
     path: str
     is_module: bool
@@ -24,41 +24,41 @@ class Part:
     has_layers: bool
     """Whether it is more than an activation or a norm."""
     is_big: bool
-    """Whether it is more than a layer, or a plain chain of layers, as a stem may be."""
+    """Whether it is more than one layer and no plain chain of layers, as a stem may be."""
     in_trunk: bool
     """Whether it is a member of a sequence that makes up much of the network."""
     is_container: bool
     span: Span | None
-    """The places of its first and last parameter in the network's order, where they are known."""
+    """The ranks of its first and last parameter in the forward order; None if unknown."""
 
 
 def find_parts(network: nn.Module, heads: Sequence[str]) -> tuple[list[Part], bool]:
-    """The parts of a network in forward order, and whether they are registered in another one.
+    """The parts of a network in forward order, and whether this differs from registration.
 
-    The order is that of registration, but where timm or a run without data says otherwise. A list
-    of modules that are used at different times, as the patch embeddings of all stages, is opened
-    then, and a part whose place is not known stays behind the one before it.
+    The order is that of registration, unless timm or a run on meta tensors gives another one. Then
+    a list of modules that are used at different times (the patch embeddings of all stages) is
+    opened, and a part of unknown rank stays behind the part before it.
 
     Args:
         network: The network.
-        heads: The names of its heads, which become parts of their own; they come last.
+        heads: The names of its heads; each becomes a part, and they come last.
     """
     declared = declared_ranks(network)
-    spans = _spans(declared or noted_ranks(network))
+    spans = _spans(declared or recorded_ranks(network))
     opened, trunks = _opened(network, heads)
     parts = _parts(network, opened, trunks, spans)
     while spread := [part.path for part in parts if _is_spread(part, parts)]:
         opened.update(spread)
         parts = _parts(network, opened, trunks, spans)
     body = [part for part in parts if part.path not in heads]
-    ordered = _in_order(body, is_exact=not declared)
+    ordered = _sort_parts(body, is_exact=not declared)
     if ordered == body:
         return parts, False
     return ordered + [part for part in parts if part.path in heads], True
 
 
 def _spans(ranks: Mapping[str, float]) -> Mapping[str, Span]:
-    """From when to when a parameter, or a module with those in it, is used first."""
+    """The ranks of the first and last parameter in each module; for a parameter, its own twice."""
     spans: dict[str, Span] = {}
     for name, rank in ranks.items():
         parts = name.split(".")
@@ -72,33 +72,33 @@ def _spans(ranks: Mapping[str, float]) -> Mapping[str, Span]:
 def _parts(
     network: nn.Module, opened: set[str], trunks: Sequence[str], spans: Mapping[str, Span]
 ) -> list[Part]:
-    """What the blocks are made of, in order of registration."""
-    modules = dict(_unopened(network, opened))
+    """The parts in order of registration."""
+    modules = dict(_unopened_modules(network, opened))
     owned: dict[str, list[str]] = {path: [] for path in modules}
     for name, _ in network.named_parameters():
         owned.setdefault(_owner(name, modules), []).append(name)
     parts: list[Part] = []
     for path in (path for path, _ in network.named_modules() if path in owned):
         if path in modules:
-            # Found by path: what was put into it after a run (LoRA) has no place of its own.
+            # By path: parameters added after the run (LoRA) have no rank of their own.
             span = spans.get(plain_name(path)) if owned[path] else None
             parts.append(_part(path, modules[path], owned[path], trunks, span))
         else:
-            found = _by_place(owned[path], spans)
-            parts += [_part(path, None, names, trunks, span) for span, names in found.items()]
+            by_span = _group_by_span(owned[path], spans)
+            parts += [_part(path, None, names, trunks, span) for span, names in by_span.items()]
     return parts
 
 
-def _by_place(names: list[str], spans: Mapping[str, Span]) -> dict[Span | None, list[str]]:
-    """Parameters that an opened module holds itself: together where they are used together."""
-    together: dict[Span | None, list[str]] = {}
+def _group_by_span(names: list[str], spans: Mapping[str, Span]) -> dict[Span | None, list[str]]:
+    """Group the parameters that an opened module holds directly by where they are used."""
+    by_span: dict[Span | None, list[str]] = {}
     for name in names:
-        together.setdefault(spans.get(plain_name(name)), []).append(name)
-    return together
+        by_span.setdefault(spans.get(plain_name(name)), []).append(name)
+    return by_span
 
 
 def _is_spread(part: Part, parts: list[Part]) -> bool:
-    """Whether a list of modules is used before and after some other part."""
+    """Whether a list of modules is used before and after another part."""
     if part.span is None or not part.is_container or part.in_trunk:
         return False
     first, last = part.span
@@ -106,29 +106,29 @@ def _is_spread(part: Part, parts: list[Part]) -> bool:
     return any(first < span[0] and span[1] < last for span in others)
 
 
-def _in_order(parts: list[Part], *, is_exact: bool) -> list[Part]:
-    """The parts by their places.
+def _sort_parts(parts: list[Part], *, is_exact: bool) -> list[Part]:
+    """Sort the parts by rank.
 
-    Each stays behind those that are registered before it, unless it is used before them; all of
-    it, where the places are those of groups and not exact.
+    Each stays behind the parts registered before it, unless its use begins before theirs; if the
+    ranks are timm's groups (not exact), unless its use ends before theirs begins.
     """
-    ordered: list[list[Part]] = []  # each with those behind it that have no place of their own
+    ordered: list[list[Part]] = []  # each with the parts of unknown rank behind it
     for part in parts:
         if part.span is None and ordered:
             ordered[-1].append(part)
             continue
         end = part.span and part.span[0 if is_exact else 1]
-        later = (i for i, (other, *_) in enumerate(ordered) if _begins_after(other, end))
+        later = (i for i, (other, *_) in enumerate(ordered) if _starts_after(other, end))
         ordered.insert(next(later, len(ordered)), [part])
     return [part for bundle in ordered for part in bundle]
 
 
-def _begins_after(part: Part, end: float | None) -> bool:
+def _starts_after(part: Part, end: float | None) -> bool:
     return end is not None and part.span is not None and end < part.span[0]
 
 
 def _owner(parameter: str, modules: dict[str, nn.Module]) -> str:
-    """The module taken whole that a parameter is in, or else the opened one that holds it."""
+    """The unopened module that contains a parameter, or else the opened module that holds it."""
     path = parent = parameter.rpartition(".")[0]
     while path and path not in modules:
         path = path.rpartition(".")[0]
@@ -142,7 +142,7 @@ def _part(
     trunks: Sequence[str],
     span: Span | None,
 ) -> Part:
-    # None of its own if all are tied.
+    # All its parameters are tied to others: no layers of its own.
     layers = _num_layers(module) if module is not None and names else 0
     return Part(
         path=path,
@@ -156,23 +156,23 @@ def _part(
     )
 
 
-def _unopened(
+def _unopened_modules(
     module: nn.Module, opened: set[str], path: str = ""
 ) -> Iterator[tuple[str, nn.Module]]:
     if path not in opened:
         yield path, module
         return
     for name, child in module.named_children():
-        yield from _unopened(child, opened, _join(path, name))
+        yield from _unopened_modules(child, opened, _join(path, name))
 
 
 def _opened(network: nn.Module, heads: Sequence[str]) -> tuple[set[str], list[str]]:
-    """The modules whose members are taken instead, and the sequences that are the trunk.
+    """The modules whose members are the parts, and the sequences that are the trunk.
 
-    These are the heads' ancestors, and from the network down each child that holds most layers.
+    Opened are the heads' ancestors, and from the network down each child with most of the layers.
     """
-    ways = [head.split(".") for head in heads if head]
-    opened = {".".join(way[:depth]) for way in ways for depth in range(len(way))}
+    head_paths = [head.split(".") for head in heads if head]
+    opened = {".".join(names[:depth]) for names in head_paths for depth in range(len(names))}
     path = "" if next(network.children(), None) else None
     trunks: list[str] = []
     while path is not None:
@@ -186,13 +186,13 @@ def _opened(network: nn.Module, heads: Sequence[str]) -> tuple[set[str], list[st
 
 
 def _main_child(module: nn.Module, path: str, heads: Sequence[str]) -> str | None:
-    """The child to open: it holds most layers, is no stage among stages, and not one block."""
+    """The child to open: it holds most layers, is not one of several stages, and not one block."""
     layers = {name: _num_layers(child) for name, child in module.named_children()}
     on_way = [n for n in layers if any(f"{h}.".startswith(f"{_join(path, n)}.") for h in heads)]
     rest = {name: n for name, n in layers.items() if name not in on_way}
     for name, size in rest.items():
-        most = 2 * size > sum(rest.values())
-        if most and _is_alone(name, rest) and _can_open(module.get_submodule(name)):
+        is_majority = 2 * size > sum(rest.values())
+        if is_majority and _is_only_of_kind(name, rest) and _can_open(module.get_submodule(name)):
             return _join(path, name)
     for name in on_way:
         if _join(path, name) not in heads and 2 * layers[name] > sum(layers.values()):
@@ -201,7 +201,7 @@ def _main_child(module: nn.Module, path: str, heads: Sequence[str]) -> str | Non
 
 
 def _second_trunk(network: nn.Module, opened: set[str], heads: Sequence[str]) -> list[str]:
-    """The blocks of a transformer behind a large convolutional network: a third of the layers."""
+    """A transformer's blocks behind a large convolutional network: a third of all layers."""
     rest = [name for name, _ in network.named_children() if name not in opened | set(heads)]
     sequences = [name for name in rest if _is_sequence_of_blocks(network.get_submodule(name))]
     sizes = [_num_layers(network.get_submodule(name)) for name in sequences]
@@ -212,18 +212,18 @@ def _is_sequence_of_blocks(module: nn.Module) -> bool:
     """Whether a sequence has several members, all of one kind and each of several layers."""
     members = [*module.children()] if isinstance(module, _CONTAINERS) else []
     kinds = {type(member) for member in members}
-    alike = len(members) > 1 and len(kinds) == 1 and not kinds & set(_CONTAINERS)
-    return alike and all(_num_layers(member) > 1 for member in members)
+    is_uniform = len(members) > 1 and len(kinds) == 1 and not kinds & set(_CONTAINERS)
+    return is_uniform and all(_num_layers(member) > 1 for member in members)
 
 
-def _is_alone(name: str, layers: Mapping[str, int]) -> bool:
-    """Whether no other module of several layers is called like this one but for the number."""
+def _is_only_of_kind(name: str, layers: Mapping[str, int]) -> bool:
+    """Whether no other module of several layers has this name with another number."""
     peers = [other for other, n in layers.items() if n > 1 and _kind_of(other) == _kind_of(name)]
     return peers == [name]
 
 
 def _can_open(module: nn.Module) -> bool:
-    """Whether a module is a sequence of several layers, or holds more than single layers."""
+    """Whether a module is a sequence of several layers, or has a child of several layers."""
     sizes = [_num_layers(child) for child in module.children()]
     if isinstance(module, _CONTAINERS):
         return sum(size > 0 for size in sizes) > 1
@@ -231,22 +231,22 @@ def _can_open(module: nn.Module) -> bool:
 
 
 def _kind_of(name: str) -> str:
-    """A name without its digits: what `layer1` and `layer2` have in common."""
+    """A name with its digits replaced: `layer#` for `layer1` and `layer2`."""
     return re.sub(r"\d+", "#", name)
 
 
 def _num_layers(module: nn.Module) -> int:
-    """How many layers a module is made of."""
+    """The number of layers in a module."""
     return sum(map(_is_layer, module.modules()))
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Whether a module itself holds weights: parameters that are more than a vector."""
+    """Whether a module directly holds a parameter of more than one dimension."""
     return any(parameter.ndim > 1 for parameter in module.parameters(recurse=False))
 
 
 def _is_chain_of_layers(module: nn.Module) -> bool:
-    """Whether it is a sequence of layers, each of which may have a norm with it: no blocks."""
+    """Whether a module is a sequence of single layers, each with or without a norm."""
     return isinstance(module, nn.Sequential) and all(
         _num_layers(child) <= sum(map(_is_layer, [child, *child.children()])) <= 1
         for child in module.children()

@@ -1,4 +1,4 @@
-"""A network's blocks as a table: what they are made of, and what they cost."""
+"""A network's blocks as a table: modules, parameters, output shape and cost."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,24 +13,24 @@ from lit_finetune.blocks.block import list_blocks
 from lit_finetune.modules.compiled import eagerly
 from lit_finetune.modules.eval_mode import eval_mode
 
-WIDEST = 44
-"""How many characters of the names of a block's modules are shown."""
+MAX_MODULES_WIDTH = 44
+"""The most characters of a block's module names that the table shows."""
 
 
 @dataclass(frozen=True, slots=True)
 class BlockRow:
-    """A block, and what is known of it."""
+    """A row of the table: one block."""
 
     name: str
     modules: tuple[str, ...]
     parameters: int
-    """How many numbers it learns."""
+    """The number of its parameters' elements."""
     share: float
-    """Of all the network's parameters."""
+    """Its fraction of all the network's parameters."""
     output: tuple[int, ...] | None
-    """The shape of what it gives for one picture; None where no module of it is called."""
+    """The shape of its output for one image; None if none of its modules is called."""
     multiply_adds: int
-    """Of its matrix products and convolutions in the forward of one picture."""
+    """Of its matrix products and convolutions in the forward of one image."""
 
 
 def describe_blocks(
@@ -46,7 +46,7 @@ def describe_blocks(
 
     Args:
         network: It runs once, in eval mode.
-        image: One picture, or several of which the cost is divided.
+        image: A batch of images, of shape (N, C, H, W); the cost is divided by N.
         head_name: As in `list_blocks`.
     """
     blocks = list_blocks(network, head_name)
@@ -55,8 +55,8 @@ def describe_blocks(
     counter = FlopCounterMode(display=False)
     costs: dict[str, int] = dict.fromkeys((block.name for block in blocks), 0)
     outputs: dict[str, tuple[int, ...]] = {}
-    watching = _watching(network, owners, counter, costs, outputs)
-    with torch.no_grad(), eval_mode(network), eagerly(), counter, watching:
+    measuring = _measure_blocks(network, owners, counter, costs, outputs)
+    with torch.no_grad(), eval_mode(network), eagerly(), counter, measuring:
         network(image)
     return [
         BlockRow(
@@ -72,7 +72,7 @@ def describe_blocks(
 
 
 def block_table(rows: Sequence[BlockRow]) -> str:
-    """The rows as lines to read.
+    """The rows as aligned text, with a line of totals.
 
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> print(block_table(describe_blocks(net, torch.ones(1, 4))))
@@ -85,7 +85,7 @@ def block_table(rows: Sequence[BlockRow]) -> str:
     table += [
         (
             row.name,
-            _shortened(row.modules),
+            _shorten_names(row.modules),
             f"{row.parameters:,}",
             f"{row.share:.1%}",
             "-" if row.output is None else " x ".join(map(str, row.output)),
@@ -105,49 +105,49 @@ def block_table(rows: Sequence[BlockRow]) -> str:
 
 
 @contextmanager
-def _watching(
+def _measure_blocks(
     network: nn.Module,
     owners: dict[str, str],
     counter: FlopCounterMode,
     costs: dict[str, int],
     outputs: dict[str, tuple[int, ...]],
 ) -> Iterator[None]:
-    """Note for each block what its modules give, and what they cost."""
+    """Record the output shape and the operations of each block, within a context."""
     with ExitStack() as handles:
         for path, block in owners.items():
-            begun: list[int] = []
+            flops_before: list[int] = []
 
-            def begin(*_: object, begun: list[int] = begun) -> None:
-                begun.append(counter.get_total_flops())
+            def before_forward(*_: object, flops_before: list[int] = flops_before) -> None:
+                flops_before.append(counter.get_total_flops())
 
-            def end(
+            def after_forward(
                 _: nn.Module,
                 __: object,
                 output: object,
-                begun: list[int] = begun,
+                flops_before: list[int] = flops_before,
                 block: str = block,
             ) -> None:
-                costs[block] += counter.get_total_flops() - begun.pop()
+                costs[block] += counter.get_total_flops() - flops_before.pop()
                 tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
                 outputs[block] = tuple(tensors[0].shape[1:]) if tensors else ()
 
             module = network.get_submodule(path)
-            handles.callback(module.register_forward_pre_hook(begin).remove)
-            handles.callback(module.register_forward_hook(end).remove)
+            handles.callback(module.register_forward_pre_hook(before_forward).remove)
+            handles.callback(module.register_forward_hook(after_forward).remove)
         yield
 
 
-def _shortened(modules: Sequence[str]) -> str:
-    """Their names, as many of them as there is room for.
+def _shorten_names(modules: Sequence[str]) -> str:
+    """The names of modules, shortened to `MAX_MODULES_WIDTH` characters.
 
-    >>> _shortened(["features.0", "features.1", "features.2", "features.3", "features.4"])
+    >>> _shorten_names(["features.0", "features.1", "features.2", "features.3", "features.4"])
     'features.0, features.1, … features.4 (5)'
     """
-    if len(", ".join(modules)) <= WIDEST or len(modules) == 1:
+    if len(", ".join(modules)) <= MAX_MODULES_WIDTH or len(modules) == 1:
         return ", ".join(modules)
     end = f", … {modules[-1]} ({len(modules)})"
     shown = modules[:1]
-    while len(", ".join(modules[: len(shown) + 1]) + end) <= WIDEST:
+    while len(", ".join(modules[: len(shown) + 1]) + end) <= MAX_MODULES_WIDTH:
         shown = modules[: len(shown) + 1]
     return ", ".join(shown) + end
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lit_finetune import FinetuneClassifier
 from lit_finetune.blocks.block import list_blocks
-from lit_finetune.blocks.forward_order import note_use_order, use_order
+from lit_finetune.blocks.forward_order import record_parameter_order, trace_parameter_order
 
 timm = pytest.importorskip("timm")
 
@@ -64,7 +64,7 @@ IMAGES = torch.zeros(2, 3, 32, 32)
 
 
 def test_parameters_are_told_in_the_order_of_their_first_use() -> None:
-    order = use_order(Backwards(), IMAGES)
+    order = trace_parameter_order(Backwards(), IMAGES)
     modules = list(dict.fromkeys(name.split(".")[0] for name in order))
     assert modules == ["early", "middle", "scale", "late", "fc"]
 
@@ -75,7 +75,7 @@ def test_a_run_leaves_nothing_behind() -> None:
     state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     parameters, modes = [*network.parameters()], [m.training for m in network.modules()]
     chance = torch.random.get_rng_state()
-    use_order(network, IMAGES)
+    trace_parameter_order(network, IMAGES)
     assert all(one is other for one, other in zip(parameters, network.parameters(), strict=True))
     assert all(tensor.equal(state[name]) for name, tensor in network.state_dict().items())
     assert [module.training for module in network.modules()] == modes
@@ -85,7 +85,7 @@ def test_a_run_leaves_nothing_behind() -> None:
 def test_a_module_with_two_names_is_told_by_the_first_and_keeps_its_data() -> None:
     network = Backwards()
     network.again = network.fc
-    assert use_order(network, IMAGES)[-2:] == ("fc.weight", "fc.bias")
+    assert trace_parameter_order(network, IMAGES)[-2:] == ("fc.weight", "fc.bias")
     assert not any(parameter.is_meta for parameter in network.parameters())
 
 
@@ -113,7 +113,7 @@ def test_a_cover_around_a_network_changes_nothing() -> None:
 
 def test_an_embedding_joins_its_stage() -> None:
     network = Stages()
-    assert note_use_order(network, IMAGES)
+    assert record_parameter_order(network, IMAGES)
     assert names(network) == ["stem", "stages.0", "stages.1", "head"]
     assert list_blocks(network)[2].modules[:1] == ("embeds.1",)
 
@@ -121,7 +121,7 @@ def test_an_embedding_joins_its_stage() -> None:
 def test_a_network_that_needs_data_keeps_the_order_of_registration() -> None:
     network = Rude(OrderedDict(a=conv(3, 4), b=conv(4, 4), pool=nn.AdaptiveAvgPool2d(1)))
     network.append(nn.Flatten()).append(nn.Linear(4, 2))
-    assert not note_use_order(network, IMAGES)
+    assert not record_parameter_order(network, IMAGES)
     model = FinetuneClassifier(network, num_classes=2)
     assert [block.name for block in model.blocks] == ["a", "b", "head"]
 
@@ -142,8 +142,8 @@ def test_networks_of_timm_that_are_registered_by_kind_have_their_stages_as_block
         network = timm.create_model(name)
         images = torch.zeros(2, 3, 224, 224)
     assert names(network) == expected
-    place = {name: i for i, name in enumerate(use_order(network, images))}
-    begins = [min(place[name] for name in block.parameters) for block in list_blocks(network)]
+    rank = {name: i for i, name in enumerate(trace_parameter_order(network, images))}
+    begins = [min(rank[name] for name in block.parameters) for block in list_blocks(network)]
     assert begins == sorted(begins)
 
 
@@ -151,5 +151,5 @@ def test_a_run_does_not_change_the_blocks_of_a_network_that_is_registered_in_ord
     with torch.device("meta"):
         network = torchvision.models.vit_b_32(image_size=32)
     before = list_blocks(network)
-    assert note_use_order(network, IMAGES)
+    assert record_parameter_order(network, IMAGES)
     assert [block.name for block in list_blocks(network)] == [block.name for block in before]
