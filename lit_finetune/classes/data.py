@@ -1,16 +1,14 @@
 """What data calls its classes: a data module, or the data sets of plain loaders."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lit_finetune.classes.names import as_names, difference, listed, spelled
+from lit_finetune.classes.dataset import dataset_classes, is_same, one_of
+from lit_finetune.classes.names import contradicts, difference, listed
 
 
 def loader_classes(loaders: Any) -> list[str] | None:
     """The class names that the data sets of loaders have, as those of torchvision do.
-
-    They are taken where they say something of the labels: the data set does not turn its labels
-    into others.
 
     Args:
         loaders: A loader, or several in a list or a mapping.
@@ -18,7 +16,28 @@ def loader_classes(loaders: Any) -> list[str] | None:
     Raises:
         ValueError: One label stands for different classes in them.
     """
-    return _one_of(_dataset_classes(getattr(each, "dataset", None)) for each in _each(loaders))
+    return one_of(dataset_classes(getattr(each, "dataset", each)) for each in _each(loaders))
+
+
+def refuse_contradiction(classes: Sequence[str] | None, loaders: Any) -> None:
+    """Refuse a data module that gives a class another label than its loaders' data sets do.
+
+    It may call the classes otherwise: `Formica` for `ant`.
+
+    Args:
+        classes: What it calls them, in the order of their labels.
+        loaders: A loader, or several in a list or a mapping.
+
+    Raises:
+        ValueError: Both have a class, each with another label; both lists are named.
+    """
+    names = loader_classes(loaders) if classes else None
+    if classes and names and contradicts(classes, names):
+        raise ValueError(
+            f"The data module has {listed(classes)}, but the data set of its loader"
+            f" {listed(names)}, in the order of their labels: so a label stands for two classes."
+            " Let the data module take the names from its data set."
+        )
 
 
 def refuse_other_validation(
@@ -37,7 +56,7 @@ def refuse_other_validation(
         ValueError: Both have names, and these differ.
     """
     names, classes = loader_classes(loaders), loader_classes(train_loaders) or classes
-    if not names or not classes or _is_same(names, classes):
+    if not names or not classes or is_same(names, classes):
         return
     raise ValueError(
         f"The validation data has {listed(names)}, the training data {listed(classes)}:"
@@ -54,35 +73,6 @@ def _each(loaders: Any) -> Iterator[Any]:
         return
     for loader in loaders:
         yield from _each(loader)
-
-
-def _dataset_classes(dataset: Any) -> list[str] | None:
-    """The names of a data set, or of the one that it is a part of."""
-    if dataset is None or getattr(dataset, "target_transform", None) is not None:
-        return None
-    if (classes := getattr(dataset, "classes", None)) is not None:
-        return as_names(classes)
-    parts = getattr(dataset, "datasets", None)  # of a ConcatDataset
-    if isinstance(parts, Iterable):
-        return _one_of(map(_dataset_classes, parts))
-    return _dataset_classes(getattr(dataset, "dataset", None))
-
-
-def _one_of(lists: Iterable[list[str] | None]) -> list[str] | None:
-    """The names that all have, of those that have any."""
-    named = [names for names in lists if names]
-    for names in named[1:]:
-        if not _is_same(names, named[0]):
-            raise ValueError(
-                f"One data set has {listed(named[0])}, another beside it {listed(names)}:"
-                f" {_how(names, named[0])} (of the second). So a label stands for two classes: give"
-                " all the same classes in the same order."
-            )
-    return named[0] if named else None
-
-
-def _is_same(names: Sequence[str], others: Sequence[str]) -> bool:
-    return list(map(spelled, names)) == list(map(spelled, others))
 
 
 def _how(names: Sequence[str], others: Sequence[str]) -> str:

@@ -25,7 +25,8 @@ def as_names(classes: Any) -> list[str] | None:
     >>> as_names(("ant", "bee")), as_names([3, 5]), as_names(10), as_names([("tench", "Tinca")])
     (['ant', 'bee'], ['3', '5'], None, None)
     """
-    if isinstance(classes, str | bytes | dict) or not isinstance(classes, Iterable):
+    has_order = not isinstance(classes, str | bytes | dict | set | frozenset)
+    if not has_order or not isinstance(classes, Iterable):
         return None
     listed = list(classes)
     are_names = bool(listed) and all(isinstance(each, str | Integral) for each in listed)
@@ -91,7 +92,44 @@ def reordering(data: Sequence[str], head: Sequence[str]) -> list[int] | None:
         places = {name: index for index, name in enumerate(found)}
         if sorted(wanted) == sorted(found) and len(places) == len(found):
             return [places[name] for name in wanted]
-    return None
+    return _by_synonyms(data, head)
+
+
+def _by_synonyms(data: Sequence[str], head: Sequence[str]) -> list[int] | None:
+    """The same where one of both has more names for a class, as `cat, Felis catus`.
+
+    >>> _by_synonyms(["bee", "cat"], ["cat, Felis catus", "bee"])
+    [1, 0]
+    >>> _by_synonyms(["Smith, Ann", "Poe"], ["Smith, Bob", "Poe"]) is None
+    True
+    """
+    if len(data) != len(head) or not any(", " in name for name in (*data, *head)):
+        return None
+    wanted, found = ([set(spelled(name).split(", ")) for name in names] for names in (data, head))
+    by_name: dict[str, set[int]] = {}
+    for place, names in enumerate(found):
+        for name in names:
+            by_name.setdefault(name, set()).add(place)
+    order = []
+    for names in wanted:
+        near = set().union(*(by_name.get(name, set()) for name in names))
+        fits = [place for place in near if names <= found[place] or found[place] <= names]
+        if len(fits) != 1:
+            return None
+        order += fits
+    return order if len(set(order)) == len(order) else None
+
+
+def contradicts(names: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether two lists have a name in common that stands for another label in each.
+
+    >>> contradicts(["ant", "bee"], ["Bee", "fly"]), contradicts(["ant", "bee"], ["fly", "bee"])
+    (True, False)
+    """
+    places = [{_folded(name): place for place, name in enumerate(each)} for each in (names, others)]
+    if len(places[0]) != len(names) or len(places[1]) != len(others):
+        return list(names) != list(others) and sorted(names) == sorted(others)
+    return any(places[1].get(name, place) != place for name, place in places[0].items())
 
 
 def repeated(names: Sequence[str]) -> list[str]:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_finetune.classes.data import loader_classes
+from lit_finetune.classes.data import loader_classes, refuse_contradiction
+from lit_finetune.classes.dataset import declared_classes
 from lit_finetune.classes.head import (
     CHECKPOINT,
     HeadClasses,
@@ -17,7 +18,6 @@ from lit_finetune.classes.head import (
     other_number,
     unnamed,
 )
-from lit_finetune.classes.names import as_names
 from lit_finetune.distributed.wrapping import shards
 from lit_finetune.freezing.weight_averaging import copy_into_averages
 from lit_finetune.heads.rows import begin_anew, refuse_parts, reorder_outputs
@@ -33,7 +33,7 @@ def meet_data(module: Any, datamodule: Any, *, trains: bool) -> None:
         datamodule: It may name its classes and count them; None for plain loaders.
         trains: Whether the run trains.
     """
-    names = module.data_classes = as_names(getattr(datamodule, "classes", None))
+    names = module.data_classes = declared_classes(datamodule)
     module.is_matched = module.is_resumed = module.has_taken_checkpoint = False
     if not trains:
         return
@@ -63,6 +63,7 @@ def match_head(module: Any, loaders: Any) -> str:
         ValueError: The data has other classes; both lists are named.
     """
     is_fit, head = module.trainer.state.fn == "fit", module.head_classes
+    refuse_contradiction(module.data_classes, loaders)
     names = module.data_classes or loader_classes(loaders)
     has_names = names is not None and (head.is_named or module.data_classes)
     if names is None or module.is_matched or not (has_names or len(names) == module.num_classes):

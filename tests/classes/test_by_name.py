@@ -359,9 +359,9 @@ def test_validation_folders_that_lack_a_class_are_refused() -> None:
         trainer(num_sanity_val_steps=0).fit(classifier(), train, val)
 
 
-def test_labels_that_a_data_set_turns_into_others_have_no_names(checkpoint: Path) -> None:
+def test_labels_that_a_data_set_turns_into_no_labels_have_no_names(checkpoint: Path) -> None:
     pictures = Pictures(OTHERS)
-    pictures.target_transform = lambda label: label  # type: ignore[attr-defined]
+    pictures.target_transform = lambda label: [label]  # type: ignore[attr-defined]
 
     trainer().validate(classifier(weights=str(checkpoint)), DataLoader(pictures), verbose=False)
 
