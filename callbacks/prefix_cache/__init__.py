@@ -1,4 +1,4 @@
-"""`FrozenPrefixCache`: run the frozen blocks once over each picture, and train from the table.
+"""`FrozenPrefixCache`: compute the frozen blocks once for each image, and train from tables.
 
-A Trainer's loaders in, loaders of what enters the first block that trains out.
+A Trainer's loaders in, loaders of the input of the first trained block out.
 """

@@ -1,4 +1,4 @@
-"""A loader that gives what enters a block in the place of pictures, where that is known."""
+"""A loader that gives cached block inputs instead of images where they are known."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -6,73 +6,73 @@ from typing import Any, Protocol
 
 import torch
 
-from .samples import Loader, in_batches, refuse_unnumbered
+from .samples import Loader, check_loader, with_batches
 
-_DRAWN = "prefix_has_drawn"
+_HAS_DRAWN = "prefix_has_drawn"
 
 
-class Source(Protocol):
-    """What knows which loader gives pictures, and which what enters a block."""
+class PrefixProvider(Protocol):
+    """Decides for each epoch whether a loader gives images or cached block inputs."""
 
     def begin(self, loader: Loader) -> Callable[[list[Any]], Any] | None:
-        """What makes a batch from a sampler's indices; None for the loader's own pictures."""
+        """A function from a sampler's indices to a batch; None for the loader's own images."""
 
     def is_current(self) -> bool:
-        """Whether batches may still be made so."""
+        """Whether the function that `begin` returned may still be used."""
 
 
-def with_prefixes(loader: Any, source: Source) -> Loader:
-    """A loader that asks, when it is first asked for a batch, what to give in this epoch.
+def with_prefixes(loader: Any, provider: PrefixProvider) -> Loader:
+    """A copy of a loader that asks the provider when its first batch is requested.
 
-    It is of a class made from that of the loader, and has all that this has.
+    Its class is a subclass of the loader's, and it has all of the loader's attributes.
 
     Raises:
-        ValueError: Its pictures have no numbers.
+        ValueError: Its images cannot be read by index.
     """
-    refuse_unnumbered(loader)
-    twin: Loader = copy.copy(loader)
-    vars(twin)["prefix_source"] = source
-    vars(twin)["prefix_plain"] = loader
-    object.__setattr__(twin, "__class__", _kind(type(loader)))
-    return twin
+    check_loader(loader)
+    copied: Loader = copy.copy(loader)
+    vars(copied)["prefix_provider"] = provider
+    vars(copied)["prefix_plain"] = loader
+    object.__setattr__(copied, "__class__", _prefix_class(type(loader)))
+    return copied
 
 
-def _kind(kind: type) -> type:
-    """The class of a loader, with other batches at times."""
+def _prefix_class(loader_class: type) -> type:
+    """A subclass of a loader's class with another `__iter__`."""
 
-    def batches(self: Any) -> Iterator[Any]:
-        # A generator: nothing is asked and nothing drawn before the first batch is.
-        loader, source = self.prefix_plain, self.prefix_source
-        make = source.begin(loader)
-        if make is None:
-            yield from _begun(loader)
+    def iterate(self: Any) -> Iterator[Any]:
+        # A generator: nothing is decided and no random number is drawn before the first batch.
+        loader, provider = self.prefix_plain, self.prefix_provider
+        make_batch = provider.begin(loader)
+        if make_batch is None:
+            yield from _iterator_of(loader)
             return
-        _draw_as_torch_does(loader)
-        order = iter(loader.batch_sampler)
-        for indices in order:
-            if not source.is_current():
-                yield from in_batches(loader, [indices, *order])
+        _draw_base_seed(loader)
+        remaining = iter(loader.batch_sampler)
+        for indices in remaining:
+            if not provider.is_current():
+                yield from with_batches(loader, [indices, *remaining])
                 return
-            yield make(indices)
+            yield make_batch(indices)
 
-    return type(f"Prefix{kind.__name__}", (kind,), {"__iter__": batches})
+    return type(f"Prefix{loader_class.__name__}", (loader_class,), {"__iter__": iterate})
 
 
-def _begun(loader: Loader) -> Iterator[Any]:
+def _iterator_of(loader: Loader) -> Iterator[Any]:
     """An iterator of torch's, which draws a seed for its workers unless that has been done."""
-    own = loader.generator
-    if loader._iterator is None and vars(loader).get(_DRAWN):
+    generator = loader.generator
+    if loader._iterator is None and vars(loader).get(_HAS_DRAWN):
         vars(loader)["generator"] = torch.Generator().manual_seed(0)
     try:
         return iter(loader)
     finally:
-        vars(loader)["generator"] = own
+        vars(loader)["generator"] = generator
 
 
-def _draw_as_torch_does(loader: Loader) -> None:
-    """What an iterator of torch's draws when it is made, so that what comes after is the same."""
-    if loader.persistent_workers and loader.num_workers > 0:  # it makes one, and keeps it
-        if loader._iterator is not None or vars(loader).get(_DRAWN):
+def _draw_base_seed(loader: Loader) -> None:
+    """Draw the seed that torch's iterator draws when it is made, so that later draws are equal."""
+    if loader.persistent_workers and loader.num_workers > 0:  # torch makes one iterator in all
+        if loader._iterator is not None or vars(loader).get(_HAS_DRAWN):
             return
-        vars(loader)[_DRAWN] = True
+        vars(loader)[_HAS_DRAWN] = True
     torch.empty((), dtype=torch.int64).random_(generator=loader.generator)

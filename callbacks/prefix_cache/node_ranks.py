@@ -1,4 +1,4 @@
-"""The processes of a run by node: those of one share its files, and those of others may not."""
+"""The processes of a run by node: only the processes of one node are sure to share files."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,27 +9,27 @@ from lightning.pytorch import Trainer
 
 @dataclass(frozen=True, slots=True)
 class NodeRanks:
-    """This process among those of its node."""
+    """The rank of this process within its node."""
 
     rank: int
-    """Its place among them, from 0."""
+    """Of this process within its node, from 0."""
     size: int
-    """How many they are."""
+    """Processes of this node."""
     num_nodes: int
     first: int
-    """The global rank of the first of them."""
+    """The global rank of the node's first process."""
 
 
 def node_ranks(trainer: Trainer) -> NodeRanks:
-    """This process among those of its node; all processes must ask."""
-    nodes = gathered(trainer, trainer.node_rank)
-    beside = [rank for rank, node in enumerate(nodes) if node == trainer.node_rank]
-    place = beside.index(trainer.global_rank)
-    return NodeRanks(place, len(beside), len(set(nodes)), beside[0])
+    """The rank of this process within its node; a collective call."""
+    nodes = all_gather(trainer, trainer.node_rank)
+    same_node = [rank for rank, node in enumerate(nodes) if node == trainer.node_rank]
+    rank = same_node.index(trainer.global_rank)
+    return NodeRanks(rank, len(same_node), len(set(nodes)), same_node[0])
 
 
-def gathered(trainer: Trainer, value: Any) -> list[Any]:
-    """What each process has, by global rank; all processes must ask."""
+def all_gather(trainer: Trainer, value: Any) -> list[Any]:
+    """The value of each process, by global rank; a collective call."""
     if trainer.world_size == 1:
         return [value]
     values: list[Any] = [None] * trainer.world_size

@@ -1,4 +1,4 @@
-"""The pictures of a loader, by number and in any batches."""
+"""The images of a loader by index, in any batches, and their views."""
 
 import copy
 import random
@@ -15,15 +15,15 @@ from lit_finetune.loading.seeded_dataset import seeded, unseeded_loader
 from lit_finetune.loading.seeding import derive_seed
 
 Loader = DataLoader[Any]
-Batch = Sequence[tuple[int, int]]
-"""Views of pictures: which view, of which number."""
+ViewBatch = Sequence[tuple[int, int]]
+"""Pairs of a view and the index of an image."""
 
 _VIEWS = 7
-"""Where the seeds of views begin: far from those of runs."""
+"""The first seed of views: far from the seeds of runs."""
 
 
-def refuse_unnumbered(loader: Any) -> None:
-    """Refuse a loader whose pictures have no numbers.
+def check_loader(loader: Any) -> None:
+    """Refuse a loader whose images cannot be read by index.
 
     Raises:
         ValueError: Says what is needed.
@@ -42,111 +42,140 @@ def refuse_unnumbered(loader: Any) -> None:
     )
 
 
-def number_of(index: Any) -> int:
-    """The number of a picture, of which a sampler may say more.
+def sample_index(index: Any) -> int:
+    """The index of an image; a sampler may give a tuple that begins with it.
 
-    >>> number_of(3), number_of((3, 12345))
+    >>> sample_index(3), sample_index((3, 12345))
     (3, 3)
     """
     return int(index[0]) if isinstance(index, tuple) else int(index)
 
 
-def in_batches(loader: Loader, batches: Any, **changes: Any) -> Loader:
-    """A loader such as this one, of the batches of indices that are asked for."""
+def with_batches(loader: Loader, batches: Any, **changes: Any) -> Loader:
+    """A copy of a loader that gives these batches of indices."""
     other = copy.copy(loader)
     changes["generator"] = torch.Generator().manual_seed(0)
     changes |= {"batch_sampler": batches, "persistent_workers": False, "_iterator": None}
-    vars(other).update(changes)  # torch would not have them set
+    vars(other).update(changes)  # DataLoader.__setattr__ refuses some of them
     return other
 
 
-class Pictures:
-    """Views of a loader's pictures, as the loader would give them.
+class LoaderSamples:
+    """The images of a loader, by index, each as the loader would give it.
 
-    A view is what a dataset that varies its pictures at random makes of one with a seed.
+    A view is an image as a dataset with random transforms gives it for one seed.
 
     Args:
-        loader: Over a dataset of pictures with numbers.
+        loader: Over a map-style dataset.
+        part: `training` or `validation`.
+        views: Views of each image; 0 for a deterministic dataset.
     """
 
-    def __init__(self, loader: Loader) -> None:
+    def __init__(self, loader: Loader, part: str, views: int = 0) -> None:
         self.loader = loader = unseeded_loader(loader)
+        self.part = part
+        self.views = views
         self.count = len(loader.dataset)  # type: ignore[arg-type]  # torch's datasets need none
-        self._kind = _kind_of_index(loader)
-        self._seeded = _Seeded(loader.dataset)
-        # Ours are told the seed with the number, or have a way of their own to load a batch.
-        self._is_own = self._kind is not int or hasattr(loader.dataset, "__getitems__")
+        self._index_type = _index_type(loader)
+        self._seeded = _SeededItems(loader.dataset)
+        # Our datasets take the seed with the index, or load a batch in their own way.
+        self._takes_index = self._index_type is not int or hasattr(loader.dataset, "__getitems__")
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of a table of all views of all images."""
+        return self.count * max(1, self.views)
+
+    def row_numbers(self, batch: ViewBatch) -> list[int]:
+        """The rows of a table that belong to views of images."""
+        return [view * self.count + index for view, index in batch]
 
     @property
     def batch_size(self) -> int:
-        """Of the batches that a run trains on, but for the last of an epoch."""
+        """Of the batches of a run, except the last batch of an epoch."""
         size = getattr(self.loader.batch_sampler, "batch_size", None) or 1
         return max(1, min(int(size), len(self.loader.sampler)))  # type: ignore[arg-type]
 
     @property
-    def has_fixed_order(self) -> bool:
-        """Whether it gives the same batches each time."""
-        return isinstance(self.loader.sampler, SequentialSampler)
+    def has_fixed_batches(self) -> bool:
+        """Whether the loader gives the same batches in each epoch."""
+        return self.part == "validation" or isinstance(self.loader.sampler, SequentialSampler)
 
-    def own_batches(self) -> list[list[int]]:
-        """The numbers of the batches that the loader makes, if it has a fixed order."""
-        with _left_as_they_are(self.loader):
-            return [list(map(number_of, batch)) for batch in _sampler(self.loader)]
+    def batches(self) -> list[tuple[ViewBatch, int]]:
+        """The batches of one pass over all views, and how many images of each count.
 
-    def filled_batches(self, view: int) -> list[tuple[Batch, int]]:
-        """Batches of one size of all pictures in turn; how many of each are no repetition."""
+        The last bits of a network's output can depend on the batch size. So the batches have the
+        size of the run's batches: fixed batches are repeated exactly, others are filled up.
+        """
+        views = range(max(1, self.views))
+        if self.has_fixed_batches:
+            fixed = self._fixed_batches()
+            return [([(view, i) for i in batch], len(batch)) for view in views for batch in fixed]
+        return [batch for view in views for batch in self._filled_batches(view)]
+
+    def load(self, batches: Sequence[ViewBatch], *, in_workers: bool = True) -> Loader:
+        """A loader of these batches of views."""
+        changes: dict[str, Any] = {} if self._takes_index else {"dataset": self._seeded}
+        if not in_workers:
+            changes |= {"num_workers": 0, "prefetch_factor": None, "timeout": 0}
+        indices = [list(map(self._index, batch)) for batch in batches]
+        return with_batches(self.loader, indices, **changes)
+
+    def load_batch(self, batch: ViewBatch) -> Any:
+        """One batch of views, read in this process."""
+        return next(iter(self.load([batch], in_workers=False)))
+
+    def vary(self) -> bool:
+        """Whether the dataset changes its images at random.
+
+        Where the dataset has no attribute `varies`, a few images are tried.
+        """
+        if (known := getattr(self.loader.dataset, "varies", None)) is not None:
+            return bool(known)
+        # Of a plain dataset, each use of a random generator is seen; so fewer tries are enough.
+        tries, views = (8, 3) if self._takes_index else (4, 2)
+        indices = range(0, self.count, max(1, self.count // tries))[:tries]
+        batches = [[(view, index) for index in indices] for view in range(views)]
+        first, *others = (batch[0] for batch in self.load(batches, in_workers=False))
+        return self._seeded.has_drawn or not all(torch.equal(first, other) for other in others)
+
+    def _fixed_batches(self) -> list[list[int]]:
+        with _unchanged_generators(self.loader):
+            return [list(map(sample_index, batch)) for batch in _batch_sampler(self.loader)]
+
+    def _filled_batches(self, view: int) -> list[tuple[ViewBatch, int]]:
+        """Batches of one size of all images in turn; the last one repeats the first images."""
         size = self.batch_size
         return [
             (
-                [(view, n % self.count) for n in range(first, first + size)],
+                [(view, i % self.count) for i in range(first, first + size)],
                 min(size, self.count - first),
             )
             for first in range(0, self.count, size)
         ]
 
-    def load(self, batches: Sequence[Batch], *, in_workers: bool = True) -> Loader:
-        """A loader of these views."""
-        changes: dict[str, Any] = {} if self._is_own else {"dataset": self._seeded}
-        if not in_workers:
-            changes |= {"num_workers": 0, "prefetch_factor": None, "timeout": 0}
-        return in_batches(
-            self.loader, [list(map(self._index, batch)) for batch in batches], **changes
-        )
-
-    def vary(self) -> bool:
-        """Whether the dataset makes something else of a picture each time.
-
-        Where it does not say so itself (`varies`), a few are tried.
-        """
-        if (known := getattr(self.loader.dataset, "varies", None)) is not None:
-            return bool(known)
-        # Of others, each draw is seen.
-        most, views = (8, 3) if self._is_own else (4, 2)
-        numbers = range(0, self.count, max(1, self.count // most))[:most]
-        batches = [[(view, number) for number in numbers] for view in range(views)]
-        first, *others = (batch[0] for batch in self.load(batches, in_workers=False))
-        return self._seeded.has_drawn or not all(torch.equal(first, other) for other in others)
-
-    def _index(self, view_of: tuple[int, int]) -> Any:
-        view, number = view_of
-        if self._kind is int and self._is_own:
-            return number
-        kind: Callable[[int, int], Any] = (lambda *pair: pair) if self._kind is int else self._kind
-        return kind(number, derive_seed(_VIEWS, view))
+    def _index(self, view_and_index: tuple[int, int]) -> Any:
+        view, index = view_and_index
+        if self._index_type is int and self._takes_index:
+            return index
+        if self._index_type is int:
+            return index, derive_seed(_VIEWS, view)
+        kind: Callable[[int, int], Any] = self._index_type
+        return kind(index, derive_seed(_VIEWS, view))
 
 
-class _Seeded(Dataset[Any]):
-    """A dataset that is told the seed of its randomness with each number."""
+class _SeededItems(Dataset[Any]):
+    """A plain dataset whose random transforms are seeded by each index."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
         self.has_drawn = False
 
-    def __getitem__(self, index: tuple[int, int]) -> Any:
-        number, seed = index
-        with seeded(derive_seed(seed, number)):
+    def __getitem__(self, index_and_seed: tuple[int, int]) -> Any:
+        index, seed = index_and_seed
+        with seeded(derive_seed(seed, index)):
             before = _random_states()
-            item = self.dataset[number]
+            item = self.dataset[index]
             self.has_drawn |= before != _random_states()
         return item
 
@@ -155,23 +184,23 @@ def _random_states() -> tuple[Any, ...]:
     return torch.get_rng_state().numpy().tobytes(), random.getstate(), str(np.random.get_state())
 
 
-def _sampler(loader: Loader) -> Any:
-    assert loader.batch_sampler is not None, "`refuse_unnumbered` has seen to that"
+def _batch_sampler(loader: Loader) -> Any:
+    assert loader.batch_sampler is not None, "`check_loader` refuses such loaders"
     sampler = loader.batch_sampler
-    # A look at it must not begin the epoch in which a run goes on.
+    # Iterating over the outer sampler would begin the epoch in which a run resumes.
     return sampler.inner if isinstance(sampler, RepeatableSampler) else sampler
 
 
-def _kind_of_index(loader: Loader) -> type:
-    """What a sampler gives for a picture: a number, or a tuple that begins with one."""
-    with _left_as_they_are(loader):
-        first = next(iter(_sampler(loader)), [0])[0]
+def _index_type(loader: Loader) -> type:
+    """The type of a sampler's indices: int, or a tuple that begins with one."""
+    with _unchanged_generators(loader):
+        first = next(iter(_batch_sampler(loader)), [0])[0]
     return type(first) if isinstance(first, tuple) else int
 
 
 @contextmanager
-def _left_as_they_are(loader: Loader) -> Iterator[None]:
-    """Put the generators back from which a loader draws."""
+def _unchanged_generators(loader: Loader) -> Iterator[None]:
+    """Restore the generators from which a loader draws."""
     others = (loader.generator, getattr(loader.sampler, "generator", None))
     generators = [torch.default_generator, *(each for each in others if each is not None)]
     states = [generator.get_state() for generator in generators]

@@ -1,4 +1,4 @@
-"""Where tables are kept: in memory, or in files that all processes of a node fill together."""
+"""Storage of a table: memory, or files that all processes of a node fill together."""
 
 import shutil
 import tempfile
@@ -15,52 +15,52 @@ from torch import Tensor
 from lit_finetune.feature_cache.files import (
     DamagedTableError,
     FileWriter,
-    abandon_files,
-    begin_files,
-    finish_files,
+    create_files,
+    discard_files,
+    has_other_writers,
     open_files,
-    others_at_work,
-    part_of,
+    partial_path,
+    publish_files,
 )
 from lit_finetune.feature_cache.store import Columns, MemoryTable, Table
 
-from .node_ranks import NodeRanks, gathered
+from .node_ranks import NodeRanks, all_gather
 
 
 class Storage(Protocol):
-    """A place for a table: begun, written to, and then whole."""
+    """Where a table is written: `begin`, `write` its rows, `finish`."""
 
     where: str
-    """In words."""
-    trouble: str | None
-    """Why nothing can be kept there."""
+    """The location, for messages."""
+    problem: str | None
+    """Why the table cannot be stored there."""
 
     def begin(self, trainer: Trainer, columns: Columns) -> bool:
-        """Make room; whether there is."""
+        """Allocate the table; whether that succeeded in all processes."""
 
     def write(self, numbers: Sequence[int], batch: Mapping[str, Tensor]) -> None:
-        """Keep a batch under these numbers."""
+        """Write a batch to the rows with these numbers."""
 
     def finish(self, trainer: Trainer) -> Table | None:
-        """The table, when all processes are done; None if one of them could not write."""
+        """The complete table, when all processes are done; None if one of them failed."""
 
     def abandon(self) -> None:
-        """Throw away what was begun."""
+        """Remove the incomplete table."""
 
 
 class MemoryStorage:
     """The memory of this process."""
 
     where = "memory"
-    trouble: str | None = None
+    problem: str | None = None
 
     def begin(self, trainer: Trainer, columns: Columns) -> bool:
-        """Make room."""
+        """Allocate the table."""
         self._table = MemoryTable(columns)
         return True
 
     def write(self, numbers: Sequence[int], batch: Mapping[str, Tensor]) -> None:
-        """Keep a batch under these numbers."""
+        """Write a batch to the rows with these numbers."""
         self._table.write(numbers, batch)
 
     def finish(self, trainer: Trainer) -> Table | None:
@@ -68,110 +68,110 @@ class MemoryStorage:
         return self._table
 
     def abandon(self) -> None:
-        """Nothing is left behind."""
+        """Nothing to remove."""
 
 
 class FileStorage:
-    """A folder of this node, written beside its place; `trouble` says why it cannot be.
+    """A folder of this node, written under a temporary name.
 
     Args:
-        folder: Of the table, in the end.
-        ranks: The first process of the node makes the folder, and the others join it.
+        folder: The final path of the table.
+        ranks: The first process of the node creates the files.
     """
 
     def __init__(self, folder: Path, ranks: NodeRanks) -> None:
         self.folder = folder
         self.where = str(folder)
-        self.trouble: str | None = None
+        self.problem: str | None = None
         self._is_first = ranks.rank == 0
         self._lock: BinaryIO | None = None
         self._writer: FileWriter | None = None
         self._columns: Columns = {}
 
     def begin(self, trainer: Trainer, columns: Columns) -> bool:
-        """Make room: the first process of a node does, and the others join it."""
+        """Allocate the table: the first process of a node creates the files, all open them."""
         token = trainer.strategy.broadcast(uuid4().hex)
-        self._part, self._columns = part_of(self.folder, token), columns
-        if others_at_work(self.folder):
+        self._part, self._columns = partial_path(self.folder, token), columns
+        if has_other_writers(self.folder):
             rank_zero_info(
                 f"FrozenPrefixCache: another process is writing {self.folder} at the moment. This"
                 " run makes its own; the one that ends first stays."
             )
-        trainer.strategy.barrier()  # all have looked
+        trainer.strategy.barrier()  # before any creates files
         if self._is_first:
             try:
-                self._lock = begin_files(self._part, columns)
+                self._lock = create_files(self._part, columns)
             except OSError as error:
-                self.trouble = _in_words(error)
-        if self._all_are_well(trainer):
+                self.problem = describe_error(error)
+        if self._all_succeeded(trainer):
             try:
                 self._writer = FileWriter(self._part, self.folder, columns)
             except OSError as error:
-                self.trouble = _in_words(error)
-        return self._all_are_well(trainer)
+                self.problem = describe_error(error)
+        return self._all_succeeded(trainer)
 
     def write(self, numbers: Sequence[int], batch: Mapping[str, Tensor]) -> None:
-        """Keep a batch under these numbers, unless something is the matter already."""
-        if self._writer is None or self.trouble:
+        """Write a batch to the rows with these numbers, unless an earlier write failed."""
+        if self._writer is None or self.problem:
             return
         try:
             self._writer.write(numbers, batch)
         except OSError as error:
-            self.trouble = _in_words(error)
+            self.problem = describe_error(error)
 
     def finish(self, trainer: Trainer) -> Table | None:
-        """The table, if all processes could write."""
+        """The complete table; None if a process failed."""
         try:
             if self._writer is not None:
                 self._writer.close()
         except OSError as error:
-            self.trouble = self.trouble or _in_words(error)
-        if not self._all_are_well(trainer):
+            self.problem = self.problem or describe_error(error)
+        if not self._all_succeeded(trainer):
             self.abandon()
             return None
         try:
             if self._lock is not None:
-                finish_files(self._part, self._lock, self.folder, self._columns)
+                publish_files(self._part, self._lock, self.folder, self._columns)
         except OSError as error:
-            self.trouble = _in_words(error)
-        if self._all_are_well(trainer):
-            table, self.trouble = found(trainer, self.folder, self._columns)
-        else:  # what was written is there still, and of use as long as this run lasts
+            self.problem = describe_error(error)
+        if self._all_succeeded(trainer):
+            table, self.problem = find_table(trainer, self.folder, self._columns)
+        else:  # the written rows can be used as long as this run lasts
             rank_zero_info(
-                f"FrozenPrefixCache: {self.folder} is kept for this run alone: {self.trouble}."
+                f"FrozenPrefixCache: {self.folder} is kept for this run alone: {self.problem}."
             )
-            place = self._part if self._part.is_dir() else self.folder
-            table, self.trouble = found(trainer, self.folder, self._columns, place)
+            path = self._part if self._part.is_dir() else self.folder
+            table, self.problem = find_table(trainer, self.folder, self._columns, path)
             self.abandon()
         return table
 
     def abandon(self) -> None:
-        """Throw away what was begun; a file that is open can be read still."""
+        """Remove the incomplete table; this process can still read its open file."""
         if self._lock is not None:
-            abandon_files(self._part, self._lock)
+            discard_files(self._part, self._lock)
 
-    def _all_are_well(self, trainer: Trainer) -> bool:
-        """Whether no process of the run has trouble; the first that has tells the others."""
-        troubles = filter(None, gathered(trainer, self.trouble))
-        self.trouble = next(troubles, None)
-        return self.trouble is None
+    def _all_succeeded(self, trainer: Trainer) -> bool:
+        """Whether no process has a problem; otherwise `problem` is that of the first."""
+        problems = filter(None, all_gather(trainer, self.problem))
+        self.problem = next(problems, None)
+        return self.problem is None
 
 
-def found(
-    trainer: Trainer, folder: Path, columns: Columns, place: Path | None = None
+def find_table(
+    trainer: Trainer, folder: Path, columns: Columns, path: Path | None = None
 ) -> tuple[Table | None, str | None]:
-    """The table in a folder, if all processes find it whole; else, if one is there, why not."""
+    """The table in a folder if it is complete for all processes; otherwise the problem with it."""
     table, problem, is_there = None, None, True
     try:
-        table = open_files(folder, columns, place)
+        table = open_files(folder, columns, path)
     except FileNotFoundError:
         is_there = False
     except DamagedTableError as error:
         problem = str(error)
     except OSError as error:
-        problem = f"cannot be read ({_in_words(error)})"
-    states = gathered(trainer, (table is not None, is_there, problem))
-    if all(is_whole for is_whole, _, _ in states):
+        problem = f"cannot be read ({describe_error(error)})"
+    states = all_gather(trainer, (table is not None, is_there, problem))
+    if all(is_complete for is_complete, _, _ in states):
         return table, None
     problems = [each for _, _, each in states if each]
     if not problems and any(is_there for _, is_there, _ in states):
@@ -180,22 +180,22 @@ def found(
 
 
 def temporary_folder(trainer: Trainer, ranks: NodeRanks) -> Path:
-    """A folder for this run alone, the same in all processes of a node."""
-    made = tempfile.mkdtemp(prefix="lit_finetune-") if ranks.rank == 0 else ""
-    return Path(gathered(trainer, made)[ranks.first])
+    """A new temporary folder, the same for all processes of a node."""
+    folder = tempfile.mkdtemp(prefix="lit_finetune-") if ranks.rank == 0 else ""
+    return Path(all_gather(trainer, folder)[ranks.first])
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder; another process may be doing so."""
+    """Remove a folder; another process may do the same."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _in_words(error: OSError) -> str:
-    """What the system says, in words that name the cause.
+def describe_error(error: OSError) -> str:
+    """The message of an error of the operating system, with its cause first.
 
-    >>> _in_words(PermissionError(13, "Permission denied", "kept"))
+    >>> describe_error(PermissionError(13, "Permission denied", "kept"))
     "no permission ([Errno 13] Permission denied: 'kept')"
-    >>> _in_words(OSError(28, "No space left on device"))
+    >>> describe_error(OSError(28, "No space left on device"))
     'there is no room ([Errno 28] No space left on device)'
     """
     if isinstance(error, PermissionError) or error.errno == EROFS:

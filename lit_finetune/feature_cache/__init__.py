@@ -1,4 +1,4 @@
-"""Tables of what enters a block, one row for each picture: their keys, files and checks.
+"""Tables of block inputs, with one row per image: their keys, files and checksums.
 
-Tensors and picture numbers in, tensors out. Uses `blocks`, `files`.
+Tensors and row numbers in, tensors out. Uses `blocks`, `files`.
 """

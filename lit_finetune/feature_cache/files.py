@@ -1,8 +1,8 @@
 """A table in a folder of files, which later runs share.
 
-It is written under another name, and has its own only when all of it was written: what a killed
-writer left is never read, and is thrown away by whoever comes next. Each row carries a checksum of
-its content and its place. So what was changed, and what nobody has written, is told from the rest.
+A table is written under a temporary name and renamed when it is complete. So the rest of a killed
+writer is never read; the next writer removes it. Each row has a checksum of its content and its
+row number, which reveals rows that were changed and rows that were never written.
 """
 
 import json
@@ -29,21 +29,21 @@ from lit_finetune.files.checksums import checksum, open_regular, read_at, write_
 _ABOUT, _ROWS, _LOCK, _PART = "about.json", "rows.bin", "lock", ".part-"
 _SUM_BYTES = 8
 _LARGE_ROW = 2**16
-"""Bytes of a row from which on several are read at once."""
+"""Bytes from which rows are read in parallel."""
 
 
 class DamagedTableError(ValueError):
-    """A folder does not hold the table that it should. The message goes on from: it …."""
+    """A folder does not hold the expected table. The message completes "the folder …"."""
 
 
 class FileTable:
-    """Rows in a file, each with its columns one after the other, and their checksum.
+    """Rows in a file: the columns of a row, then its checksum.
 
     Args:
-        folder: Where the file is.
-        columns: What a row holds.
-        about: The text that describes the table; checksums depend on it.
-        num_threads: How many large rows are read at once; as many as torch uses if not given.
+        folder: Contains the file.
+        columns: The columns of a row.
+        about: The description of the table (`describe_table`); the checksums depend on it.
+        num_threads: Threads that read large rows; by default as many as torch uses.
     """
 
     def __init__(
@@ -62,24 +62,24 @@ class FileTable:
             os.close(file)
 
     def read(self, numbers: Sequence[int]) -> Rows:
-        """The rows of these numbers."""
-        kept = _empty(self.columns, len(numbers))
+        """Read the rows with these numbers."""
+        stored = _empty(self.columns, len(numbers))
         sums = torch.zeros(len(numbers), _SUM_BYTES, dtype=torch.uint8)
-        views = [_as_bytes(each).numpy() for each in (*kept.values(), sums)]
+        views = [_as_bytes(each).numpy() for each in (*stored.values(), sums)]
         states = self._map(partial(self._read_row, views), list(enumerate(numbers)))
-        unwritten = [place for place, state in enumerate(states) if state is None]
-        changed = [place for place, state in enumerate(states) if state is False]
-        for place in (*unwritten, *changed):
-            for rows in kept.values():
-                rows[place].zero_()
-        batch = {name: column.unpack(kept[name]) for name, column in self.columns.items()}
+        unwritten = [i for i, state in enumerate(states) if state is None]
+        changed = [i for i, state in enumerate(states) if state is False]
+        for i in (*unwritten, *changed):
+            for rows in stored.values():
+                rows[i].zero_()
+        batch = {name: column.unpack(stored[name]) for name, column in self.columns.items()}
         return Rows(batch, unwritten, changed)
 
     def write(self, numbers: Sequence[int], batch: Mapping[str, Tensor]) -> None:
-        """Keep a batch under these numbers.
+        """Write a batch to the rows with these numbers.
 
         Raises:
-            OSError: There is no room, or no right to write.
+            OSError: The disk is full, or writing is not permitted.
         """
         file = open_regular(self._path, writable=True)
         try:
@@ -88,25 +88,27 @@ class FileTable:
             os.close(file)
 
     def _read_row(
-        self, views: Sequence[NDArray[np.uint8]], place_of: tuple[int, int]
+        self, views: Sequence[NDArray[np.uint8]], position: tuple[int, int]
     ) -> bool | None:
-        """Whether a row is what was written; None if nothing was."""
-        place, number = place_of
-        *row, found = [view[place].data for view in views]
-        if not read_at(self._file, number * self._row_bytes, [*row, found]):
+        """Read one row; whether its checksum matches, None if it was never written."""
+        i, number = position
+        *row, stored_sum = [view[i].data for view in views]
+        if not read_at(self._file, number * self._row_bytes, [*row, stored_sum]):
             return False
-        known = int.from_bytes(found.tobytes(), "little")
-        return None if not known else known == checksum(row, seed=_row_seed(self._seed, number))
+        expected = int.from_bytes(stored_sum.tobytes(), "little")
+        if not expected:
+            return None
+        return expected == checksum(row, seed=_row_seed(self._seed, number))
 
-    def _map(self, read: partial[bool | None], places: list[tuple[int, int]]) -> list[bool | None]:
+    def _map(self, read: partial[bool | None], rows: list[tuple[int, int]]) -> list[bool | None]:
         if self._row_bytes < _LARGE_ROW or self._num_threads == 1:
-            return list(map(read, places))
+            return list(map(read, rows))
         with ThreadPoolExecutor(self._num_threads) as pool:  # reading and summing need no GIL
-            return list(pool.map(read, places))
+            return list(pool.map(read, rows))
 
 
 class FileWriter:
-    """Fills a table; several processes may, each its own rows.
+    """Writes rows of a table; several processes may write different rows.
 
     Raises:
         OSError: The file cannot be opened.
@@ -118,12 +120,12 @@ class FileWriter:
         self._file: int | None = open_regular(part / _ROWS, writable=True)
 
     def write(self, numbers: Sequence[int], batch: Mapping[str, Tensor]) -> None:
-        """Keep a batch under these numbers."""
-        assert self._file is not None, "it is not closed yet"
+        """Write a batch to the rows with these numbers."""
+        assert self._file is not None, "written after close()"
         _write_rows(self._file, self.columns, self._seed, numbers, batch)
 
     def close(self) -> None:
-        """Let all that was written reach the disk."""
+        """Flush everything to the disk and close the file."""
         if self._file is None:
             return
         file, self._file = self._file, None
@@ -134,41 +136,41 @@ class FileWriter:
 
 
 def describe_table(folder: Path, columns: Columns) -> bytes:
-    """The text that a table of these columns has beside it in this folder."""
+    """The JSON text that is stored with a table, for comparison when it is opened."""
     about = {"table": folder.name, **{name: asdict(each) for name, each in columns.items()}}
     return json.dumps(about, indent=1).encode()
 
 
-def part_of(folder: Path, token: str) -> Path:
-    """Where a table is while it is written; `token` tells writers apart."""
+def partial_path(folder: Path, token: str) -> Path:
+    """The path of a table while it is written; `token` is unique to the writer."""
     return folder.with_name(f"{_PART}{folder.name}-{token}")
 
 
-def others_at_work(folder: Path) -> bool:
-    """Whether another process is writing this table at the moment."""
+def has_other_writers(folder: Path) -> bool:
+    """Whether another process is writing this table now."""
     parts = folder.parent.glob(f"{_PART}{folder.name}-*")
     return any(map(_is_locked, parts))
 
 
-def begin_files(part: Path, columns: Columns) -> BinaryIO:
-    """Make room for a table.
+def create_files(part: Path, columns: Columns) -> BinaryIO:
+    """Create the files of a table and allocate their bytes.
 
     Args:
-        part: Where it is while it is written.
-        columns: What it will hold.
+        part: The path while the table is written (`partial_path`).
+        columns: Its columns.
 
     Returns:
-        What to keep as long as it is written: it shows others that somebody does.
+        The open lock file; keep it open while the table is written.
 
     Raises:
-        OSError: There is no room, or no right to write.
+        OSError: The disk is full, or writing is not permitted.
     """
     part.parent.mkdir(parents=True, exist_ok=True)
-    throw_away_parts(part.parent)
+    remove_stale_parts(part.parent)
     needed, free = num_file_bytes(columns), shutil.disk_usage(part.parent).free
     if needed > free:
         raise OSError(
-            f"there is no room: {part.parent} has {free / 2**20:,.0f} MiB left, and it takes"
+            f"there is no room: {part.parent} has {free / 2**20:,.0f} MiB left, but the table needs"
             f" {needed / 2**20:,.0f} MiB"
         )
     part.mkdir()
@@ -178,26 +180,26 @@ def begin_files(part: Path, columns: Columns) -> BinaryIO:
         with open(part / _ROWS, "xb") as file:
             _allocate(file, needed)
     except OSError:
-        abandon_files(part, lock)
+        discard_files(part, lock)
         raise
     return lock
 
 
-def finish_files(part: Path, lock: BinaryIO, folder: Path, columns: Columns) -> None:
-    """Give a table that is written its own name, in place of a damaged one.
+def publish_files(part: Path, lock: BinaryIO, folder: Path, columns: Columns) -> None:
+    """Rename a complete table to its final name, and replace a damaged one.
 
-    If another run has put a whole one there meanwhile, that one stays.
+    A complete table that another run has put there in the meantime stays.
 
     Raises:
-        OSError: It cannot be put there, and has its other name still.
+        OSError: Renaming failed; the table still has its temporary name.
     """
     with open(part / _ABOUT, "xb") as file:
         file.write(describe_table(folder, columns))
         file.flush()
         os.fsync(file.fileno())
-    if os.name == "nt":  # where a folder with an open file has no other name
+    if os.name == "nt":  # a folder with an open file cannot be renamed
         lock.close()
-    for _ in range(3):  # others may be doing the same
+    for _ in range(3):  # other runs may do the same at this moment
         try:
             part.rename(folder)
         except OSError:
@@ -215,46 +217,48 @@ def finish_files(part: Path, lock: BinaryIO, folder: Path, columns: Columns) -> 
     raise OSError(f"'{folder}' cannot be replaced")
 
 
-def abandon_files(part: Path, lock: BinaryIO) -> None:
-    """Throw away what was begun."""
+def discard_files(part: Path, lock: BinaryIO) -> None:
+    """Close the lock and remove an incomplete table."""
     lock.close()
     shutil.rmtree(part, ignore_errors=True)
 
 
 def open_files(folder: Path, columns: Columns, part: Path | None = None) -> FileTable:
-    """The table in a folder.
+    """Open the table in a folder.
 
     Args:
-        folder: Of the table.
-        columns: What it must hold.
-        part: Where it is, if it does not have its own name.
+        folder: The final path of the table.
+        columns: The columns that it must have.
+        part: The path where it is now, if it does not have its final name.
 
     Raises:
-        FileNotFoundError: There is no such folder.
-        DamagedTableError: It does not hold such a table; it says why.
-        OSError: It may not be read.
+        FileNotFoundError: The folder does not exist.
+        DamagedTableError: The folder does not hold such a table; says why.
+        OSError: Reading is not permitted.
     """
-    about, place = describe_table(folder, columns), part or folder
-    if not os.path.lexists(place):
-        raise FileNotFoundError(f"'{place}' does not exist")
+    about, path = describe_table(folder, columns), part or folder
+    if not os.path.lexists(path):
+        raise FileNotFoundError(f"'{path}' does not exist")
     try:
-        with _opened(place / _ABOUT) as file:
-            found = os.read(file, len(about) + 1)
-        table = FileTable(place, columns, about)
-        size, wanted = (place / _ROWS).stat().st_size, num_file_bytes(columns)
+        with _opened(path / _ABOUT) as file:
+            stored_about = os.read(file, len(about) + 1)
+        table = FileTable(path, columns, about)
+        size, expected = (path / _ROWS).stat().st_size, num_file_bytes(columns)
     except PermissionError:
         raise
     except OSError as error:
         raise DamagedTableError(f"is damaged ({error})") from error
-    if found != about:
+    if stored_about != about:
         raise DamagedTableError(f"is damaged, or another table's ('{_ABOUT}' has other values)")
-    if size != wanted:
-        raise DamagedTableError(f"is damaged ('{_ROWS}' has {size:,} bytes in place of {wanted:,})")
+    if size != expected:
+        raise DamagedTableError(
+            f"is damaged ('{_ROWS}' has {size:,} bytes instead of {expected:,})"
+        )
     return table
 
 
-def throw_away_parts(root: Path) -> None:
-    """Remove what killed writers have left in a folder; what is being written stays."""
+def remove_stale_parts(root: Path) -> None:
+    """Remove the incomplete tables of killed writers; tables that are being written stay."""
     for part in root.glob(f"{_PART}*"):
         with suppress(OSError):
             is_ours = {path.name for path in part.iterdir()} <= {_ABOUT, _ROWS, _LOCK}
@@ -263,17 +267,17 @@ def throw_away_parts(root: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder, a file or a link, which is gone at once; what a link leads to stays."""
-    aside = part_of(path, uuid4().hex)
-    path.rename(aside)
-    if aside.is_dir() and not aside.is_symlink():
-        shutil.rmtree(aside, ignore_errors=True)
+    """Remove a folder, a file or a link at once (by renaming); the target of a link stays."""
+    renamed = partial_path(path, uuid4().hex)
+    path.rename(renamed)
+    if renamed.is_dir() and not renamed.is_symlink():
+        shutil.rmtree(renamed, ignore_errors=True)
     else:
-        aside.unlink()
+        renamed.unlink()
 
 
 def num_file_bytes(columns: Columns) -> int:
-    """The room that a table takes in files."""
+    """Bytes of the file of a table."""
     return max(column.num_rows for column in columns.values()) * _row_bytes(columns)
 
 
@@ -287,13 +291,13 @@ def _row_seed(seed: int, number: int) -> int:
 
 def _empty(columns: Columns, count: int) -> dict[str, Tensor]:
     return {
-        name: torch.empty(count, column.row_bytes // column.kept.itemsize, dtype=column.kept)
+        name: torch.empty(count, column.row_bytes // column.storage.itemsize, dtype=column.storage)
         for name, column in columns.items()
     }
 
 
 def _as_bytes(rows: Tensor) -> Tensor:
-    """The bytes of each row, in the same memory."""
+    """A view of each row as bytes."""
     return rows.view(len(rows), -1).view(torch.uint8)
 
 
@@ -304,8 +308,8 @@ def _write_rows(
     packed = [_as_bytes(columns[name].pack(batch[name]).contiguous()).numpy() for name in columns]
     for number, *row in zip(numbers, *packed, strict=True):
         parts = [part.data for part in row]
-        known = checksum(parts, seed=_row_seed(seed, number)).to_bytes(_SUM_BYTES, "little")
-        write_at(file, number * size, [*parts, memoryview(known)])
+        row_sum = checksum(parts, seed=_row_seed(seed, number)).to_bytes(_SUM_BYTES, "little")
+        write_at(file, number * size, [*parts, memoryview(row_sum)])
 
 
 @contextmanager
@@ -318,7 +322,7 @@ def _opened(path: Path) -> Iterator[int]:
 
 
 def _allocate(file: BinaryIO, num_bytes: int) -> None:
-    """Take the room at once, where the system can: what is missing shows now, not in the end."""
+    """Allocate all bytes at once where the system can, so that a full disk shows at the start."""
     if hasattr(os, "posix_fallocate") and num_bytes:
         os.posix_fallocate(file.fileno(), 0, num_bytes)
     else:
@@ -326,7 +330,7 @@ def _allocate(file: BinaryIO, num_bytes: int) -> None:
 
 
 def _is_locked(part: Path) -> bool | None:
-    """Whether somebody writes there; None if nobody can tell."""
+    """Whether a process is writing there; None if unknown."""
     try:
         with _opened(part / _LOCK) as file:
             return not _try_lock(file)
@@ -335,10 +339,10 @@ def _is_locked(part: Path) -> bool | None:
 
 
 def _try_lock(file: int) -> bool:
-    """Whether nobody else has this file locked; then it is now."""
+    """Lock a file; whether no other process holds the lock."""
     try:
         import fcntl
-    except ModuleNotFoundError:  # Windows, where a file that is open cannot be removed
+    except ModuleNotFoundError:  # on Windows an open file cannot be removed
         return True
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""What the output of a network's first blocks hangs on, as a name that is another when it is."""
+"""Cache keys: digests of everything that determines the output of a network's first blocks."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,30 +27,30 @@ def prefix_tensors(network: nn.Module, blocks: Sequence[Block]) -> dict[str, Ten
 
 
 def stamp(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
-    """Numbers that change when one of these tensors does, found in a few milliseconds."""
-    places = [number for t in tensors.values() for number in (t.data_ptr(), t._version)]
-    return (*bit_sums(tensors), *places)
+    """Numbers that change when one of these tensors changes; costs a few milliseconds."""
+    versions = [number for t in tensors.values() for number in (t.data_ptr(), t._version)]
+    return (*bit_sums(tensors), *versions)
 
 
 def bit_sums(tensors: Mapping[str, Tensor]) -> list[int]:
-    """For each tensor the sum of its bits taken as whole numbers."""
+    """The sum of each tensor's elements, with their bits read as integers."""
     bits = [_bit_sum(tensor.detach()) for tensor in tensors.values()]
     sums: list[int] = torch.stack(bits).tolist() if bits else []
     return sums
 
 
 def network_digest(network: nn.Module, tensors: Mapping[str, Tensor]) -> str:
-    """A name for the values of these tensors, and for what the network does."""
+    """A digest of the tensors' values and of the code of the network's modules."""
     kinds = {type(module) for module in network.modules()}
     code = sorted(f"{kind.__qualname__} {describe(kind.forward)}" for kind in kinds)
     return digest(repr(network), code, digest_tensors(tensors))
 
 
 def data_digest(dataset: Any) -> str | None:
-    """A name for the pictures of a dataset, their labels and transforms.
+    """A digest of a dataset's images, labels and transforms.
 
-    None where it cannot be told from the dataset what its pictures are: it is neither one of ours
-    nor of the kinds of torch and torchvision that list their files or hold their tensors.
+    None for a dataset whose content is unknown: only ours, and those of torch and torchvision that
+    list their files or hold their tensors, can be identified.
     """
     content = _content(dataset)
     if content is None:
@@ -78,7 +78,7 @@ def _content(dataset: Any) -> list[Any] | None:
 
 
 def _stamps(samples: Any) -> list[Any] | None:
-    """What changes when one of our own datasets' pictures does."""
+    """For one of our datasets: values that change when one of its images changes."""
     if hasattr(samples, "stamp"):
         return [list(samples.stamp(index)) for index in range(len(samples.names))]
     if hasattr(samples, "root"):
@@ -88,12 +88,12 @@ def _stamps(samples: Any) -> list[Any] | None:
 
 
 def _file_stamps(paths: Iterable[str | Path]) -> list[tuple[int, int]]:
-    found = [os.stat(path) for path in paths]
-    return [(each.st_size, each.st_mtime_ns) for each in found]
+    stats = [os.stat(path) for path in paths]
+    return [(each.st_size, each.st_mtime_ns) for each in stats]
 
 
 def _bit_sum(tensor: Tensor) -> Tensor:
-    """The sum of a tensor's bits taken as whole numbers."""
+    """The sum of a tensor's elements, with their bits read as integers."""
     sizes = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     flat = tensor.contiguous().reshape(-1)
     return flat.view(sizes[flat.element_size()]).sum(dtype=torch.int64).cpu()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lit_finetune.callbacks import FrozenPrefixCache
-from lit_finetune.feature_cache.files import part_of
+from lit_finetune.feature_cache.files import partial_path
 from tests.callbacks.prefix_runs import Run, are_equal
 
 NOTHING = {"num_sanity_val_steps": 0, "max_epochs": 2}
@@ -66,7 +66,7 @@ def test_another_writer_is_told_and_the_run_makes_its_own(
 ) -> None:
     kept(tmp_path)
     one, other = sorted(tmp_path.iterdir())
-    part = part_of(one, "of-another-run")
+    part = partial_path(one, "of-another-run")
     one.rename(part)
     caplog.set_level("INFO")
 

@@ -212,7 +212,7 @@ def test_where_nothing_can_be_kept_the_pictures_are_used(
     assert epochs(run) == ["pictures", "pictures", "pictures"]
     assert are_equal(run, Run("head_only"))
     assert (
-        "what enters `head` of 32 training pictures is not kept"
+        "the input of `head` for 32 training pictures is not kept"
         in caplog.text + capsys.readouterr().err
     )
 

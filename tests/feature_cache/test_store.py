@@ -14,11 +14,11 @@ from lit_finetune.feature_cache.files import (
     DamagedTableError,
     FileTable,
     FileWriter,
-    abandon_files,
-    begin_files,
-    finish_files,
+    create_files,
+    discard_files,
     open_files,
-    part_of,
+    partial_path,
+    publish_files,
 )
 from lit_finetune.feature_cache.store import Column, MemoryTable
 from lit_finetune.files.checksums import open_regular, read_at
@@ -31,13 +31,13 @@ BATCH = {"h": torch.randn(6, 3, 2, 2), "labels": torch.arange(6)}
 
 
 def written(folder: Path, token: str = "a", numbers: Sequence[int] = range(6)) -> FileTable:
-    part = part_of(folder, token)
-    lock = begin_files(part, COLUMNS)
+    part = partial_path(folder, token)
+    lock = create_files(part, COLUMNS)
     writer = FileWriter(part, folder, COLUMNS)
     for few in (list(numbers)[::2], list(numbers)[1::2]):
         writer.write(few, {name: rows[few] for name, rows in BATCH.items()})
     writer.close()
-    finish_files(part, lock, folder, COLUMNS)
+    publish_files(part, lock, folder, COLUMNS)
     return open_files(folder, COLUMNS)
 
 
@@ -46,7 +46,7 @@ def test_files_give_what_was_written(tmp_path: Path) -> None:
 
     assert torch.equal(rows.batch["h"], BATCH["h"][[5, 0]])
     assert rows.batch["labels"].tolist() == [5, 0]
-    assert not rows.lacking
+    assert not rows.missing
     assert sorted(p.name for p in tmp_path.iterdir()) == ["kept"]
 
 
@@ -64,7 +64,7 @@ def test_rows_that_nobody_wrote_are_known(
         assert (rows.unwritten, rows.changed) == ([0, 2, 3, 5], [])
         table.write([2, 5, 0], {name: each[[2, 5, 0]] for name, each in BATCH.items()})
         rows = table.read([0, 1, 2, 3, 4, 5])
-        assert rows.lacking == [3]
+        assert rows.missing == [3]
         assert torch.equal(rows.batch["h"][[0, 1, 2, 4, 5]], BATCH["h"][[0, 1, 2, 4, 5]])
 
 
@@ -83,8 +83,8 @@ def test_no_change_of_a_file_gives_other_rows(tmp_path: Path) -> None:
             noticed += 1
         for table in tables:
             rows = table.read(range(6))
-            noticed += bool(rows.lacking)
-            good = [number for number in range(6) if number not in rows.lacking]
+            noticed += bool(rows.missing)
+            good = [number for number in range(6) if number not in rows.missing]
             assert all(torch.equal(rows.batch[name][good], BATCH[name][good]) for name in COLUMNS)
         for name, content in whole.items():
             (folder / name).write_bytes(content)
@@ -144,7 +144,10 @@ def test_rows_are_kept_in_a_smaller_type_and_come_back_in_their_own(name: str) -
 
 
 def test_what_is_half_already_is_not_kept_in_more() -> None:
-    assert Column.of(torch.ones(1, 2, dtype=torch.bfloat16), 1, torch.float32).dtype == "bfloat16"
+    assert (
+        Column.of(torch.ones(1, 2, dtype=torch.bfloat16), 1, torch.float32).stored_dtype
+        == "bfloat16"
+    )
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1), (0, 3, 1, 2)])
@@ -162,7 +165,7 @@ def test_rows_lie_in_memory_as_they_did(order: tuple[int, ...]) -> None:
 
 
 def test_half_a_table_is_none(tmp_path: Path) -> None:
-    begin_files(part_of(tmp_path / "kept", "a"), COLUMNS)
+    create_files(partial_path(tmp_path / "kept", "a"), COLUMNS)
 
     with pytest.raises(FileNotFoundError):
         open_files(tmp_path / "kept", COLUMNS)
@@ -183,7 +186,7 @@ def test_a_damaged_table_is_told_and_replaced(tmp_path: Path, name: str, how: st
     with pytest.raises(DamagedTableError, match="is damaged"):
         open_files(tmp_path / "kept", COLUMNS)
 
-    assert not written(tmp_path / "kept", "b").read(range(6)).lacking
+    assert not written(tmp_path / "kept", "b").read(range(6)).missing
     assert {p.name for p in tmp_path.iterdir()} <= {"kept", "elsewhere"}
 
 
@@ -199,7 +202,7 @@ def test_what_else_has_the_name_of_a_table_is_replaced(tmp_path: Path, what: str
     else:
         kept.symlink_to(elsewhere)
 
-    assert not written(kept).read(range(6)).lacking
+    assert not written(kept).read(range(6)).missing
 
     assert not kept.is_symlink()
     assert [p.name for p in kept.parent.iterdir()] == ["kept"]
@@ -276,8 +279,8 @@ from lit_finetune.feature_cache.files import *
 from lit_finetune.feature_cache.store import Column
 import torch
 columns = {"h": Column.of(torch.ones(1, 3, 2, 2), 6)}
-part = part_of(Path(sys.argv[1]), "killed")
-lock = begin_files(part, columns)
+part = partial_path(Path(sys.argv[1]), "killed")
+lock = create_files(part, columns)
 FileWriter(part, Path(sys.argv[1]), columns).write([0], {"h": torch.ones(1, 3, 2, 2)})
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -290,13 +293,13 @@ def test_what_a_killed_writer_left_is_thrown_away_and_what_is_being_written_stay
     process = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "kept")])
     assert process.returncode == -signal.SIGKILL
     assert len(list(tmp_path.iterdir())) == 1
-    living = part_of(tmp_path / "other", "a")
-    lock = begin_files(living, COLUMNS)
+    living = partial_path(tmp_path / "other", "a")
+    lock = create_files(living, COLUMNS)
 
     written(tmp_path / "kept", "b")
 
     assert sorted(p.name for p in tmp_path.iterdir()) == [living.name, "kept"]
-    abandon_files(living, lock)
+    discard_files(living, lock)
     assert [p.name for p in tmp_path.iterdir()] == ["kept"]
 
 
@@ -304,7 +307,7 @@ def test_what_does_not_fit_is_told_before_anything_is_written(tmp_path: Path) ->
     huge = {"h": Column.of(torch.ones(1, 10**9), 10**9)}
 
     with pytest.raises(OSError, match="MiB left"):
-        begin_files(part_of(tmp_path / "kept", "a"), huge)
+        create_files(partial_path(tmp_path / "kept", "a"), huge)
 
     assert not list(tmp_path.iterdir())
 
@@ -314,6 +317,6 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
     try:
         with pytest.raises(PermissionError):
-            begin_files(part_of(tmp_path / "kept", "a"), COLUMNS)
+            create_files(partial_path(tmp_path / "kept", "a"), COLUMNS)
     finally:
         tmp_path.chmod(stat.S_IRWXU)
