@@ -17,7 +17,7 @@ def best_weights(
     if not (trainer.is_global_zero or is_sharded(pl_module)):
         return {}
     reshard(pl_module)
-    best = copy_trained(pl_module, state.frozen, auxiliary=state.plan.networks_beside)
+    best = copy_trained(pl_module, state.frozen, auxiliary=state.plan.auxiliary_networks)
     return best if trainer.is_global_zero else {}
 
 

@@ -134,7 +134,7 @@ class FreezeUnfreezeCallback(Callback):
         here = position(trainer)
         if here == Position(0, 0):  # else a second `fit` goes on
             self._progress, self._best = Progress(), {}
-        self._progress = self._progress.moved(plan.index_at(*here), here)
+        self._progress = self._progress.advance(plan.index_at(*here), here)
         expect_shards(trainer.strategy, pl_module, plan, partial(self._prepare, trainer, pl_module))
         self._planned_with = parameters_by_name(pl_module)
         self._before = {n: p.requires_grad for n, p in self._planned_with.items()}
@@ -146,7 +146,7 @@ class FreezeUnfreezeCallback(Callback):
     def _revise(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Plan anew where the optimizers tell of networks that no schedule is about."""
         found = networks_left_out(trainer, pl_module, self._before)
-        if self._resumed is None and tuple(found) != self._planned().left_out:
+        if self._resumed is None and tuple(found) != self._planned().unoptimized_networks:
             self._leave_out(trainer, pl_module, found)
             rewrap(trainer.strategy, pl_module)
             if has_finder(trainer):
@@ -239,7 +239,7 @@ class FreezeUnfreezeCallback(Callback):
         if not (monitors := plan.monitors(progress.phase)):
             return
         values = validated(trainer, monitors)
-        if plateau := plan.watched(progress.phase):
+        if plateau := plan.plateau_at(progress.phase):
             stall = observe(progress.stall, values[plateau.monitor], plateau)
             self._progress = replace(progress, stall=stall)
             is_asked = plan.phases[progress.phase + 1].entry.restore_best
@@ -260,7 +260,7 @@ class FreezeUnfreezeCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         if self._groups:
-            self._groups.put_back()
+            self._groups.restore_rates()
         self._restore(trainer)  # there will be no teardown, and maybe another run
 
     @override
@@ -296,7 +296,7 @@ class FreezeUnfreezeCallback(Callback):
         """Go on where the run of a checkpoint was."""
         state = checkpoint["callbacks"].get(self.state_key) or {}
         left_out = state.get("left_out", [])
-        if left_out != list(self._planned().left_out):
+        if left_out != list(self._planned().unoptimized_networks):
             self._leave_out(trainer, pl_module, left_out)
         self._progress = load_progress(self._planned(), state, train_bn=self.train_bn)
         self._best = state.get("best_weights", {}) if self._progress.stall.best is not None else {}
@@ -320,7 +320,7 @@ class FreezeUnfreezeCallback(Callback):
         best, self._best = trainer.strategy.broadcast(self._best), {}
         if self._planned().phases[self._progress.phase + 1].entry.restore_best:
             back_to_best(pl_module, best, self._progress.stall)
-        self._progress = self._progress.moved(target, here)
+        self._progress = self._progress.advance(target, here)
         for index in range(first, target + 1):
             self._regroup(index, pl_module)
         self._trains().begin(pl_module, self._progress.phase)
@@ -339,7 +339,7 @@ class FreezeUnfreezeCallback(Callback):
 
     def _follow(self, trainer: Trainer) -> None:
         assert self._groups is not None, "Lightning calls on_fit_start() first"
-        self._groups.follow(schedulers_of(trainer))
+        self._groups.set_schedulers(schedulers_of(trainer))
 
     def _restore(self, trainer: Trainer) -> None:
         leave_alone(trainer.strategy)

@@ -119,7 +119,10 @@ def plan_for(
     plan = make_plan(phases, blocks, None if is_trial(trainer) else limit)
     auxiliary = parameters_within(pl_module, sides)
     plan = replace(
-        plan, auxiliary=auxiliary, networks_beside=tuple(sides), left_out=tuple(left_out)
+        plan,
+        auxiliary=auxiliary,
+        auxiliary_networks=tuple(sides),
+        unoptimized_networks=tuple(left_out),
     )
     refuse_incompatible(trainer, plan)
     if plan.monitors(0) and not trainer.enable_validation:

@@ -30,11 +30,11 @@ from lit_finetune.modules.fsdp1 import parameters_by_name
 from lit_finetune.modules.outputs import check_logits, logits_of, weighted_auxiliary_of
 from lit_finetune.optim.optimizer import (
     DEFAULT_LR,
+    add_following_groups,
     build_optimizer,
     can_fuse,
     cosine_with_warmup,
-    describe_scheduler,
-    join_groups,
+    lr_scheduler_config,
 )
 from lit_finetune.optim.param_groups import ParamGroup, make_param_groups
 from lit_finetune.resuming.load_from_checkpoint import readable
@@ -293,7 +293,7 @@ class FinetuneClassifier(ClassifierSteps):
             return {"scheduler": cosine_with_warmup(optimizer, total=steps), "interval": "step"}
         interval = self.hparams["lr_scheduler_interval"]
         trainer = self._trainer
-        return describe_scheduler(
+        return lr_scheduler_config(
             self._lr_scheduler(optimizer),
             interval,
             validates=trainer is None or trainer.enable_validation,
@@ -324,7 +324,7 @@ class FinetuneClassifier(ClassifierSteps):
             weight_decay=self.hparams["weight_decay"],
         )
         config = self.make_scheduler(optimizer)
-        join_groups(optimizer, [config["scheduler"]] if config else [], groups, parameters)
+        add_following_groups(optimizer, [config["scheduler"]] if config else [], groups, parameters)
         return {"optimizer": optimizer, "lr_scheduler": config} if config else optimizer
 
     @override

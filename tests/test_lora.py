@@ -148,7 +148,7 @@ def test_groups_bear_the_names_of_the_blocks_and_hold_no_base_weights() -> None:
 
 @pytest.mark.parametrize("selector", ["stem", "norms", "layer1.1", "re:.*base_layer.*"])
 def test_base_weights_cannot_be_scheduled(selector: str) -> None:
-    with pytest.raises(ValueError, match=f"{selector[:4]}.* matches weights of the network alone"):
+    with pytest.raises(ValueError, match=f"{selector[:4]}.* matches only base weights"):
         fit(classifier(), {0: "head", 1: selector})
 
 

@@ -30,7 +30,7 @@ from lit_finetune.freezing.parallel_networks import (
 )
 from lit_finetune.modules.fsdp1 import parameters_by_name
 from lit_finetune.schedules.phases import Schedule, Selector
-from lit_finetune.schedules.selectors import counts_blocks, select
+from lit_finetune.schedules.selectors import select, selects_by_index
 
 
 def side_networks(
@@ -131,7 +131,7 @@ def named_alone(
     for phase in schedule:
         added = [selector for selection in phase.adds for selector in selection.modules]
         for selector in (*added, *phase.freezes):
-            if not counts_blocks(selector) and not _finds(selector, blocks):
+            if not selects_by_index(selector) and not _finds(selector, blocks):
                 found.update(_finds(selector, whole))
     return frozenset(found)
 

@@ -1,7 +1,7 @@
-"""Let the rate of groups that have just joined rise, without a scheduler of any kind noticing.
+"""Warm up the learning rate of added groups, independently of the schedulers.
 
-Most schedulers compute the next rate from the present one, so a rate that someone else has lowered
-would stay low. Here it is lower while the optimizer makes its step, and at no other time.
+Most schedulers compute the next rate from the current one, so a lowered rate would stay low. Here
+the rate is lowered only during the optimizer's step.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,64 +14,64 @@ from torch.utils.hooks import RemovableHandle
 
 
 @dataclass(frozen=True, slots=True)
-class Rise:
-    """The rate rises over so many steps, the first of which is step `begin` of the run."""
+class WarmupRamp:
+    """The rate rises linearly over `steps` steps, from step `start` of the run on."""
 
-    begin: int
+    start: int
     steps: int
 
     def factor(self, step: int) -> float:
-        """The share of the rate at a step of the run.
+        """The factor on the rate at a step of the run.
 
-        >>> [Rise(begin=10, steps=4).factor(step) for step in range(10, 16)]
+        >>> [WarmupRamp(start=10, steps=4).factor(step) for step in range(10, 16)]
         [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
         """
-        return min(1.0, (step - self.begin + 1) / self.steps)
+        return min(1.0, (step - self.start + 1) / self.steps)
 
 
 class Warmup:
-    """Lower the rates of some parameters for the duration of each step of their optimizers.
+    """Lowers the rates of some parameters during each step of their optimizers.
 
     Args:
         optimizers: All optimizers of the run.
-        step_now: How many steps the run has made.
+        current_step: Returns the number of optimizer steps of the run so far.
     """
 
-    def __init__(self, optimizers: Sequence[Optimizer], step_now: Callable[[], int]) -> None:
+    def __init__(self, optimizers: Sequence[Optimizer], current_step: Callable[[], int]) -> None:
         self._optimizers = optimizers
-        self._step_now = step_now
-        self._rises: dict[int, Rise] = {}
-        self._nominal: list[tuple[dict[str, Any], Any]] = []
+        self._current_step = current_step
+        self._ramps: dict[int, WarmupRamp] = {}
+        self._full_rates: list[tuple[dict[str, Any], Any]] = []
         self._handles: list[RemovableHandle] = []
 
-    def add(self, parameters: Iterable[nn.Parameter], rise: Rise) -> None:
-        """Let the rate of parameters rise, which fill groups of their own."""
-        self._rises.update({id(parameter): rise for parameter in parameters})
+    def add(self, parameters: Iterable[nn.Parameter], ramp: WarmupRamp) -> None:
+        """Warm up the rate of parameters; their groups hold no others."""
+        self._ramps.update({id(parameter): ramp for parameter in parameters})
         if not self._handles:
             for optimizer in self._optimizers:
-                self._handles.append(optimizer.register_step_pre_hook(self._lower))
-                self._handles.append(optimizer.register_step_post_hook(self._put_back))
+                self._handles.append(optimizer.register_step_pre_hook(self._lower_rates))
+                self._handles.append(optimizer.register_step_post_hook(self._restore_after_step))
 
-    def put_back(self) -> None:
-        """Give the groups their rates back; a step that was interrupted has not done so itself."""
-        for group, rate in self._nominal:
+    def restore_rates(self) -> None:
+        """Restore the groups' rates, also after a step that was interrupted."""
+        for group, rate in self._full_rates:
             group["lr"] = rate
-        self._nominal = []
+        self._full_rates = []
 
     def remove(self) -> None:
-        """Leave the optimizers as they would be without this."""
-        self.put_back()
+        """Restore the rates and remove the hooks from the optimizers."""
+        self.restore_rates()
         for handle in self._handles:
             handle.remove()
 
-    def _lower(self, optimizer: Optimizer, *_: Any) -> None:
-        self.put_back()
-        step = self._step_now()
+    def _lower_rates(self, optimizer: Optimizer, *_: Any) -> None:
+        self.restore_rates()
+        step = self._current_step()
         for group in optimizer.param_groups:
-            rise = self._rises.get(id(group["params"][0])) if group["params"] else None
-            if rise and rise.factor(step) < 1:
-                self._nominal.append((group, group["lr"]))
-                group["lr"] = group["lr"] * rise.factor(step)
+            ramp = self._ramps.get(id(group["params"][0])) if group["params"] else None
+            if ramp and ramp.factor(step) < 1:
+                self._full_rates.append((group, group["lr"]))
+                group["lr"] = group["lr"] * ramp.factor(step)
 
-    def _put_back(self, *_: Any) -> None:
-        self.put_back()
+    def _restore_after_step(self, *_: Any) -> None:
+        self.restore_rates()

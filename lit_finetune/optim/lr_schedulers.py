@@ -1,15 +1,15 @@
-"""Give a running optimizer and its schedulers one group more, or one less.
+"""Add a group to a running optimizer and its schedulers, or remove one.
 
-Every torch scheduler keeps lists with an entry for each parameter group, and walks them beside
-the optimizer's groups. A group that joins later has to join these lists as well: it is born as a
-scaled copy of the group that leads, in every entry that is a rate, and from then on the scheduler
-moves both in proportion.
+Every torch scheduler keeps lists with an entry for each parameter group, and zips them with the
+optimizer's groups. A group that is added later needs an entry in these lists, too: it is a scaled
+copy of the leading group in every entry that is a rate, and from then on the scheduler changes both
+in proportion.
 
-A floor has its own rule. One that a scheduler keeps for each group, `min_lr` of ReduceLROnPlateau,
-is scaled like a rate, and the proportion holds. `eta_min` of the cosine schedulers is one number
-for all groups and stays that, as in torch: the new group stands where it would stand had it been
-there from the start, as far on its way from its own base rate to the common floor as the leader.
-`eps` of ReduceLROnPlateau is such a number, too: it takes no step on a rate that is smaller.
+Lower bounds have their own rule. `min_lr` of ReduceLROnPlateau has a value for each group and is
+scaled like a rate, so the proportion holds. `eta_min` of the cosine schedulers is one number for
+all groups and stays so, as in torch: the new group gets the rate that it would have had if present
+from the start, the same fraction of the way from its base rate to the common bound as the leader.
+`eps` of ReduceLROnPlateau is also one number: the scheduler skips changes smaller than it.
 """
 
 from bisect import bisect_right
@@ -42,32 +42,32 @@ def add_group(
     scale: float,
     leader: int = 0,
 ) -> None:
-    """Let a new group join the optimizer and its schedulers as a scaled copy of the leader.
+    """Add a new group to the optimizer and its schedulers, as a scaled copy of the leader.
 
     Args:
-        optimizer: It has the leader already, and goes on with its state.
-        schedulers: Those of this optimizer.
+        optimizer: It has the leader already, and keeps its state.
+        schedulers: The schedulers of this optimizer.
         group: `params` and `name`, and any option in which the group differs from the leader.
-            Rates in it are ignored, and the momentum where a scheduler moves it: the leader's
-            count.
+            Rates in it are ignored, and the momentum if a scheduler changes it: the leader's are
+            used.
         scale: The group's rates as a multiple of the leader's.
         leader: The index of the leading group.
     """
-    leading = optimizer.param_groups[leader]
-    led = (*_RATE_KEYS, *(_CYCLED_KEYS if "max_momentum" in leading else ()))
-    own = {key: value for key, value in group.items() if key not in led}
+    leader_group = optimizer.param_groups[leader]
+    scheduled_keys = (*_RATE_KEYS, *(_CYCLED_KEYS if "max_momentum" in leader_group else ()))
+    options = {key: value for key, value in group.items() if key not in scheduled_keys}
     rates = _scaled_rates(optimizer, schedulers, leader, scale)
-    shared = {k: v for k, v in leading.items() if k not in ("params", "param_names", "name")}
-    optimizer.add_param_group({**shared, **own, **rates})
+    defaults = {k: v for k, v in leader_group.items() if k not in ("params", "param_names", "name")}
+    optimizer.add_param_group({**defaults, **options, **rates})
     if isinstance(optimizer, Adagrad):
-        _begin_sums(optimizer, optimizer.param_groups[-1])
-    for scheduler in _nested(schedulers):
+        _init_adagrad_state(optimizer, optimizer.param_groups[-1])
+    for scheduler in _all_schedulers(schedulers):
         _edit_lists(scheduler, _RATE_LISTS, lambda old: [*old, _scaled(old[leader], scale)])
         _edit_lists(scheduler, _OTHER_LISTS, lambda old: [*old, old[leader]])
 
 
-def _begin_sums(optimizer: Adagrad, group: Mapping[str, Any]) -> None:
-    """Give a group's parameters the state that some releases' Adagrad makes at its birth alone."""
+def _init_adagrad_state(optimizer: Adagrad, group: Mapping[str, Any]) -> None:
+    """Create the state of a group's parameters: some Adagrad releases do so in `__init__` only."""
     for parameter in group["params"]:
         device = parameter.device if group.get("fused") else None
         optimizer.state[parameter] = {
@@ -77,10 +77,10 @@ def _begin_sums(optimizer: Adagrad, group: Mapping[str, Any]) -> None:
 
 
 def remove_group(optimizer: Optimizer, schedulers: Sequence[LRScheduler], index: int) -> None:
-    """Let a group leave the optimizer and its schedulers. Its parameters keep no state behind."""
+    """Remove a group from the optimizer and its schedulers, with its parameters' state."""
     for parameter in optimizer.param_groups.pop(index)["params"]:
         optimizer.state.pop(parameter, None)
-    for scheduler in _nested(schedulers):
+    for scheduler in _all_schedulers(schedulers):
         lists = (*_RATE_LISTS, *_OTHER_LISTS)
         _edit_lists(scheduler, lists, lambda old: [*old[:index], *old[index + 1 :]])
 
@@ -91,7 +91,7 @@ def scale_group(
     """Multiply every rate of a group, in the optimizer and in its schedulers, by a factor."""
     rates = _scaled_rates(optimizer, schedulers, index, factor)
     optimizer.param_groups[index].update(rates)
-    for scheduler in _nested(schedulers):
+    for scheduler in _all_schedulers(schedulers):
         _edit_lists(
             scheduler,
             _RATE_LISTS,
@@ -99,54 +99,54 @@ def scale_group(
         )
 
 
-def keep_proportion(scheduler: Any) -> None:
-    """Give each group its share of the one rate that a new SWALR has for all of them.
+def scale_swa_rates(scheduler: Any) -> None:
+    """Scale the one rate that a new SWALR has for all groups by each group's `lr_ratio`.
 
-    Lightning's StochasticWeightAveraging brings one into a running training, and again into one
-    that is resumed. Rates that differ were chosen group by group, and stay.
+    Lightning's StochasticWeightAveraging adds one during training, and again when resuming. Rates
+    that differ between groups were chosen by the user, and stay.
 
     Args:
-        scheduler: It has moved no rate yet; others than SWALR are left alone. Its groups bear
-            their `lr_ratio`.
+        scheduler: It has not changed a rate yet. Schedulers other than SWALR are not changed. Its
+            groups have an `lr_ratio`.
     """
     if not isinstance(scheduler, SWALR):
         return
     leader, *others = scheduler.optimizer.param_groups
     if all(group["swa_lr"] == leader["swa_lr"] for group in others):
-        # Without annealing the rate has gone there at once.
+        # Without annealing, SWALR has set the rate to `swa_lr` already.
         keys = ("swa_lr", "initial_lr", *([] if scheduler.anneal_epochs else ["lr"]))
         for group in others:
-            share = group["lr_ratio"] / leader["lr_ratio"]
-            group.update({key: leader[key] * share for key in keys})
-    # The state of a resumed one knows no groups that have joined just before it was made.
-    late = scheduler.optimizer.param_groups[len(scheduler.base_lrs) :]
-    scheduler.base_lrs = [*scheduler.base_lrs, *(group["initial_lr"] for group in late)]
+            ratio = group["lr_ratio"] / leader["lr_ratio"]
+            group.update({key: leader[key] * ratio for key in keys})
+    # The state of a resumed one lacks the groups that were added just before it was made.
+    added_groups = scheduler.optimizer.param_groups[len(scheduler.base_lrs) :]
+    scheduler.base_lrs = [*scheduler.base_lrs, *(group["initial_lr"] for group in added_groups)]
 
 
 def base_lr(group: Mapping[str, Any]) -> float:
-    """The rate that a group was given: what its scheduler starts from, or OneCycleLR's peak."""
+    """The rate that a group was given: its scheduler's initial rate, or OneCycleLR's peak."""
     return float(group.get("max_lr", group.get("initial_lr", group["lr"])))
 
 
-def refuse_unknown(scheduler: Any, num_groups: int) -> None:
-    """Refuse a scheduler of the user's own that could not follow when a group joins.
+def refuse_unknown_lists(scheduler: Any, num_groups: int) -> None:
+    """Refuse a user's scheduler whose per-group lists would not be extended for a new group.
 
-    Such a one keeps a list of rates or functions beside the groups, which nobody would extend.
-    Lists of whole numbers, such as milestones, are taken for what they are.
+    That is a list of rates or functions as long as the groups. Lists of integers, such as
+    milestones, are accepted.
 
     Args:
-        scheduler: Any; torch's own are all known.
-        num_groups: How many groups its optimizer had when the scheduler was made.
+        scheduler: Any scheduler; the lists of torch's own are all known.
+        num_groups: The number of groups that its optimizer had when the scheduler was made.
 
     Raises:
         ValueError: Names the class and its lists.
     """
     known = (*_RATE_LISTS, *_OTHER_LISTS)
-    for each in _nested([scheduler]):
-        own = {} if type(each).__module__.startswith("torch.optim.") else vars(each)
+    for each in _all_schedulers([scheduler]):
+        options = {} if type(each).__module__.startswith("torch.optim.") else vars(each)
         lists = [
             f"`{name}`"
-            for name, value in own.items()
+            for name, value in options.items()
             if name not in known and isinstance(value, list) and len(value) == num_groups
             if any(isinstance(item, float | Tensor) or callable(item) for item in value)
         ]
@@ -154,63 +154,63 @@ def refuse_unknown(scheduler: Any, num_groups: int) -> None:
             raise ValueError(
                 f"The scheduler {type(each).__name__} keeps {', '.join(lists)} with an entry for"
                 f" each of the {num_groups} parameter groups. A group that starts to train later"
-                " would have none. Take the values from the groups or from `base_lrs`; if this"
-                " has nothing to do with the groups, hold it as a tuple."
+                " would have none. Take the values from the groups or from `base_lrs`; if the"
+                " list does not belong to the groups, make it a tuple."
             )
 
 
 def _scaled_rates(
     optimizer: Optimizer, schedulers: Sequence[LRScheduler], index: int, scale: float
 ) -> dict[str, Any]:
-    """All rates of a group, scaled; the one in use with regard to a floor, if there is one."""
+    """All rates of a group, scaled; `lr` with regard to `eta_min`, if the scheduler has one."""
     group = optimizer.param_groups[index]
     rates = {key: _scaled(group[key], scale) for key in _RATE_KEYS if key in group}
-    for scheduler in _at_work(schedulers):
+    for scheduler in _active_schedulers(schedulers):
         if isinstance(scheduler, CosineAnnealingLR | CosineAnnealingWarmRestarts):
             floor, base = scheduler.eta_min, scheduler.base_lrs[index]
             if floor:
-                height = (group["lr"] - floor) / (base - floor) if base != floor else 0.0
-                rates["lr"] = floor + height * (scale * base - floor)
+                progress = (group["lr"] - floor) / (base - floor) if base != floor else 0.0
+                rates["lr"] = floor + progress * (scale * base - floor)
     return rates
 
 
 def _scaled(rate: Any, scale: float) -> Any:
-    """A rate, which torch also takes as a tensor, or None where a scheduler has none."""
+    """A scaled rate: torch accepts numbers, tensors, and in some lists None."""
     return None if rate is None else rate * scale
 
 
-def _at_work(schedulers: Iterable[Any]) -> Iterator[Any]:
-    """The schedulers that move the rates now: of a SequentialLR the one whose turn it is."""
+def _active_schedulers(schedulers: Iterable[Any]) -> Iterator[Any]:
+    """The schedulers that change the rates now: of a SequentialLR only the current one."""
     for scheduler in schedulers:
         if isinstance(scheduler, SequentialLR):
-            turn = bisect_right(scheduler._milestones, scheduler.last_epoch)
-            yield from _at_work([scheduler._schedulers[turn]])
+            index = bisect_right(scheduler._milestones, scheduler.last_epoch)
+            yield from _active_schedulers([scheduler._schedulers[index]])
         elif isinstance(scheduler, ChainedScheduler):
-            yield from _at_work(scheduler._schedulers)
+            yield from _active_schedulers(scheduler._schedulers)
         else:
             yield scheduler
 
 
-def _nested(schedulers: Iterable[Any]) -> list[Any]:
-    """The schedulers and all those that they hold, each once."""
-    found: list[Any] = []
-    waiting = list(schedulers)
-    while waiting:
-        scheduler = waiting.pop(0)
-        if not any(scheduler is other for other in found):
-            found.append(scheduler)
+def _all_schedulers(schedulers: Iterable[Any]) -> list[Any]:
+    """The schedulers and all schedulers that they contain, each once."""
+    all_schedulers: list[Any] = []
+    pending = list(schedulers)
+    while pending:
+        scheduler = pending.pop(0)
+        if not any(scheduler is other for other in all_schedulers):
+            all_schedulers.append(scheduler)
             for value in vars(scheduler).values():
-                held = value if isinstance(value, list | tuple) else [value]
-                waiting += [item for item in held if isinstance(item, LRScheduler)]
-    return found
+                values = value if isinstance(value, list | tuple) else [value]
+                pending += [item for item in values if isinstance(item, LRScheduler)]
+    return all_schedulers
 
 
 def _edit_lists(
     scheduler: Any, names: Iterable[str], edit: Callable[[list[Any]], list[Any]]
 ) -> None:
-    """Put an edited copy in the place of each list that the scheduler has.
+    """Replace each list that the scheduler has by an edited copy.
 
-    A copy, since nested schedulers may share a list with the one around them.
+    A copy, since nested schedulers may share a list with the outer one.
     """
     for name in names:
         if isinstance(old := getattr(scheduler, name, None), list):

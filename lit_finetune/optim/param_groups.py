@@ -11,7 +11,7 @@ from lit_finetune.blocks.norm_layers import norm_parameters
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParamGroup:
-    """Parameters, by name, that an optimizer treats alike."""
+    """Parameters, by name, with the same learning rate and weight decay."""
 
     name: str
     """The block's name and the kind: `layer3/decay`, `layer3/no_decay`."""
@@ -19,7 +19,7 @@ class ParamGroup:
     lr_ratio: float
     """The group's learning rate as a multiple of the head's."""
     decays: bool
-    """Whether weight decay applies: not to norms, biases and what the network exempts itself."""
+    """Whether weight decay applies: not to norms, biases and what the network exempts."""
 
 
 def lr_ratios(
@@ -45,10 +45,10 @@ def make_param_groups(
     backbone_lr_ratio: float = 1.0,
     layer_decay: float | None = None,
 ) -> list[ParamGroup]:
-    """Every parameter that may train in one named group, two a block; the head's first: it leads.
+    """Every parameter that may train in one named group, two for each block; the head's first.
 
     Args:
-        network: What the names of the blocks' parameters refer to.
+        network: The network with the blocks' parameters.
         blocks: From the input to the head.
         backbone_lr_ratio: The rate of the last block before the head, relative to the head's.
         layer_decay: The factor from one block to the one before it; None for no decay.
@@ -69,19 +69,19 @@ def make_param_groups(
 
 
 def no_decay_names(network: nn.Module) -> frozenset[str]:
-    """The parameters that weight decay would harm: norms and biases, and what a network names.
+    """The parameters without weight decay: norms, biases, and those that the network exempts.
 
-    timm's networks name position embeddings and class tokens in `no_weight_decay()`.
+    timm's networks exempt position embeddings and class tokens in `no_weight_decay()`.
     """
-    own = frozenset(
+    declared = frozenset(
         f"{prefix}.{name}" if prefix else name
         for prefix, module in network.named_modules()
         if callable(getattr(module, "no_weight_decay", None))
         for name in module.no_weight_decay()
     )
-    flat = {
+    vectors = {
         name
         for name, parameter in network.named_parameters()
         if parameter.ndim <= 1 or name.endswith(".bias")
     }
-    return own | flat | norm_parameters(network)
+    return declared | vectors | norm_parameters(network)

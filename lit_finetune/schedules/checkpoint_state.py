@@ -1,4 +1,4 @@
-"""What a checkpoint says of a schedule, held against the schedule of the run that resumes."""
+"""The schedule's state in a checkpoint, checked against the schedule of the run that resumes."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,9 +10,10 @@ from lit_finetune.schedules.triggers import Progress, Stall
 
 
 def save_progress(plan: Plan, progress: Progress, *, train_bn: bool) -> dict[str, Any]:
-    """What a run must know to go on from here, as plain data."""
-    plateau = plan.watched(progress.phase)
-    left_out = {"left_out": list(plan.left_out)} if plan.left_out else {}
+    """The state that a run needs to resume from here, as plain data."""
+    plateau = plan.plateau_at(progress.phase)
+    names = plan.unoptimized_networks
+    left_out = {"left_out": list(names)} if names else {}
     return left_out | {
         "phase": progress.phase,
         "phases": plan.to_list(progress.phase),
@@ -23,27 +24,27 @@ def save_progress(plan: Plan, progress: Progress, *, train_bn: bool) -> dict[str
 
 
 def load_progress(plan: Plan, state: Mapping[str, Any] | None, *, train_bn: bool) -> Progress:
-    """How far the run of a checkpoint had come.
+    """The progress of the run that wrote a checkpoint.
 
-    The phases that lie behind must be the same ones; what comes later may change. A metric that is
-    watched instead of another one is watched from the start.
+    Its phases so far must be those of this run; later ones may differ. If another metric is watched
+    now than before, its stall is counted from zero.
 
     Args:
         plan: Of the run that resumes.
-        state: What `save_progress` gave, if anything.
+        state: From `save_progress`; None if the checkpoint has none.
         train_bn: Of the run that resumes.
 
     Raises:
-        ValueError: There is no such state, or it is of another schedule.
+        ValueError: There is no state, it is damaged, or it belongs to another schedule.
     """
     if not state:
         raise ValueError(
             "The checkpoint was written without FreezeUnfreezeCallback, so its optimizer does"
             " not fit the schedule. To start from its weights alone, pass it as `weights`."
         )
-    if not _is_whole(state):
+    if not _is_valid(state):
         raise ValueError(
-            "What the checkpoint says of its schedule is damaged, or was changed. To start from its"
+            "The checkpoint's state of its schedule is damaged or was edited. To start from its"
             " weights alone, pass it as `weights`."
         )
     if state["train_bn"] != train_bn:
@@ -51,51 +52,53 @@ def load_progress(plan: Plan, state: Mapping[str, Any] | None, *, train_bn: bool
             f"The checkpoint was written with train_bn={state['train_bn']}, but now it is"
             f" {train_bn}. Resume with the same value."
         )
-    ours = plan.to_list(state["phase"])
-    if ours != state["phases"]:
-        then, now = (", ".join(map(_begin, phases)) for phases in (state["phases"], ours))
+    planned = plan.to_list(state["phase"])
+    if planned != state["phases"]:
+        saved, current = (
+            ", ".join(map(_start_text, phases)) for phases in (state["phases"], planned)
+        )
         raise ValueError(
             "The checkpoint was written under another schedule: its phases so far began at"
-            f" {then}; those of this run at {now}, or with other parameters or rates."
-            " Resume with the same schedule up to this point, or start anew from its weights"
+            f" {saved}; those of this run at {current}, or with other parameters or rates."
+            " Resume with the same schedule up to this point, or start a new run from its weights"
             " alone, passed as `weights`."
         )
     progress = Progress.from_dict(state["progress"])
-    plateau = plan.watched(progress.phase)
+    plateau = plan.plateau_at(progress.phase)
     is_same = plateau and [plateau.monitor, plateau.mode] == state["watched"]
     return progress if is_same else replace(progress, stall=Stall())
 
 
-def _is_whole(state: Mapping[str, Any]) -> bool:
-    """Whether a state is made as `save_progress` makes it, but for what is compared with ours."""
+def _is_valid(state: Mapping[str, Any]) -> bool:
+    """Whether a state has the form that `save_progress` writes; its phases are compared later."""
     progress, phase = state.get("progress"), state.get("phase")
     if not isinstance(progress, Mapping) or not isinstance(progress.get("stall"), Mapping):
         return False
-    began, stall = progress.get("began"), progress["stall"]
-    if not isinstance(began, list) or not all(isinstance(at, list) for at in began):
+    starts, stall = progress.get("began"), progress["stall"]
+    if not isinstance(starts, list) or not all(isinstance(start, list) for start in starts):
         return False
-    counts = [phase, stall.get("count"), *(number for at in began for number in at)]
+    counts = [phase, stall.get("count"), *(number for start in starts for number in start)]
     return (
         isinstance(state.get("train_bn"), bool)
         and all(type(count) is int and count >= 0 for count in counts)
-        and all(_is_measured(stall.get(key)) for key in ("best", "mark"))
+        and all(_is_number_or_none(stall.get(key)) for key in ("best", "mark"))
         and next(tensors_in([state.get("phases"), state.get("watched")]), None) is None
     )
 
 
-def _is_measured(value: Any) -> bool:
+def _is_number_or_none(value: Any) -> bool:
     return value is None or type(value) in (int, float)
 
 
 def refuse_lost_schedule(trainer: Any, checkpoint: Mapping[str, Any]) -> None:
-    """Refuse to resume a run in phases as one without: its optimizer holds groups of its own.
+    """Refuse to resume a run in phases without its schedule: its optimizer has groups per phase.
 
     Args:
-        trainer: It resumes, evaluates or predicts; None where nothing but a module is loaded.
-        checkpoint: What it has read.
+        trainer: It resumes, evaluates or predicts; None if a module is loaded without one.
+        checkpoint: The checkpoint that it has read.
 
     Raises:
-        ValueError: Nobody in the Trainer goes on with the checkpoint's schedule.
+        ValueError: The Trainer has no callback that continues the checkpoint's schedule.
     """
     if trainer is None or trainer.state.fn != "fit":
         return
@@ -104,11 +107,11 @@ def refuse_lost_schedule(trainer: Any, checkpoint: Mapping[str, Any]) -> None:
         if key not in present and "phases" in state and "progress" in state:
             raise ValueError(
                 f"The checkpoint was written under a schedule, in its phase {state['phase'] + 1},"
-                f" but this Trainer has no {key}. Resume with the same schedule, or start anew from"
-                " its weights alone, passed as `weights`."
+                f" but this Trainer has no {key}. Resume with the same schedule, or start a new run"
+                " from its weights alone, passed as `weights`."
             )
 
 
-def _begin(phase: Mapping[str, Any]) -> str:
-    """When a phase of a checkpoint began: `epoch 2`."""
+def _start_text(phase: Mapping[str, Any]) -> str:
+    """The start of a phase in a checkpoint, in words: `epoch 2`."""
     return next(f"{key} {value}" for key, value in phase.items())

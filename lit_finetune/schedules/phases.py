@@ -1,8 +1,8 @@
-"""What starts to train when, as plain data.
+"""Schedules as plain data: phases, each with its start and its selectors.
 
-A schedule is a tuple of phases. It is made from what a user writes, a mapping from epoch to
-selectors or the name of a strategy, and knows neither torch nor a network: `selectors` finds what
-a selector means in one, and `plan` checks the whole.
+A schedule is a tuple of phases, read from a mapping of epochs to selectors, or made by a named
+strategy. It does not depend on torch or a network: `selectors` finds a selector's parameters in a
+network, and `plan` checks the whole schedule.
 """
 
 import math
@@ -19,10 +19,10 @@ Selector = str | int
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Some modules, and the rate they start to train with."""
+    """Modules that start to train together, and their learning rate."""
 
     modules: tuple[Selector, ...]
-    """What is selected."""
+    """The selectors of the modules."""
     lr: float | None = None
     """Their learning rate before any schedule; the scheduler moves it like the leader's."""
     lr_scale: float | None = None
@@ -41,33 +41,33 @@ class Selection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
-    """From its beginning on, what `adds` selects trains too, and what `freezes` selects no longer.
+    """From its start on, `adds` trains in addition, and `freezes` trains no longer.
 
-    Exactly one of `epoch`, `step`, `at` and `on_plateau` says when it begins.
+    Exactly one of `epoch`, `step`, `at` and `on_plateau` is its start.
     """
 
     epoch: int | None = None
     """At the start of this epoch."""
     step: int | None = None
-    """After so many steps of the optimizer; where `at` is given, what that comes to."""
+    """After so many steps of the optimizer; for a phase with `at`, computed from it."""
     at: float | None = None
-    """After this share of all steps of the run."""
+    """After this fraction of all steps of the run."""
     on_plateau: Plateau | None = None
-    """When a metric stalls in the phase before."""
+    """When a metric stalls in the previous phase."""
     adds: tuple[Selection, ...] = ()
     freezes: tuple[Selector, ...] = ()
     restore_best: bool = False
-    """Whether the phase begins with the best weights of the one before it."""
+    """Whether the phase begins with the best weights of the previous phase."""
     warmup_steps: int = 0
-    """Over how many steps the rate of what it adds rises."""
+    """The number of steps over which the learning rate of `adds` rises."""
 
     @property
-    def begins(self) -> str:
-        """When it begins, in words.
+    def start_text(self) -> str:
+        """Its start, in words.
 
-        >>> Phase(epoch=2).begins, Phase(step=500).begins, Phase(at=0.3).begins
+        >>> Phase(epoch=2).start_text, Phase(step=500).start_text, Phase(at=0.3).start_text
         ('epoch 2', 'step 500', '30%')
-        >>> Phase(at=0.3, step=240).begins, Phase(on_plateau=Plateau(monitor="loss")).begins
+        >>> Phase(at=0.3, step=240).start_text, Phase(on_plateau=Plateau(monitor="loss")).start_text
         ('30% = step 240', 'when loss stalls (patience 2)')
         """
         words = [] if self.at is None else [f"{100 * self.at:.4g}%"]
@@ -80,7 +80,7 @@ Schedule = tuple[Phase, ...]
 
 
 def phase_at(epochs: Sequence[float], epoch: int) -> int:
-    """The index of the phase in force at an epoch, where phase i begins at `epochs[i]`.
+    """The index of the phase at an epoch, if phase i begins at `epochs[i]`.
 
     >>> [phase_at([0, 2, 5], epoch) for epoch in range(7)]
     [0, 0, 1, 1, 1, 2, 2]
@@ -127,7 +127,7 @@ def parse_schedule(entries: Mapping[Any, Any]) -> Schedule:
 
 
 def whole_number(value: Any) -> int | None:
-    """A whole number from 0 on, which may be written as text; None if it is something else.
+    """A whole number from 0 on, also from text; None for other values.
 
     >>> [whole_number(value) for value in (2, " 2 ", 2.0, -1, 1.5, True, None)]
     [2, 2, 2, None, None, None, None]
@@ -147,7 +147,7 @@ def _epoch(key: Any) -> int:
 
 
 def read_selections(value: Any) -> tuple[Selection, ...]:
-    """Plain selectors of one entry together, each mapping on its own."""
+    """One selection of all plain selectors of an entry, and one for each mapping."""
     items = list(value) if isinstance(value, list | tuple) else [value]
     plain = read_selectors([item for item in items if not isinstance(item, Mapping)])
     mappings = [_from_mapping(item) for item in items if isinstance(item, Mapping)]
@@ -155,7 +155,7 @@ def read_selections(value: Any) -> tuple[Selection, ...]:
 
 
 def read_selectors(value: Any) -> tuple[Selector, ...]:
-    """A selector, or several."""
+    """A selector, or a list of them, as a tuple."""
     items = tuple(value) if isinstance(value, list | tuple) else (value,)
     for item in items:
         if not isinstance(item, str | int) or isinstance(item, bool):

@@ -1,4 +1,4 @@
-"""Named schedules: the recipes that people use, made for a network's blocks and a run's length."""
+"""Named schedules: common recipes, for a network's blocks and a run's length."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -43,15 +43,15 @@ def gradual(
         block_names: The blocks from the input to the head.
         max_epochs: The length of the run; None if it has no such limit.
         every: Epochs from one block to the next. By default the blocks are spread evenly over the
-            run, several at a time where there are more blocks than epochs.
-        on_plateau: Instead, the metric that must stall before the next block starts.
+            run, several at a time if there are more blocks than epochs.
+        on_plateau: Instead of `every`: the metric that must stall before the next block starts.
 
     >>> [(p.epoch, p.adds[0].modules) for p in gradual(["stem", "layer1", "head"], None, every=2)]
     [(0, ('head',)), (2, ('layer1',)), (4, ('stem',))]
     >>> [p.epoch for p in gradual(["stem", "layer1", "head"], max_epochs=9)]
     [0, 3, 6]
     >>> stalls = Plateau(monitor="val/loss")
-    >>> [p.begins for p in gradual(["stem", "head"], max_epochs=9, on_plateau=stalls)]
+    >>> [p.start_text for p in gradual(["stem", "head"], max_epochs=9, on_plateau=stalls)]
     ['epoch 0', 'when val/loss stalls (patience 2)']
     """
     if on_plateau:
@@ -76,8 +76,8 @@ def lp_ft(
     Args:
         max_epochs: The length of the run; None if it has no such limit.
         is_probed: Whether the head is fitted before the first epoch.
-        head_epochs: Epochs in which the head trains alone; by default a third of the run, or none
-            if it was fitted before.
+        head_epochs: Epochs in which only the head trains; by default a third of the run, or none
+            if the head was fitted before.
 
     >>> [phase.epoch for phase in lp_ft(max_epochs=10)]
     [0, 3]
@@ -123,7 +123,7 @@ STRATEGIES: Mapping[str, Callable[..., Schedule]] = {
 def split_strategy(
     schedule: str | Mapping[Any, Any] | Sequence[Any],
 ) -> tuple[str, dict[str, Any]] | None:
-    """A strategy's name and arguments, or None where epochs or entries are given.
+    """A strategy's name and arguments; None if the schedule gives epochs or entries.
 
     >>> split_strategy({"gradual": {"every": 2}})
     ('gradual', {'every': 2})
@@ -161,8 +161,8 @@ def make_schedule(
     """The schedule of a named strategy for a network of these blocks, and a run of this length.
 
     Args:
-        name: Of the strategy.
-        arguments: What the user says of it.
+        name: The strategy's name.
+        arguments: The user's arguments of it.
         block_names: The blocks from the input to the head.
         max_epochs: The length of the run; None if it has no such limit.
         is_probed: Whether a LinearProbe fits the head before the first epoch.
@@ -185,7 +185,7 @@ def _phase(epoch: int, *modules: str) -> Phase:
 
 
 def _read_arguments(name: str, arguments: Any) -> dict[str, Any]:
-    """A strategy's arguments; refuse what it does not take. They are counts, given by name."""
+    """A strategy's arguments, checked: counts, or `on_plateau`, by name."""
     options = _options(name)
     if not options and arguments != {}:
         raise ValueError(f"The strategy {name!r} takes no arguments, but got {arguments!r}.")
@@ -207,7 +207,7 @@ def _read_arguments(name: str, arguments: Any) -> dict[str, Any]:
 
 
 def _options(name: str) -> list[str]:
-    """The arguments of a strategy that are the user's to give."""
+    """The arguments of a strategy that the user may give."""
     parameters = inspect.signature(STRATEGIES[name]).parameters
     return [key for key in parameters if key not in ("block_names", "max_epochs", "is_probed")]
 

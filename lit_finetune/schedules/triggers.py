@@ -1,7 +1,6 @@
-"""When a phase begins: where a run stands, and whether a metric has stalled.
+"""The start of phases: the position of a run, and whether a metric has stalled.
 
-Pure functions and plain numbers: what a run must remember to go on as if it had never stopped is a
-`Progress`, which a checkpoint holds.
+Pure functions and plain numbers: a `Progress` is all the state that a checkpoint needs to resume.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -12,7 +11,7 @@ from lit_finetune._errors import nearest
 
 
 class Position(NamedTuple):
-    """The epoch that trains, and how many steps the optimizer has made in the whole run."""
+    """The current epoch, and the number of optimizer steps in the whole run."""
 
     epoch: int
     step: int
@@ -20,18 +19,18 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plateau:
-    """A metric is watched; when it gets no better any more, the next phase begins."""
+    """A metric to watch; when it stops improving, the next phase begins."""
 
     monitor: str
     """The metric's name, as validation logs it."""
     mode: Literal["min", "max"] = "min"
-    """Whether less is better, or more."""
+    """Whether lower or higher values are better."""
     patience: int = 2
-    """How many validations in a row may bring nothing better before the next phase begins."""
+    """The number of validations in a row without improvement before the next phase begins."""
     min_delta: float = 0.0
-    """By how much a value must be better to count."""
+    """The smallest change that counts as an improvement."""
     max_epochs: int | None = None
-    """After so many epochs the next phase begins in any case."""
+    """The next phase begins after so many epochs in any case."""
 
     def __str__(self) -> str:
         limit = "" if self.max_epochs is None else f" or after {self.max_epochs} epochs"
@@ -40,49 +39,49 @@ class Plateau:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stall:
-    """How a metric has done since the phase began."""
+    """The history of a watched metric since the phase began."""
 
     best: float | None = None
     """The best value."""
     mark: float | None = None
-    """The last value that was better by `min_delta` than the one before it: the one to beat."""
+    """The last value that improved on the previous `mark` by `min_delta`."""
     count: int = 0
-    """How many validations in a row have not beaten it."""
+    """The number of validations in a row that have not improved on it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far a run has come in its schedule."""
+    """The progress of a run in its schedule."""
 
-    began: tuple[Position, ...] = ()
-    """Where each phase so far began."""
+    phase_starts: tuple[Position, ...] = ()
+    """The position at which each phase so far began."""
     stall: Stall = field(default_factory=Stall)
-    """Of the metric that ends the present phase, if one does."""
+    """The stall of the metric that ends the current phase, if one does."""
 
     @property
     def phase(self) -> int:
-        """The index of the present phase."""
-        return len(self.began) - 1
+        """The index of the current phase."""
+        return len(self.phase_starts) - 1
 
-    def moved(self, phase: int, here: Position) -> "Progress":
-        """The progress of a run that comes to a phase here, and to those before it as well."""
+    def advance(self, phase: int, position: Position) -> "Progress":
+        """The progress after a phase, and all phases before it, have begun at a position."""
         if phase <= self.phase:
             return self
-        return Progress(began=(*self.began, *[here] * (phase - self.phase)))
+        return Progress(phase_starts=(*self.phase_starts, *[position] * (phase - self.phase)))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for a checkpoint."""
-        return {"began": [list(position) for position in self.began], "stall": asdict(self.stall)}
+        return {"began": [list(start) for start in self.phase_starts], "stall": asdict(self.stall)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Progress":
-        """What `to_dict` gave."""
-        began = tuple(Position(*position) for position in data["began"])
-        return cls(began=began, stall=Stall(**data["stall"]))
+        """Restore from the data of `to_dict`."""
+        phase_starts = tuple(Position(*position) for position in data["began"])
+        return cls(phase_starts=phase_starts, stall=Stall(**data["stall"]))
 
 
 def observe(stall: Stall, value: float, plateau: Plateau) -> Stall:
-    """What is known of a metric after one more validation.
+    """Update a metric's stall with the value of one more validation.
 
     >>> plateau = Plateau(monitor="val/loss", min_delta=0.1)
     >>> stall = observe(Stall(), 1.0, plateau)
@@ -98,7 +97,7 @@ def observe(stall: Stall, value: float, plateau: Plateau) -> Stall:
 
 
 def is_over(plateau: Plateau, stall: Stall, *, epochs: int) -> bool:
-    """Whether the phase that a plateau ends is over, after so many epochs of it.
+    """Whether the phase that a plateau ends is over, after so many epochs in it.
 
     >>> plateau = Plateau(monitor="val/loss", patience=2, max_epochs=5)
     >>> [is_over(plateau, Stall(count=count), epochs=3) for count in range(4)]
@@ -113,15 +112,15 @@ def is_over(plateau: Plateau, stall: Stall, *, epochs: int) -> bool:
 def refuse_unlogged(
     monitors: Iterable[str], values: Collection[str], logged: Collection[str]
 ) -> None:
-    """Refuse to wait for a metric that never comes.
+    """Refuse to wait for a metric that is never logged.
 
     Args:
         monitors: The metrics that a schedule watches.
-        values: Those of them that are known when validation has ended.
-        logged: All that are known then.
+        values: Those of them that are logged when validation ends.
+        logged: All metrics that are logged by then.
 
     Raises:
-        ValueError: Names the metrics that are missing, and those that there are.
+        ValueError: Names the missing metrics and the logged ones.
     """
     if missing := [name for name in monitors if name not in values]:
         have = ", ".join(sorted(logged)) or "none"
@@ -134,7 +133,7 @@ def refuse_unlogged(
 def _is_better(
     value: float, than: float | None, mode: Literal["min", "max"], by: float = 0.0
 ) -> bool:
-    """Whether a value is better than another; NaN never is, and anything is better than none."""
+    """Whether a value is better than another; NaN never is, and any number is better than None."""
     if than is None:
         return value == value
     return value < than - by if mode == "min" else value > than + by

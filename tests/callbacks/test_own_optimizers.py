@@ -126,8 +126,8 @@ def test_the_schedule_is_followed_under_any_optimizer(name: str) -> None:
 @pytest.mark.parametrize(
     ("optimizers", "words"),
     [
-        (lambda m: None, "gives no optimizer"),
-        (lambda m: [], "gives no optimizer"),
+        (lambda m: None, "returns no optimizer"),
+        (lambda m: [], "returns no optimizer"),
         (lambda m: LBFGS(m.parameters()), "LBFGS has one group"),
         (lambda m: Muon(matrices(m), lr=0.1), "'net.fc.bias', which no optimizer holds, and Muon"),
     ],

@@ -83,7 +83,7 @@ def test_what_cannot_be_frozen_or_started_is_refused(entry: dict[str, Any], mess
 def test_a_phase_begins_at_its_epoch_or_step_or_after_its_epochs(
     entry: dict[str, Any], here: tuple[int, int], expected: int
 ) -> None:
-    progress = Progress(began=(Position(0, 0),))
+    progress = Progress(phase_starts=(Position(0, 0),))
     assert head_and(**entry).next_index(progress, Position(*here)) == expected
 
 
@@ -93,10 +93,10 @@ def test_a_phase_begins_when_the_metric_has_stalled_in_the_one_before() -> None:
         {"on_plateau": STALLS, "modules": "layer3"},
         {"on_plateau": STALLS, "modules": "layer2"},
     )
-    progress = Progress(began=(Position(0, 0),), stall=Stall(count=2))
+    progress = Progress(phase_starts=(Position(0, 0),), stall=Stall(count=2))
 
     assert plan.next_index(progress, Position(1, 10)) == 1
-    assert plan.next_index(progress.moved(1, Position(1, 10)), Position(1, 10)) == 1
+    assert plan.next_index(progress.advance(1, Position(1, 10)), Position(1, 10)) == 1
 
 
 def test_an_epoch_that_has_come_begins_what_waits_above_it_as_well() -> None:
@@ -106,7 +106,7 @@ def test_an_epoch_that_has_come_begins_what_waits_above_it_as_well() -> None:
         {"epoch": 3, "modules": "layer2"},
         {"on_plateau": STALLS, "modules": "layer1"},
     )
-    start = Progress(began=(Position(0, 0),))
+    start = Progress(phase_starts=(Position(0, 0),))
 
     assert plan.next_index(start, Position(2, 20)) == 0
     assert plan.next_index(start, Position(3, 30)) == 2
@@ -120,7 +120,7 @@ def test_a_share_of_the_run_is_a_step_once_the_length_is_known() -> None:
 
     fitted = fit_to_length(plan, num_steps=800, epoch_steps=80)
 
-    assert fitted.phases[1].entry.begins == "30% = step 240"
+    assert fitted.phases[1].entry.start_text == "30% = step 240"
     assert [fitted.index_at(9, step) for step in (239, 240)] == [0, 1]
 
 
@@ -185,7 +185,7 @@ def test_the_table_says_when_each_phase_begins_and_what_it_freezes() -> None:
     ]
 
 
-PROGRESS = Progress(began=(Position(0, 0),), stall=Stall(best=0.5, mark=0.5, count=1))
+PROGRESS = Progress(phase_starts=(Position(0, 0),), stall=Stall(best=0.5, mark=0.5, count=1))
 
 
 def resumed(before: Plan, after: Plan, progress: Progress = PROGRESS) -> Progress:
@@ -203,7 +203,7 @@ def test_more_patience_keeps_the_count_and_another_metric_starts_anew() -> None:
     assert resumed(head_and(on_plateau=STALLS), head_and(epoch=3)).stall == Stall()
 
 
-SECOND = PROGRESS.moved(1, Position(2, 20))
+SECOND = PROGRESS.advance(1, Position(2, 20))
 
 
 def test_a_longer_run_keeps_a_phase_that_began_after_a_share_of_the_shorter_one() -> None:

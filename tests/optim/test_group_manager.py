@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import (
 from lit_finetune.blocks.block import list_blocks
 from lit_finetune.freezing.freeze import norm_parameters
 from lit_finetune.optim.group_manager import ParamGroupManager
-from lit_finetune.optim.optimizer import build_optimizer, join_groups
+from lit_finetune.optim.optimizer import add_following_groups, build_optimizer
 from lit_finetune.optim.param_groups import make_param_groups
 from lit_finetune.optim.phase_groups import refuse_optimizers
 from lit_finetune.schedules.phases import parse_schedule
@@ -61,18 +61,18 @@ class Run:
         blocks = list_blocks(self.net)
         self.plan = make_plan(parse_schedule(schedule), blocks, max_epochs=None)
         self.parameters = dict(self.net.named_parameters())
-        self.keeper = ParamGroupManager(
+        self.manager = ParamGroupManager(
             self.optimizers,
             self.schedulers,
             self.parameters,
             {name: block.name for block in blocks for name in block.parameters},
         )
         norms = norm_parameters(self.net) - self.plan.trainable(0) if train_bn else ()
-        self.keeper.start(self.plan.phases[0].admissions, sorted(norms))
+        self.manager.start(self.plan.phases[0].additions, sorted(norms))
 
-    def admit(self, index: int) -> None:
-        for admission in self.plan.phases[index].admissions:
-            self.keeper.admit(admission)
+    def add(self, index: int) -> None:
+        for admission in self.plan.phases[index].additions:
+            self.manager.add(admission)
 
     def groups(self, optimizer: int = 0) -> dict[Any, list[str]]:
         """The parameters of each group, by its name."""
@@ -136,7 +136,7 @@ def of_the_classifier(net: Net) -> Optimizer:
     groups = make_param_groups(net, list_blocks(net), backbone_lr_ratio=0.1, layer_decay=0.5)
     parameters = dict(net.named_parameters())
     optimizer = build_optimizer(groups, parameters, factory=AdamW, lr=0.1, weight_decay=None)
-    join_groups(optimizer, [], groups, parameters)
+    add_following_groups(optimizer, [], groups, parameters)
     return optimizer
 
 
@@ -177,7 +177,7 @@ def test_the_optimizers_hold_what_trains_and_each_parameter_once(make: Any, trai
     norms = norm_parameters(run.net) if train_bn else frozenset()
     for index in range(4):
         if index:
-            run.admit(index)
+            run.add(index)
         assert run.held() == sorted(run.plan.trainable(index) | norms)
 
 
@@ -186,7 +186,7 @@ def test_what_the_optimizers_do_not_hold_does_not_move(make: Any) -> None:
     run = Run(make, SCHEDULE)
     for index in range(4):
         if index:
-            run.admit(index)
+            run.add(index)
         before = copy.deepcopy(run.net.state_dict())
         run.step(2)
         moved = {
@@ -199,7 +199,7 @@ def test_what_the_optimizers_do_not_hold_does_not_move(make: Any) -> None:
 def test_groups_have_names_of_their_own(make: Any) -> None:
     run = Run(make, SCHEDULE, train_bn=True)
     for index in (1, 2, 3):
-        run.admit(index)
+        run.add(index)
     for optimizer in run.optimizers:
         given = [group["name"] for group in optimizer.param_groups if "name" in group]
         assert len(set(given)) == len(given)
@@ -224,12 +224,12 @@ def test_a_run_that_is_replayed_takes_the_state_and_goes_on_to_the_last_bit(
     run = fresh()
     for index in (1, 2):
         run.step(3)
-        run.admit(index)
+        run.add(index)
     run.step(2)
 
     resumed = fresh()
     for index in (1, 2):
-        resumed.admit(index)
+        resumed.add(index)
     for number in range(len(run.optimizers)):
         assert list(resumed.groups(number).items()) == list(run.groups(number).items())
     resumed.net.load_state_dict(run.net.state_dict())
@@ -241,8 +241,8 @@ def test_a_run_that_is_replayed_takes_the_state_and_goes_on_to_the_last_bit(
     for _ in range(4):
         run.step()
         resumed.step()
-    run.admit(3)
-    resumed.admit(3)
+    run.add(3)
+    resumed.add(3)
     run.step(2)
     resumed.step(2)
     assert [[g["lr"] for g in o.param_groups] for o in resumed.optimizers] == [
@@ -255,8 +255,8 @@ def test_a_run_that_is_replayed_takes_the_state_and_goes_on_to_the_last_bit(
 def test_one_group_of_everything_comes_back_block_by_block() -> None:
     run = Run(in_one_group, {0: "head", 1: ["layer3", "layer2"], 2: "all"})
     assert run.groups() == {None: names("fc")}
-    run.admit(1)
-    run.admit(2)
+    run.add(1)
+    run.add(2)
     assert run.groups() == {
         None: names("fc"),
         "layer3": names("layer3"),
@@ -269,8 +269,8 @@ def test_one_group_of_everything_comes_back_block_by_block() -> None:
 def test_a_users_groups_keep_their_rates_and_options() -> None:
     run = Run(in_two_groups, {0: "head", 1: "layer3", 2: "all"})
     assert [group["lr"] for group in run.optimizers[0].param_groups] == [0.1]
-    run.admit(1)
-    run.admit(2)
+    run.add(1)
+    run.add(2)
 
     options = {g.get("name"): (g["lr"], g["weight_decay"]) for g in run.optimizers[0].param_groups}
     assert options == {
@@ -285,7 +285,7 @@ def test_the_classifiers_groups_come_back_under_their_own_names_and_rates() -> N
     run = Run(of_the_classifier, SCHEDULE | {4: "layer2"})
     assert {name.split("/")[0] for name in run.groups()} == {"head"}
     for index in (1, 2, 3):
-        run.admit(index)
+        run.add(index)
     assert {group["name"]: group["lr"] for group in run.optimizers[0].param_groups} == expected
     decays = {g["name"]: g["weight_decay"] for g in run.optimizers[0].param_groups}
     assert decays["layer1/no_decay"] == 0 < decays["layer1/decay"]
@@ -293,15 +293,15 @@ def test_the_classifiers_groups_come_back_under_their_own_names_and_rates() -> N
 
 def test_parts_of_a_block_that_come_apart_get_numbers() -> None:
     run = Run(in_one_group, {0: "head", 1: "layer3.0", 2: "layer3.1"})
-    run.admit(1)
-    run.admit(2)
+    run.add(1)
+    run.add(2)
     assert list(run.groups()) == [None, "layer3", "layer3#2"]
 
 
 def test_parameters_that_no_optimizer_holds_join_with_the_leaders_options() -> None:
     run = Run(only_the_head, {0: "head", 1: {"modules": "layer3", "lr_scale": 0.1}, 2: "layer2"})
-    run.admit(1)
-    run.admit(2)
+    run.add(1)
+    run.add(2)
     assert run.groups()["layer3"] == names("layer3")
     assert run.rates() == {None: 0.1, "layer3": 0.1 * 0.1, "layer2": 0.1}
     assert run.optimizers[0].param_groups[1]["momentum"] == 0.9
@@ -320,7 +320,7 @@ def test_a_rate_is_the_users_or_a_multiple_of_the_leaders_whenever_it_starts(
     schedule = {0: ["head", entry]} if epoch == 0 else {0: "head", epoch: entry}
     run = Run(make, schedule)
     if epoch:
-        run.admit(1)
+        run.add(1)
     if make is in_two_groups:  # there the backbone's group leads as long as it trains
         leader = 0.01 if epoch == 0 else 0.1
         rate = {"lr": 0.5, "lr_scale": 0.5 * leader}.get(*selection, 0) if selection else 0.01
@@ -335,7 +335,7 @@ def test_the_leaders_own_rate_may_change_and_the_others_keep_theirs(
     selection: dict[str, float], expected: float
 ) -> None:
     run = Run(in_one_group, {0: {"modules": "head", **selection}, 1: "layer3"})
-    run.admit(1)
+    run.add(1)
     assert run.rate_of("fc.weight") == pytest.approx(expected)
     assert run.rate_of("layer3.0.weight") == pytest.approx(0.1)
 
@@ -343,7 +343,7 @@ def test_the_leaders_own_rate_may_change_and_the_others_keep_theirs(
 def test_a_scale_that_comes_later_counts_from_the_leaders_changed_rate() -> None:
     schedule = {0: {"modules": "head", "lr": 0.5}, 1: {"modules": "layer3", "lr_scale": 0.1}}
     run = Run(in_one_group, schedule)
-    run.admit(1)
+    run.add(1)
     assert run.rate_of("layer3.0.weight") == pytest.approx(0.05)
 
 
@@ -365,7 +365,7 @@ def test_a_given_rate_is_the_one_before_any_schedule(kind: str, epoch: int) -> N
     run = Run(in_one_group, schedule, make_scheduler=make_scheduler)
     for step in range(10):
         if step == epoch != 0:
-            run.admit(1)
+            run.add(1)
         if step >= epoch:
             share = run.rate_of("layer3.0.weight") / run.rate_of("fc.weight")
             assert share == pytest.approx(0.3)
@@ -379,7 +379,7 @@ def test_norms_of_frozen_blocks_train_in_groups_of_their_own_at_the_rates_of_the
         assert groups[f"layer{i}/norm"] == names(f"layer{i}.1")
         assert rates[f"layer{i}/norm"] == rate
 
-    run.admit(1)
+    run.add(1)
     assert run.groups()["layer3/decay"] == ["layer3.0.weight"]
     assert run.groups()["layer3/no_decay"] == ["layer3.0.bias"]
     assert run.groups()["layer3/norm"] == groups["layer3/norm"], "it trains already"
@@ -389,8 +389,8 @@ def test_several_optimizers_keep_each_its_own() -> None:
     run = Run(one_for_each_half, {0: "head", 1: "layer3", 2: "all"})
     assert run.groups(0) == {None: []}, "an optimizer is never without a group"
     assert run.groups(1) == {None: names("fc")}
-    run.admit(1)
-    run.admit(2)
+    run.add(1)
+    run.add(2)
     assert run.groups(0) == {None: [], "layer1": names("layer1"), "layer2": names("layer2")}
     assert run.groups(1) == {None: names("fc"), "layer3": names("layer3")}
     assert run.rates(0) == {None: 0.1, "layer1": 0.1, "layer2": 0.1}
@@ -404,7 +404,7 @@ def test_an_optimizer_steps_while_all_of_it_waits(kind: type[Optimizer]) -> None
 
     run = Run(make, {0: "head", 1: "layer1"}, make_scheduler=lambda o: CosineAnnealingLR(o, 9))
     run.step(3)
-    run.admit(1)
+    run.add(1)
     run.step(3)
     leader, joined = (group["lr"] for group in run.optimizers[0].param_groups)
     assert joined == leader
@@ -413,7 +413,7 @@ def test_an_optimizer_steps_while_all_of_it_waits(kind: type[Optimizer]) -> None
 def test_an_optimizer_with_named_parameters_keeps_the_names() -> None:
     run = Run(with_names, SCHEDULE)
     for index in (1, 2, 3):
-        run.admit(index)
+        run.add(index)
     for group in run.optimizers[0].param_groups:
         assert [
             run.parameters[name] is p
@@ -427,7 +427,7 @@ def test_momentum_of_what_stays_goes_on() -> None:
     run.step(2)
     state = run.optimizers[0].state
     before = state[run.net.fc.weight]["momentum_buffer"].clone()
-    run.admit(1)
+    run.add(1)
     assert torch.equal(state[run.net.fc.weight]["momentum_buffer"], before)
 
 
@@ -463,13 +463,13 @@ def test_an_optimizer_of_one_group_only_is_refused_where_something_would_join_it
 
 
 def test_a_run_without_an_optimizer_is_refused() -> None:
-    with pytest.raises(ValueError, match="`configure_optimizers` gives no optimizer"):
+    with pytest.raises(ValueError, match="`configure_optimizers` returns no optimizer"):
         refuse_optimizers([], num_phases=1)
 
 
 def test_nothing_can_be_in_proportion_to_a_rate_of_zero() -> None:
     run = Run(lambda net: SGD(net.parameters(), lr=0.0), {0: "head", 1: "layer3"})
-    run.admit(1)  # 0 as well
+    run.add(1)  # 0 as well
     with pytest.raises(ValueError, match="learning rate 0"):
         Run(
             lambda net: SGD(net.parameters(), lr=0.0),

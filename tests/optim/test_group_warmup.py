@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 
-from lit_finetune.optim.group_warmup import Rise, Warmup
+from lit_finetune.optim.group_warmup import Warmup, WarmupRamp
 
 STEPS = 6
 
@@ -47,7 +47,7 @@ class Run:
 def test_the_new_group_moves_with_the_risen_rate_exactly_and_the_others_with_theirs() -> None:
     run = Run()
     run.step = 7
-    run.warmup.add([run.new], Rise(7, 3))
+    run.warmup.add([run.new], WarmupRamp(7, 3))
     expected = 0.0
     for number, _ in enumerate(run.steps(), start=1):
         expected -= 0.25 * min(1.0, number / 3)
@@ -69,7 +69,7 @@ SCHEDULERS: dict[str, Callable[[Optimizer], LRScheduler]] = {
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_no_scheduler_is_disturbed(name: str) -> None:
     plain, warm = Run(momentum=0.9), Run(momentum=0.9)
-    warm.warmup.add([warm.new], Rise(0, 4))
+    warm.warmup.add([warm.new], WarmupRamp(0, 4))
     schedulers = [SCHEDULERS[name](run.optimizer) for run in (plain, warm)]
     for _ in zip(plain.steps(), warm.steps(), strict=True):
         for scheduler in schedulers:
@@ -81,7 +81,7 @@ def test_no_scheduler_is_disturbed(name: str) -> None:
 
 def test_after_its_steps_a_group_is_as_if_it_had_never_warmed_up() -> None:
     plain, warm = Run(Adam), Run(Adam)
-    warm.warmup.add([warm.new], Rise(-10, 10))
+    warm.warmup.add([warm.new], WarmupRamp(-10, 10))
     for _ in zip(plain.steps(), warm.steps(), strict=True):
         assert warm.new.item() == plain.new.item()
 
@@ -90,7 +90,7 @@ def test_a_rate_that_is_a_tensor_is_put_back_as_the_same_tensor() -> None:
     run = Run()
     rate = torch.tensor(0.25, dtype=torch.float64)
     run.optimizer.param_groups[1]["lr"] = rate
-    run.warmup.add([run.new], Rise(0, 2))
+    run.warmup.add([run.new], WarmupRamp(0, 2))
     next(run.steps())
     assert run.optimizer.param_groups[1]["lr"] is rate
     assert (rate.item(), run.new.item()) == (0.25, -0.125)
@@ -98,21 +98,21 @@ def test_a_rate_that_is_a_tensor_is_put_back_as_the_same_tensor() -> None:
 
 def test_a_step_that_breaks_off_leaves_no_lowered_rate_once_it_is_put_back() -> None:
     run = Run()
-    run.warmup.add([run.new], Rise(0, 4))
+    run.warmup.add([run.new], WarmupRamp(0, 4))
 
     def breaks() -> float:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run.optimizer.step(breaks)
-    run.warmup.put_back()
+    run.warmup.restore_rates()
 
     assert run.rates() == [0.5, 0.25]
 
 
 def test_a_warm_up_that_is_removed_leaves_the_optimizer_alone() -> None:
     run = Run()
-    run.warmup.add([run.new], Rise(0, 4))
+    run.warmup.add([run.new], WarmupRamp(0, 4))
     run.warmup.remove()
     next(run.steps())
     assert run.new.item() == -0.25

@@ -34,7 +34,7 @@ from torch.optim.swa_utils import SWALR
 from lit_finetune.optim.lr_schedulers import (
     add_group,
     base_lr,
-    refuse_unknown,
+    refuse_unknown_lists,
     remove_group,
     scale_group,
 )
@@ -428,7 +428,7 @@ class TimmLike:
 @pytest.mark.parametrize("make", [*SCHEDULERS.values(), *FLOORED.values()])
 def test_every_scheduler_of_torch_is_known(make: Make, scales: Sequence[float]) -> None:
     run = Run(make, "SGD", scales)
-    refuse_unknown(run.scheduler, len(scales))
+    refuse_unknown_lists(run.scheduler, len(scales))
 
 
 @pytest.mark.parametrize(
@@ -437,7 +437,7 @@ def test_every_scheduler_of_torch_is_known(make: Make, scales: Sequence[float]) 
 def test_a_users_scheduler_with_a_list_of_its_own_is_refused_by_its_name(entries: Any) -> None:
     run = Run(lambda o, _: PerGroup(o, entries), "SGD", (1.0, 0.1))
     with pytest.raises(ValueError, match=r"PerGroup keeps `entries` .* 2 parameter groups"):
-        refuse_unknown(run.scheduler, 2)
+        refuse_unknown_lists(run.scheduler, 2)
 
 
 def test_it_is_refused_inside_another_one_as_well() -> None:
@@ -446,19 +446,19 @@ def test_it_is_refused_inside_another_one_as_well() -> None:
         return SequentialLR(optimizer, [ConstantLR(optimizer), inner], milestones=[3])
 
     with pytest.raises(ValueError, match="PerGroup"):
-        refuse_unknown(Run(make, "SGD", (1.0, 0.1)).scheduler, 2)
+        refuse_unknown_lists(Run(make, "SGD", (1.0, 0.1)).scheduler, 2)
 
 
 def test_a_scheduler_that_is_none_of_torchs_is_refused_by_the_same_rule() -> None:
     run = Run(SCHEDULERS["StepLR"], "SGD")
     with pytest.raises(ValueError, match="TimmLike keeps `base_values`"):
-        refuse_unknown(TimmLike(run.optimizer), 1)
+        refuse_unknown_lists(TimmLike(run.optimizer), 1)
 
 
 @pytest.mark.parametrize("entries", [[30, 60], (0.85, 0.95), [0.1, 0.2, 0.3], ["a", "b"], 0.1])
 def test_what_has_no_entry_per_group_is_no_reason_to_refuse(entries: Any) -> None:
     run = Run(lambda o, _: PerGroup(o, entries), "SGD", (1.0, 0.1))
-    refuse_unknown(run.scheduler, 2)
+    refuse_unknown_lists(run.scheduler, 2)
 
 
 @at_any_step
@@ -467,7 +467,7 @@ def test_a_users_scheduler_around_another_is_extended_with_it(start: int) -> Non
         return GradualWarmup(optimizer, CosineAnnealingWarmRestarts(optimizer, 6), steps=6)
 
     run = Run(make, "SGD")
-    refuse_unknown(run.scheduler, 1)
+    refuse_unknown_lists(run.scheduler, 1)
     for step in range(STEPS):
         if step == start:
             run.join()

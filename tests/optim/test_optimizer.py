@@ -17,9 +17,9 @@ from torch.optim.lr_scheduler import (
 from lit_finetune.blocks.block import list_blocks
 from lit_finetune.optim.optimizer import (
     DEFAULT_LR,
+    add_following_groups,
     build_optimizer,
     cosine_with_warmup,
-    join_groups,
     leading_groups,
     warmup_cosine,
 )
@@ -54,7 +54,7 @@ class Built:
         )
         self.scheduler = make_scheduler(self.optimizer) if make_scheduler else None
         schedulers = [self.scheduler] if self.scheduler else []
-        join_groups(self.optimizer, schedulers, self.groups, self.parameters)
+        add_following_groups(self.optimizer, schedulers, self.groups, self.parameters)
 
     def of_each(self, key: str) -> dict[str, Any]:
         return {group["name"]: group[key] for group in self.optimizer.param_groups}

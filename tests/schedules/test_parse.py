@@ -39,7 +39,7 @@ def test_a_list_by_epochs_means_the_same_as_a_mapping() -> None:
     ],
 )
 def test_an_entry_says_in_words_when_it_begins(beginning: dict[str, Any], words: str) -> None:
-    assert second(**beginning, modules="layer4").begins == words
+    assert second(**beginning, modules="layer4").start_text == words
 
 
 @pytest.mark.parametrize("beginning", [{}, {"epoch": 0}, {"step": 0}, {"at": 0}])

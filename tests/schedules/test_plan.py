@@ -43,7 +43,7 @@ def test_all_takes_the_rest() -> None:
 
 def test_rates_belong_to_their_part_of_a_phase() -> None:
     plan = plan_of({0: "head", 1: ["layer3", {"modules": "layer2", "lr_scale": 0.1}]})
-    rates = [(a.label, a.lr, a.lr_scale) for a in plan.phases[1].admissions]
+    rates = [(a.label, a.lr, a.lr_scale) for a in plan.phases[1].additions]
     assert rates == [("layer3", None, None), ("layer2", None, 0.1)]
     assert plan.phases[1].label == "layer3, layer2"
 

@@ -70,21 +70,21 @@ def test_without_max_epochs_a_phase_that_gets_better_goes_on() -> None:
 
 
 def test_a_new_phase_is_watched_from_its_own_beginning() -> None:
-    progress = Progress(began=(Position(0, 0),), stall=Stall(best=0.5, mark=0.5, count=3))
+    progress = Progress(phase_starts=(Position(0, 0),), stall=Stall(best=0.5, mark=0.5, count=3))
 
-    moved = progress.moved(2, Position(4, 40))
+    moved = progress.advance(2, Position(4, 40))
 
-    assert moved.began == ((0, 0), (4, 40), (4, 40))
+    assert moved.phase_starts == ((0, 0), (4, 40), (4, 40))
     assert (moved.phase, moved.stall) == (2, Stall())
 
 
 def test_a_run_never_goes_back() -> None:
-    progress = Progress().moved(1, Position(3, 30))
-    assert progress.moved(0, Position(5, 50)) is progress
+    progress = Progress().advance(1, Position(3, 30))
+    assert progress.advance(0, Position(5, 50)) is progress
 
 
 def test_progress_survives_a_checkpoint() -> None:
-    progress = Progress(began=(Position(0, 0), Position(1, 7)), stall=after([1.0, 2.0]))
+    progress = Progress(phase_starts=(Position(0, 0), Position(1, 7)), stall=after([1.0, 2.0]))
     assert Progress.from_dict(json.loads(json.dumps(progress.to_dict()))) == progress
 
 
