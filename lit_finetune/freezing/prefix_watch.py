@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor, nn
 
 from lit_finetune.feature_cache.key import bit_sums
-from lit_finetune.splitting.split_point import follows_mode
+from lit_finetune.splitting.split_point import depends_on_mode
 
 
 class PrefixWatch:
@@ -54,7 +54,7 @@ class PrefixWatch:
 def may_move(module: nn.Module) -> bool:
     """Whether a module does something else in training: it has buffers, or asks for its mode."""
     has_buffers = next(module.buffers(recurse=False), None) is not None
-    return has_buffers or follows_mode(module, inner=False)
+    return has_buffers or depends_on_mode(module, inner=False)
 
 
 def _owner(network: nn.Module, name: str) -> nn.Module:

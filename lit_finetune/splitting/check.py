@@ -1,4 +1,4 @@
-"""Whether a network can be split at its blocks: tried, and compared with the whole."""
+"""Check whether a network can be split at its blocks, against its whole forward."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,23 +11,25 @@ from lit_finetune.modules.outputs import logits_of
 from lit_finetune.splitting.split import SplitError, forward_from, forward_prefix
 
 
-def splits(network: nn.Module, x: Tensor, *, head_name: str | None = None) -> dict[str, str | None]:
-    """For each block why a network cannot be split there, or None where it can.
+def split_problems(
+    network: nn.Module, x: Tensor, *, head_name: str | None = None
+) -> dict[str, str | None]:
+    """For each block, the reason why a network cannot be split there; None if it can.
 
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-    >>> splits(net, torch.ones(2, 4))
+    >>> split_problems(net, torch.ones(2, 4))
     {'0': None, 'head': None}
 
     Args:
-        network: It is afterwards as it was.
-        x: Some input, of two pictures or more.
+        network: Its modes and buffers are restored.
+        x: An input of at least two images.
         head_name: As in `list_blocks`.
     """
     names = [block.name for block in list_blocks(network, head_name)]
-    return {name: why_not(network, x, name, head_name=head_name) for name in names}
+    return {name: split_problem(network, x, name, head_name=head_name) for name in names}
 
 
-def why_not(
+def split_problem(
     network: nn.Module,
     x: Tensor,
     upto: str,
@@ -35,31 +37,33 @@ def why_not(
     head_name: str | None = None,
     in_training: bool = True,
 ) -> str | None:
-    """Why a network cannot be split at a block; None where it can.
+    """The reason why a network cannot be split at a block; None if it can.
 
-    It is split, in evaluation and with its second half in training, and each time compared with
-    the whole, which has seen other pictures meanwhile: whatever is left of them must not matter.
+    The two halves are compared with the whole forward, in evaluation, and with the second half in
+    training. Between the halves the network runs on other images, which must not matter.
 
     Args:
-        network: It is afterwards as it was.
-        x: Some input, of two pictures or more.
+        network: Its modes and buffers are restored.
+        x: An input of at least two images.
         upto: The block's name.
         head_name: As in `list_blocks`.
-        in_training: Whether to try it in training too.
+        in_training: Whether to compare in training, too.
     """
     blocks = list_blocks(network, head_name)
-    with torch.no_grad(), _left_as_it_was(network):
+    with torch.no_grad(), _preserve_state(network):
         for training in (False, True) if in_training else (False,):
             _set_modes(network, blocks, upto, training=training)
-            held = {n: b.clone() for n, b in _buffers_before(network, blocks, upto).items()}
+            before = {n: b.clone() for n, b in _buffers_before(network, blocks, upto).items()}
             try:
                 problem = _difference(network, x, upto, head_name)
             except SplitError as error:
                 return str(error)
-            now = _buffers_before(network, blocks, upto)
-            if moved := [n for n in now if n not in held or not torch.equal(now[n], held[n])]:
+            after = _buffers_before(network, blocks, upto)
+            if changed := [
+                n for n in after if n not in before or not torch.equal(after[n], before[n])
+            ]:
                 return (
-                    f"What enters `{upto}` is not the same each time: the buffer {moved[0]!r}"
+                    f"The input of `{upto}` differs from run to run: the buffer {changed[0]!r}"
                     " before it changes whenever the network runs."
                 )
             if problem:
@@ -76,10 +80,10 @@ def _difference(network: nn.Module, x: Tensor, upto: str, head_name: str | None)
         network(x.flip(0) + 1)
         torch.manual_seed(0)
         halves = forward_from(network, h, upto, head_name=head_name)
-    # On a GPU two runs of the same need not agree to the last bit.
+    # On a GPU, two runs on the same input may differ in the last bits.
     is_close = x.is_cuda and torch.allclose(whole, halves, rtol=1e-3, atol=1e-4)
-    is_same = is_close or torch.equal(whole, halves)
-    return None if is_same else f"logits differ by up to {(whole - halves).abs().max():.3g}"
+    is_equal = is_close or torch.equal(whole, halves)
+    return None if is_equal else f"logits differ by up to {(whole - halves).abs().max():.3g}"
 
 
 def _set_modes(network: nn.Module, blocks: list[Block], upto: str, *, training: bool) -> None:
@@ -92,18 +96,18 @@ def _set_modes(network: nn.Module, blocks: list[Block], upto: str, *, training: 
 
 
 def _buffers_before(network: nn.Module, blocks: list[Block], upto: str) -> dict[str, Tensor]:
-    """The buffers of the blocks before one."""
-    found: dict[str, Tensor] = {}
+    """The buffers of the blocks before the block `upto`, by name."""
+    buffers: dict[str, Tensor] = {}
     for block in blocks:
         if block.name == upto:
             break
         for path in block.modules:
-            found.update(network.get_submodule(path).named_buffers(path))
-    return found
+            buffers.update(network.get_submodule(path).named_buffers(path))
+    return buffers
 
 
 @contextmanager
-def _left_as_it_was(network: nn.Module) -> Iterator[None]:
+def _preserve_state(network: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in network.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
     try:
@@ -112,6 +116,6 @@ def _left_as_it_was(network: nn.Module) -> Iterator[None]:
         for module, training in modes:
             module.training = training
         for buffer, value in buffers:
-            if buffer.shape != value.shape:  # some that observe a network are empty at first
+            if buffer.shape != value.shape:  # those of quantisation observers are empty at first
                 buffer.resize_(value.shape)
             buffer.copy_(value)

@@ -9,43 +9,43 @@ from typing_extensions import override
 
 
 class ShapeTensorError(Exception):
-    """What shape tensors cannot go through. The message goes on from: it cannot, since …."""
+    """An operation that shape tensors do not support. The message is a reason: `…: {message}`."""
 
 
 class ShapeTrace:
-    """One run of a network: on shape tensors up to some place, and on real values from there on."""
+    """A run of a network: on shape tensors up to a block, on real values from there on."""
 
     def __init__(self) -> None:
         self.steps: list[str] = []
-        """What was done with shape tensors so far, in order."""
+        """The operations on shape tensors so far, in order."""
         self.value: Tensor | None = None
         """The real value that replaced a shape tensor. The shape tensor itself is not stored: it
-        refers to this run, and where it is a view, torch refers to it: a cycle that Python cannot
-        see."""
+        refers to this run, and if it is a view, torch refers to it: Python's garbage collector does
+        not see this cycle."""
 
     def substitute(self, shape_tensor: "ShapeTensor", value: Tensor) -> None:
-        """Replace a shape tensor by its value; from here on no other shape tensor may be used."""
+        """Replace a shape tensor by its value; from here on, any other shape tensor is an error."""
         shape_tensor.is_substituted, self.value = True, value
 
     def resolve(self, shape_tensor: "ShapeTensor") -> Tensor:
-        """The real value of a shape tensor, where there is one."""
+        """The real value of a shape tensor; the shape tensor itself if it has none."""
         return (
             self.value if shape_tensor.is_substituted and self.value is not None else shape_tensor
         )
 
 
 class ShapeTensor(Tensor):
-    """A tensor without values that depends on the picture.
+    """A tensor without values that depends on the image.
 
-    It says that it is on the device of the real one, and so is what comes of it. What does not
-    depend on the picture (positions, masks of a given size) is computed as always. Once a shape
-    tensor has been substituted, its real value is used instead.
+    It reports the device of the real tensor, and so do the results computed from it. Tensors that
+    do not depend on the image (positions, masks of a given size) are computed as always. Once a
+    shape tensor has been substituted, its real value is used instead.
 
     Args:
         meta_tensor: Its shape, strides and type, on the meta device.
-        device: Where it claims to be.
+        device: The device that it reports.
         shape_trace: The run that it belongs to.
-        origin: What made it, for error messages.
+        origin: The operation or module that made it, for error messages.
     """
 
     meta_tensor: Tensor
@@ -57,7 +57,7 @@ class ShapeTensor(Tensor):
     def __new__(
         cls, meta_tensor: Tensor, *, device: torch.device, shape_trace: ShapeTrace, origin: str
     ) -> "ShapeTensor":
-        """A tensor around no storage."""
+        """A wrapper subclass without storage."""
         shape_tensor: ShapeTensor = torch.Tensor._make_wrapper_subclass(
             cls,
             meta_tensor.shape,
@@ -79,8 +79,8 @@ class ShapeTensor(Tensor):
     @classmethod
     @override
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # Here, above autograd, so that the value which replaces a shape tensor keeps its gradient.
-        args, kwargs = resolved(args), resolved(kwargs or {})
+        # Above autograd, so that the value that replaces a shape tensor keeps its gradient.
+        args, kwargs = resolve_all(args), resolve_all(kwargs or {})
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
 
@@ -97,18 +97,18 @@ class ShapeTensor(Tensor):
         meta_tensors, options = tree_map_only(Tensor, _meta_tensor, (args, kwargs or {}))
         if device is not None:
             options["device"] = torch.device("meta")
-        found = func(*meta_tensors, **options)
-        return _wrapped(found, func.overloadpacket.__name__, shape_tensors, device)
+        results = func(*meta_tensors, **options)
+        return _wrap_results(results, func.overloadpacket.__name__, shape_tensors, device)
 
 
-def resolved(tree: Any) -> Any:
+def resolve_all(tree: Any) -> Any:
     """A value, or values in containers, with each substituted shape tensor replaced."""
     if isinstance(tree, ShapeTensor):
         return tree.shape_trace.resolve(tree)
-    if type(tree) is tuple or type(tree) is list:  # most are: torch's own way takes its time
-        return type(tree)(map(resolved, tree))
+    if type(tree) is tuple or type(tree) is list:  # the common case: `tree_map_only` is slow
+        return type(tree)(map(resolve_all, tree))
     if type(tree) is dict:
-        return {key: resolved(value) for key, value in tree.items()}
+        return {key: resolve_all(value) for key, value in tree.items()}
     if tree is None or isinstance(tree, Tensor | int | float | str):
         return tree
     return tree_map_only(
@@ -117,7 +117,7 @@ def resolved(tree: Any) -> Any:
 
 
 def _refuse(func: Any, args: Any, kwargs: Any, shape_tensors: list[ShapeTensor]) -> None:
-    """Raise if an operation needs values, or leaves something behind that shape tensors cannot."""
+    """Raise if an operation needs values, draws at random, or writes into a real tensor."""
     name = func.overloadpacket.__name__
     if shape_tensors[0].shape_trace.value is not None:
         raise ShapeTensorError(f"{shape_tensors[0]!r} is used behind it as well (in `{name}`)")
@@ -138,37 +138,40 @@ def _refuse(func: Any, args: Any, kwargs: Any, shape_tensors: list[ShapeTensor])
 
 
 def _is_random(func: Any, args: Any, kwargs: Any) -> bool:
-    """Whether an operation draws: attention has a place for dropout, which may be 0."""
+    """Whether an operation draws at random: attention does so unless its dropout is 0."""
     if torch.Tag.nondeterministic_seeded not in func.tags:
         return False
     names = [argument.name for argument in func._schema.arguments]
-    given = {
+    arguments = {
         **{a.name: a.default_value for a in func._schema.arguments},
         **dict(zip(names, args, strict=False)),
         **kwargs,
     }
-    return given.get("dropout_p") != 0
+    return arguments.get("dropout_p") != 0
 
 
 def _meta_tensor(tensor: Tensor) -> Tensor:
     return tensor.meta_tensor if isinstance(tensor, ShapeTensor) else tensor.to("meta")
 
 
-def _wrapped(found: Any, name: str, shape_tensors: list[ShapeTensor], device: Any) -> Any:
-    """The shape tensors of an operation's results; what was changed in place stays itself."""
+def _wrap_results(results: Any, name: str, shape_tensors: list[ShapeTensor], device: Any) -> Any:
+    """The results of an operation as shape tensors; one changed in place stays the same object."""
     known = {id(shape_tensor.meta_tensor): shape_tensor for shape_tensor in shape_tensors}
     shape_trace = shape_tensors[0].shape_trace
-    where = torch.device(device) if device is not None else shape_tensors[0].device
+    result_device = torch.device(device) if device is not None else shape_tensors[0].device
 
     def wrap(meta_tensor: Tensor) -> ShapeTensor:
         shape_trace.steps.append(f"{name} {tuple(meta_tensor.shape)}")
-        same = known.get(id(meta_tensor))
-        if same is not None:
-            if same.shape != meta_tensor.shape:
-                raise ShapeTensorError(f"`{name}` changes the shape of {same!r} in place")
-            return same
+        existing = known.get(id(meta_tensor))
+        if existing is not None:
+            if existing.shape != meta_tensor.shape:
+                raise ShapeTensorError(f"`{name}` changes the shape of {existing!r} in place")
+            return existing
         return ShapeTensor(
-            meta_tensor, device=where, shape_trace=shape_trace, origin=f"the result of `{name}`"
+            meta_tensor,
+            device=result_device,
+            shape_trace=shape_trace,
+            origin=f"the result of `{name}`",
         )
 
-    return tree_map_only(Tensor, wrap, found)
+    return tree_map_only(Tensor, wrap, results)

@@ -1,9 +1,10 @@
 """Run a network up to one of its blocks, and from there on.
 
-Both halves are the network's own forward, whatever it does. The first is stopped where the block
-begins. The second runs on shape tensors, which have no values, is told what shape each module of
-the blocks before gives, and goes on with the real values where the block begins. Should anything
-else of the picture be needed from there on, it is a shape tensor, and the network cannot be split.
+Both halves are the network's own forward, whatever it does. The first is stopped at the start of
+the block. The second runs on shape tensors, which have no values: the modules before the block
+return the shapes recorded for them, and at the start of the block the real values replace its
+input. If anything else that depends on the image is used from there on, it is a shape tensor, and
+the network cannot be split.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,36 +19,41 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from lit_finetune.blocks.block import list_blocks
 from lit_finetune.modules.compiled import eagerly
 from lit_finetune.modules.outputs import logits_of
-from lit_finetune.splitting.shape_tensor import ShapeTensor, ShapeTensorError, ShapeTrace, resolved
+from lit_finetune.splitting.shape_tensor import (
+    ShapeTensor,
+    ShapeTensorError,
+    ShapeTrace,
+    resolve_all,
+)
 from lit_finetune.splitting.split_point import (
-    Cut,
-    Reached,
-    Record,
-    cut_at,
-    record,
-    stopping_at,
-    the_shape_tensor,
+    BlockReached,
+    PrefixTrace,
+    SplitPoint,
+    make_split_point,
+    single_shape_tensor,
+    stop_at,
+    trace_prefix,
 )
 from lit_finetune.splitting.split_point import SplitError as SplitError
 
 
 class PrefixOutput(NamedTuple):
-    """What enters a block, in the place of pictures."""
+    """The input of a block, in place of images."""
 
     values: Tensor
     block: str
     image_shape: tuple[int, ...]
-    """Channels, height and width of the pictures."""
+    """Channels, height and width of the images."""
 
 
 def forward_prefix(
     network: nn.Module, x: Tensor, upto: str, *, head_name: str | None = None
 ) -> Tensor:
-    """What enters a block when a network sees `x`: the blocks before it have run.
+    """The input of a block in a network's forward of `x`: runs the blocks before it.
 
-    Modules run in the mode they are in. What stands between blocks and has no parameters (pooling,
-    flattening) belongs to the first half, but dropout to the second: `upto="head"` gives what the
-    head, with its dropout, is given.
+    Modules run in their current mode. Modules without parameters between blocks (pooling,
+    flattening) belong to the first half, but dropout to the second: with `upto="head"`, the result
+    is the input of the head and its dropout.
 
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 2)).eval()
     >>> x = torch.ones(1, 4)
@@ -62,12 +68,12 @@ def forward_prefix(
         head_name: As in `list_blocks`.
 
     Raises:
-        SplitError: The network cannot be split there; it says why.
+        SplitError: The network cannot be split there; the message says why.
         ValueError: There is no such block.
     """
     split = _split(network, upto, head_name)
-    note = split.note(network, _spec(x), x.device)
-    return _stopped(network, note, lambda: network(x))
+    trace = split.trace_of(network, _to_meta(x), x.device)
+    return _run_until_block(network, trace, lambda: network(x))
 
 
 def forward_from(
@@ -78,26 +84,26 @@ def forward_from(
     head_name: str | None = None,
     image_shape: Sequence[int] | None = None,
 ) -> Tensor:
-    """A network's logits, from what enters a block: `forward_prefix` gives it.
+    """A network's logits from the input of a block, as returned by `forward_prefix`.
 
-    Equal to the network's own forward to the last bit, also when it trains; gradients go back to
-    the block's parameters and to `h`.
+    Equal to the network's own forward to the last bit, also in training mode; gradients reach the
+    block's parameters and `h`.
 
     Args:
         network: Any network.
-        h: What enters the block.
+        h: The input of the block.
         upto: The name of a block.
         head_name: As in `list_blocks`.
-        image_shape: Channels, height and width of the pictures that `h` comes from; known where
-            `forward_prefix` has run on this network.
+        image_shape: Channels, height and width of the images that `h` was computed from; by
+            default those of an earlier `forward_prefix` of this network.
 
     Raises:
         SplitError: The network cannot be split there, or `h` is of the wrong shape.
         ValueError: There is no such block.
     """
     split = _split(network, upto, head_name)
-    note = split.find(network, h, image_shape)
-    return logits_of(_resumed(network, split.cut, note, h))
+    trace = split.find(network, h, image_shape)
+    return logits_of(_run_from_block(network, split.point, trace, h))
 
 
 def forward_between(
@@ -109,7 +115,7 @@ def forward_between(
     head_name: str | None = None,
     image_shape: Sequence[int] | None = None,
 ) -> Tensor:
-    """What enters the block `upto`, from what enters a block `start` before it.
+    """The input of the block `upto`, from the input of an earlier block `start`.
 
     The arguments are those of `forward_from`.
 
@@ -118,125 +124,125 @@ def forward_between(
         ValueError: There is no such block.
     """
     split = _split(network, start, head_name)
-    note = split.find(network, h, image_shape)
-    goal = _split(network, upto, head_name).note(network, note.picture, h.device)
-    return _stopped(network, goal, lambda: _resumed(network, split.cut, note, h))
+    trace = split.find(network, h, image_shape)
+    end = _split(network, upto, head_name).trace_of(network, trace.image, h.device)
+    return _run_until_block(network, end, lambda: _run_from_block(network, split.point, trace, h))
 
 
 class _Split:
-    """What is known of the ways to one block of a network."""
+    """A split point of a network, with a trace for each shape of images."""
 
-    def __init__(self, cut: Cut) -> None:
-        self.cut = cut
-        self._records: dict[Any, Record] = {}
+    def __init__(self, point: SplitPoint) -> None:
+        self.point = point
+        self._traces: dict[Any, PrefixTrace] = {}
 
-    def is_of(self, network: nn.Module) -> bool:
-        """Whether the network still has the modules that were noted."""
-        entries = (note.entry for note in self._records.values())
+    def is_valid_for(self, network: nn.Module) -> bool:
+        """Whether the network still has the modules of the split point and the traces."""
+        entries = (trace.first_module for trace in self._traces.values())
         try:
-            for path in (*self.cut.before, *self.cut.behind, *entries):
+            for path in (*self.point.before, *self.point.after, *entries):
                 network.get_submodule(path)
         except AttributeError:
             return False
         return True
 
-    def note(self, network: nn.Module, picture: Tensor, device: torch.device) -> Record:
-        """How pictures of this shape get to the block."""
-        key = (picture.shape, picture.stride(), picture.dtype, device)
-        note = self._records.pop(key, None) or record(network, self.cut, picture, device)
-        self._records[key] = note  # the latest is the last
-        return note
+    def trace_of(self, network: nn.Module, image: Tensor, device: torch.device) -> PrefixTrace:
+        """The trace of the blocks before, for images of this shape."""
+        key = (image.shape, image.stride(), image.dtype, device)
+        trace = self._traces.pop(key, None) or trace_prefix(network, self.point, image, device)
+        self._traces[key] = trace  # the latest is the last
+        return trace
 
-    def find(self, network: nn.Module, h: Tensor, image_shape: Sequence[int] | None) -> Record:
-        """How pictures got to the block of which this has entered it."""
-        notes = reversed(self._records.values())
-        alike = [note for note in notes if note.entering.shape[1:] == h.shape[1:]]
-        same = [note for note in alike if len(note.entering) == len(h)]
-        if same and image_shape is None:
-            return same[0]
-        if alike and image_shape is None:
-            image_shape = alike[0].picture.shape[1:]
+    def find(self, network: nn.Module, h: Tensor, image_shape: Sequence[int] | None) -> PrefixTrace:
+        """The trace of images whose forward gave the block an input like `h`."""
+        traces = reversed(self._traces.values())
+        candidates = [trace for trace in traces if trace.block_input.shape[1:] == h.shape[1:]]
+        same_size = [trace for trace in candidates if len(trace.block_input) == len(h)]
+        if same_size and image_shape is None:
+            return same_size[0]
+        if candidates and image_shape is None:
+            image_shape = candidates[0].image.shape[1:]
         if image_shape is None:
             raise SplitError(
-                f"Nothing of the shape {tuple(h.shape)} has entered `{self.cut.block}` of "
-                f"{self.cut.network} yet: run `forward_prefix` on such pictures, or say their "
-                "`image_shape`."
+                f"`{self.point.block}` of {self.point.network} has had no input of the shape"
+                f" {tuple(h.shape)} yet: run `forward_prefix` on such pictures, or give their"
+                " `image_shape`."
             )
-        picture = torch.empty(len(h), *image_shape, device="meta")
-        return self.note(network, picture, h.device)
+        image = torch.empty(len(h), *image_shape, device="meta")
+        return self.trace_of(network, image, h.device)
 
 
 _SPLITS: WeakKeyDictionary[nn.Module, dict[tuple[str, str | None], _Split]] = WeakKeyDictionary()
 
 
 def _split(network: nn.Module, upto: str, head_name: str | None) -> _Split:
-    known = _SPLITS.setdefault(network, {})
-    split = known.get((upto, head_name))
-    if split is None or not split.is_of(network):
-        split = _Split(cut_at(network, list_blocks(network, head_name), upto))
-        known[upto, head_name] = split
+    splits = _SPLITS.setdefault(network, {})
+    split = splits.get((upto, head_name))
+    if split is None or not split.is_valid_for(network):
+        split = _Split(make_split_point(network, list_blocks(network, head_name), upto))
+        splits[upto, head_name] = split
     return split
 
 
-def _spec(x: Tensor) -> Tensor:
+def _to_meta(x: Tensor) -> Tensor:
     """The shape and type of a tensor, without its values."""
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta")
 
 
-def _stopped(network: nn.Module, note: Record, run: Callable[[], Any]) -> Tensor:
-    """What enters the block of a record in a run of the network, which ends there."""
+def _run_until_block(network: nn.Module, trace: PrefixTrace, run: Callable[[], Any]) -> Tensor:
+    """The input of a trace's block in a run of the network, which ends there."""
     try:
-        with eagerly(), stopping_at(network, [note.entry]):
+        with eagerly(), stop_at(network, [trace.first_module]):
             run()
-    except Reached as reached:
-        entering = resolved(reached.leaves[note.slot])
-        assert isinstance(entering, Tensor), "it was one when the record was made"
-        return entering
-    raise AssertionError(f"`{note.entry}` was called when the record was made")
+    except BlockReached as reached:
+        block_input = resolve_all(reached.leaves[trace.argument_index])
+        assert isinstance(block_input, Tensor), "it was one when traced"
+        return block_input
+    raise AssertionError(f"`{trace.first_module}` was called when traced")
 
 
-def _resumed(network: nn.Module, cut: Cut, note: Record, h: Tensor) -> Any:
-    """The network's output, with `h` entering the block of a record."""
+def _run_from_block(network: nn.Module, point: SplitPoint, trace: PrefixTrace, h: Tensor) -> Any:
+    """The network's output, with `h` as the input of a trace's block."""
     shape_trace = ShapeTrace()
 
-    def enter(_: nn.Module, args: Any, kwargs: Any) -> Any:
+    def substitute_input(_: nn.Module, args: Any, kwargs: Any) -> Any:
         if shape_trace.value is None:
-            shape_tensor = the_shape_tensor(cut, tree_leaves((args, kwargs)))
+            shape_tensor = single_shape_tensor(point, tree_leaves((args, kwargs)))
             if shape_tensor.shape != h.shape:
                 expected = tuple(shape_tensor.shape)
-                raise cut.refusal(f"{expected} enters it, but this has the shape {tuple(h.shape)}")
-            shape_trace.substitute(shape_tensor, _copy(h))
-        return resolved((args, kwargs))
+                raise point.error(f"{expected} enters it, but this has the shape {tuple(h.shape)}")
+            shape_trace.substitute(shape_tensor, _copy_strided(h))
+        return resolve_all((args, kwargs))
 
-    entry = network.get_submodule(note.entry)
-    picture = ShapeTensor(
-        note.picture, device=h.device, shape_trace=shape_trace, origin="the picture"
-    )
-    with ExitStack() as undo:
-        hook = entry.register_forward_pre_hook(enter, prepend=True, with_kwargs=True)
-        undo.callback(hook.remove)
-        for path, outputs in note.outputs.items():
-            undo.enter_context(_replaying(network.get_submodule(path), path, outputs, picture))
-        undo.enter_context(eagerly())
+    first_module = network.get_submodule(trace.first_module)
+    image = ShapeTensor(trace.image, device=h.device, shape_trace=shape_trace, origin="the picture")
+    with ExitStack() as stack:
+        hook = first_module.register_forward_pre_hook(
+            substitute_input, prepend=True, with_kwargs=True
+        )
+        stack.callback(hook.remove)
+        for path, outputs in trace.outputs.items():
+            stack.enter_context(_replay_outputs(network.get_submodule(path), path, outputs, image))
+        stack.enter_context(eagerly())
         try:
-            output = network(picture)
+            output = network(image)
         except ShapeTensorError as error:
-            raise cut.refusal(error) from error
+            raise point.error(error) from error
     if any(isinstance(leaf, ShapeTensor) for leaf in [logits_of(output)]):
-        raise cut.refusal("the network's output does not come of what enters it")
+        raise point.error("the network's output does not come of what enters it")
     return output
 
 
 @contextmanager
-def _replaying(
-    module: nn.Module, path: str, outputs: Sequence[Any], picture: ShapeTensor
+def _replay_outputs(
+    module: nn.Module, path: str, outputs: Sequence[Any], image: ShapeTensor
 ) -> Iterator[None]:
-    """Let a module give shape tensors of the shapes that it is known to give, without running.
+    """Let a module return shape tensors of its recorded outputs' shapes, without running.
 
-    Once the passage has arrived it is itself again: it may be used behind the block as well.
+    Once the block's input has been substituted, it runs again: it may be used behind the block.
     """
-    shape_trace, device, calls = picture.shape_trace, picture.device, iter(outputs)
-    own = vars(module).get("forward")
+    shape_trace, device, calls = image.shape_trace, image.device, iter(outputs)
+    own_forward = vars(module).get("forward")
     forward = module.forward
 
     def replay(*args: Any, **kwargs: Any) -> Any:
@@ -260,12 +266,12 @@ def _replaying(
         yield
     finally:
         del vars(module)["forward"]
-        if own is not None:
-            vars(module)["forward"] = own
+        if own_forward is not None:
+            vars(module)["forward"] = own_forward
 
 
-def _copy(h: Tensor) -> Tensor:
-    """A copy with the same strides, for what works in place."""
+def _copy_strided(h: Tensor) -> Tensor:
+    """A copy with the same strides, since operations may work in place."""
     copy = h.clone()
     if copy.stride() == h.stride():
         return copy
