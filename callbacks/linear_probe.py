@@ -166,7 +166,7 @@ class LinearProbe(Callback):
             fit = fit_head(
                 train,
                 val,
-                rectifies=bool(forward.use and forward.use.rectifies),
+                applies_relu=bool(forward.use and forward.use.applies_relu),
                 device=trainer.strategy.root_device,
                 l2=self.l2,
                 folds=self.folds,

@@ -14,13 +14,13 @@ from lit_finetune.blocks.forward_order import record_parameter_order
 from lit_finetune.checkpoints.trusted_hparams import known_backbone
 from lit_finetune.classes.head import HeadClasses, unnamed
 from lit_finetune.classes.names import listed
-from lit_finetune.heads.feature_head import with_head
+from lit_finetune.heads.feature_head import append_head
 from lit_finetune.heads.find import NoHeadError, partner_heads, replaced_layers
 from lit_finetune.heads.replace import (
     add_classifier,
+    choose_head,
     find_head,
     head_num_classes,
-    own_or_given,
     replace_head,
 )
 from lit_finetune.heads.rows import head_state
@@ -118,7 +118,7 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
     is_without = head_name is None and add_classifier(built.network, num_classes)
     network, head_name, features = _with_a_head(built, head_name)
     names = replaced_layers(network, head_name)
-    head = own_or_given(network, head_name, num_classes, make_head=make_head, head=head)
+    head = choose_head(network, head_name, num_classes, make_head=make_head, head=head)
     has_as_many = all(head_num_classes(network, name) == num_classes for name in names)
     keeps = head == "linear" and has_as_many and not is_without and not features
     if not keeps or drop_rate:
@@ -230,7 +230,7 @@ def _with_a_head(built: Backbone, head_name: str | None) -> tuple[nn.Module, str
             return built.network, find_head(built.network), ""
         except NoHeadError:
             pass
-    network, features = with_head(built.network, built.data_config)
+    network, features = append_head(built.network, built.data_config)
     return network, "head", features
 
 

@@ -21,7 +21,7 @@ from lit_finetune.distributed.wrapping import begin_flat, refuse_under_flat, wra
 from lit_finetune.freezing.auxiliary_networks import side_networks, without_modules
 from lit_finetune.freezing.freeze import enforce_eval, frozen_modules
 from lit_finetune.gradient_checkpointing import recompute_units
-from lit_finetune.heads.replace import forward_features, own_or_given, replace_head
+from lit_finetune.heads.replace import choose_head, forward_features, replace_head
 from lit_finetune.heads.untrained import new_head
 from lit_finetune.images.data_config import DataConfig
 from lit_finetune.lora import Lora, merged, read_lora
@@ -249,7 +249,7 @@ class FinetuneClassifier(ClassifierSteps):
         """
         check_hparams({"num_classes": num_classes})
         given = self.hparams["head"] or "linear"
-        head = own_or_given(
+        head = choose_head(
             self.backbone, self.head_name, num_classes, make_head=self.make_head, head=given
         )
         self.head_name = replace_head(
@@ -339,7 +339,7 @@ class FinetuneClassifier(ClassifierSteps):
             ValueError: It is random, and is to be used.
         """
         head = self._new_head
-        if head and head.is_still_in(self.backbone):
+        if head and head.is_unchanged_in(self.backbone):
             if refuse and head.is_random:
                 raise ValueError(str(head))
             rank_zero_info(str(head))

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lit_finetune import FinetuneClassifier, list_blocks
 from lit_finetune.callbacks import FreezeUnfreezeCallback
-from lit_finetune.heads.feature_head import features_of, with_head
+from lit_finetune.heads.feature_head import append_head, features_of
 from lit_finetune.heads.replace import replace_head
 from lit_finetune.images.data_config import DataConfig
 from lit_finetune.modules.dry_run import initialise
@@ -272,8 +272,8 @@ def test_heads_of_every_kind_go_on_features() -> None:
 
 def test_pictures_that_are_not_square_are_told_by_their_proportions() -> None:
     wide = DataConfig(image_size=(16, 32), resize_size=16)
-    assert with_head(Net(), wide)[0].pool.layout == "channels_first"
-    assert with_head(ChannelsLast(), wide)[0].pool.layout == "channels_last"
+    assert append_head(Net(), wide)[0].pool.layout == "channels_first"
+    assert append_head(ChannelsLast(), wide)[0].pool.layout == "channels_last"
 
 
 def test_one_channel_goes_in_where_the_first_layer_takes_one() -> None:
@@ -322,13 +322,13 @@ class Output(nn.Module):
     ("output", "message"),
     [
         (torch.zeros(2, 3, 4, 4, 4), r"features of the shape \(2, 3, 4, 4, 4\)"),
-        ("text", "gave a str, where features should be"),
-        ([], "gave a list, where features should be"),
+        ("text", "returned a str, not features"),
+        ([], "returned a list, not features"),
     ],
 )
 def test_an_output_that_is_no_features_is_an_error(output: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        with_head(Output(output), DataConfig())
+        append_head(Output(output), DataConfig())
 
 
 def test_a_network_that_does_not_run_is_an_error_that_says_what_to_do() -> None:

@@ -1,4 +1,4 @@
-"""Which layer of a network is its classifier: told from the structure alone."""
+"""Find the layer of a network that is its classifier, from the structure alone."""
 
 import re
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Any, TypeGuard
 from torch import nn
 
 Layer = nn.Linear | nn.Conv2d
-"""What a classifier is made of."""
+"""The types of layers that a classifier is made of."""
 
 Candidates = list[tuple[str, Layer]]
 
@@ -16,14 +16,14 @@ _AUXILIARY = re.compile(r"(^|\.)aux", re.IGNORECASE)
 
 
 class NoHeadError(ValueError):
-    """A network has no classifier: what it ends in may be features."""
+    """A network has no classifier: its output may be features."""
 
 
 def find_head(network: nn.Module) -> str:
-    """The dotted name of the layer that classifies.
+    """The dotted name of the classifier layer.
 
     This is the one that timm's `pretrained_cfg` names, or else the last `nn.Linear` in order of
-    registration, or else a 1x1 `nn.Conv2d` that ends the network, as in SqueezeNet. Auxiliary
+    registration, or else a final 1x1 `nn.Conv2d`, as in SqueezeNet. Auxiliary
     heads (`aux1`, `AuxLogits`) do not count, nor do layers of a repeated block.
 
     >>> find_head(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
@@ -31,11 +31,11 @@ def find_head(network: nn.Module) -> str:
 
     Raises:
         NoHeadError: There is no such layer.
-        ValueError: There are several with an equal claim.
+        ValueError: Several layers could be it.
     """
     declared = declared_heads(network)
     if declared:
-        _check_is_there(network, declared[0])
+        _check_has_layer(network, declared[0])
         return declared[0]
     is_encoder = hasattr(network, "pretrained_cfg") and not getattr(network, "num_classes", 1)
     candidates = [] if is_encoder else _candidates(network)
@@ -44,13 +44,13 @@ def find_head(network: nn.Module) -> str:
             f"Found no classifier layer in {type(network).__name__}: it has no `nn.Linear`, and "
             f"does not end in a 1x1 `nn.Conv2d`, outside of its repeated blocks. {_ADVICE}"
         )
-    rivals = _rivals(candidates)
-    if len(rivals) > 1:
+    parallel = _parallel_layers(candidates)
+    if len(parallel) > 1:
         raise ValueError(
             f"{type(network).__name__} has several layers that could be the classifier: "
-            f"{', '.join(rivals)}. {_ADVICE}"
+            f"{', '.join(parallel)}. {_ADVICE}"
         )
-    return rivals[0]
+    return parallel[0]
 
 
 def first_layer(module: nn.Module) -> Layer | None:
@@ -74,11 +74,11 @@ def declared_heads(network: nn.Module) -> list[str]:
     names = [names] if isinstance(names, str) else list(names or [])
     modules = dict(network.named_modules())
     found = [name for name in names if name in modules]
-    return _with_twins(network, found[0]) if len(found) == 1 else found
+    return _with_distilled_heads(network, found[0]) if len(found) == 1 else found
 
 
-def _with_twins(network: Any, head: str) -> list[str]:
-    """A head of a network of timm with the same layer of the classifiers beside its own.
+def _with_distilled_heads(network: Any, head: str) -> list[str]:
+    """A head of a timm network, with the corresponding layer of its other classifiers.
 
     For some distilled networks (`levit_384_s8`) the `pretrained_cfg` names only one of the two.
     """
@@ -92,7 +92,7 @@ def _with_twins(network: Any, head: str) -> list[str]:
 
 
 def all_heads(network: nn.Module, head_name: str) -> tuple[str, ...]:
-    """A head with those that learn the same classes: what gives the logits with it, auxiliary ones.
+    """A head with all others that learn the same classes: its partners and the auxiliary heads.
 
     >>> from torchvision.models import googlenet
     >>> all_heads(googlenet(init_weights=False), "fc")
@@ -103,21 +103,21 @@ def all_heads(network: nn.Module, head_name: str) -> tuple[str, ...]:
 
 
 def partner_heads(network: nn.Module, head_name: str) -> tuple[str, ...]:
-    """The heads whose logits make up the network's, with the named one: mostly that one alone."""
+    """The heads that compute the network's logits together, the named one included."""
     declared = tuple(declared_heads(network))
     return declared if head_name in declared else (head_name,)
 
 
 def auxiliary_heads(network: nn.Module, head_name: str) -> tuple[str, ...]:
-    """The heads that classify along the way in training: `aux1`, `AuxLogits`.
+    """The heads that classify intermediate features in training: `aux1`, `AuxLogits`.
 
-    They are told by their names, and by giving as many scores as the head does.
+    They are recognised by their names, and by as many outputs as the head has.
     """
     head = last_layer(network.get_submodule(head_name))
     found: list[str] = []
     for name, module in network.named_modules():
-        inside = any(name.startswith(f"{outer}.") for outer in found)
-        if inside or not _AUXILIARY.search(name) or head_name.startswith(f"{name}."):
+        is_inside = any(name.startswith(f"{outer}.") for outer in found)
+        if is_inside or not _AUXILIARY.search(name) or head_name.startswith(f"{name}."):
             continue
         layer = last_layer(module)
         if layer and (head is None or layer_sizes(layer)[1] == layer_sizes(head)[1]):
@@ -126,14 +126,14 @@ def auxiliary_heads(network: nn.Module, head_name: str) -> tuple[str, ...]:
 
 
 def auxiliary_layers(network: nn.Module, head_name: str) -> tuple[str, ...]:
-    """The last layers of the auxiliary heads, where they are not among the heads themselves."""
+    """The last layers of the auxiliary heads that are not partners of the head."""
     partners = partner_heads(network, head_name)
     names = [name for name in auxiliary_heads(network, head_name) if name not in partners]
     return tuple(_last_layer_name(network, name) for name in names)
 
 
 def replaced_layers(network: nn.Module, head_name: str) -> tuple[str, ...]:
-    """All modules that `replace_head` puts new ones in the place of."""
+    """All modules that `replace_head` replaces."""
     return partner_heads(network, head_name) + auxiliary_layers(network, head_name)
 
 
@@ -145,7 +145,7 @@ def _last_layer_name(network: nn.Module, name: str) -> str:
     return f"{name}.{inner}" if inner else name
 
 
-def _check_is_there(network: nn.Module, name: str) -> None:
+def _check_has_layer(network: nn.Module, name: str) -> None:
     module = network.get_submodule(name)
     if last_layer(module) is None:
         raise NoHeadError(
@@ -164,9 +164,9 @@ def _candidates(network: nn.Module) -> Candidates:
     ends: Candidates = [(name, layer) for name, layer in layers[-1:] if _is_pointwise(layer)]
     linears: Candidates = [(name, m) for name, m in layers if isinstance(m, nn.Linear)]
     for found in (ends, linears):
-        alone = [item for item in found if not _in_repeated_block(network, *item)]
-        if alone:
-            return alone
+        unrepeated = [item for item in found if not _in_repeated_block(network, *item)]
+        if unrepeated:
+            return unrepeated
     return []
 
 
@@ -175,12 +175,12 @@ def _is_pointwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:
 
 
 def _in_repeated_block(network: nn.Module, name: str, layer: Layer) -> bool:
-    """Whether a layer is a part of one of several blocks alike, as in a transformer."""
+    """Whether a layer is part of a block that is repeated, as in a transformer."""
     width = layer_sizes(layer)[1]
     for parent, path in _ancestors(network, name):
         member = network.get_submodule(path)
-        alike = sum(type(child) is type(member) for child in parent.children())
-        if alike < 2 or isinstance(member, nn.Sequential | Layer):
+        num_same_type = sum(type(child) is type(member) for child in parent.children())
+        if num_same_type < 2 or isinstance(member, nn.Sequential | Layer):
             continue
         if layer is not last_layer(member):
             return True
@@ -190,26 +190,26 @@ def _in_repeated_block(network: nn.Module, name: str, layer: Layer) -> bool:
 
 
 def _ancestors(network: nn.Module, name: str) -> Iterator[tuple[nn.Module, str]]:
-    """Each module on the way down to `name`, as its parent and its own name."""
+    """Each module on the path to `name`: its parent, and its full name."""
     parts = name.split(".")
     for depth in range(1, len(parts) + 1):
         yield network.get_submodule(".".join(parts[: depth - 1])), ".".join(parts[:depth])
 
 
-def _rivals(candidates: Candidates) -> list[str]:
-    """The last layers that take the same features: more than one if they stand in parallel."""
+def _parallel_layers(candidates: Candidates) -> list[str]:
+    """The last layers with the same input features: more than one if they are parallel."""
     *others, (last_name, last) = candidates
     names = [last_name]
     for name, layer in reversed(others):
-        parallel = layer_sizes(layer)[0] == layer_sizes(last)[0] != layer_sizes(layer)[1]
-        if not parallel:
+        is_parallel = layer_sizes(layer)[0] == layer_sizes(last)[0] != layer_sizes(layer)[1]
+        if not is_parallel:
             break
         names.insert(0, name)
     return names
 
 
 def layer_sizes(layer: Layer) -> tuple[int, int]:
-    """The number of features that go into a layer, and that come out.
+    """The number of input and output features of a layer.
 
     >>> layer_sizes(nn.Linear(8, 2))
     (8, 2)

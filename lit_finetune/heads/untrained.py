@@ -1,4 +1,4 @@
-"""Whether a head is as it was made: nobody has trained it, and no file has filled it."""
+"""Recognise a head that is still untrained: neither trained nor loaded from a file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,63 +6,66 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-_MOST_NUMBERS = 4096
-"""How many numbers of each parameter are kept to compare: training changes any of them."""
+_MAX_ELEMENTS = 4096
+"""The elements of each parameter that are compared: training changes all of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class NewHead:
-    """A head with weights that were drawn at random, or that its maker has set."""
+    """A new head, with random weights or those of the user's module."""
 
     name: str
     is_random: bool
-    """False where it was given as a module or a callable, which may have been trained elsewhere."""
-    begins: Mapping[str, Tensor]
-    """The first numbers of each of its parameters, by the network's names."""
+    """False for a module or a callable of the user's, which may have been trained elsewhere."""
+    initial_values: Mapping[str, Tensor]
+    """The first elements of each of its parameters, by the network's names."""
 
-    def is_still_in(self, network: nn.Module) -> bool:
-        """Whether the network's head has not changed since; False where it cannot be seen whole."""
-        now = dict(network.named_parameters())
-        return bool(self.begins) and all(
-            name in now and is_same(now[name], begin) for name, begin in self.begins.items()
+    def is_unchanged_in(self, network: nn.Module) -> bool:
+        """Whether the network's head has not changed since; False if it is sharded."""
+        current = dict(network.named_parameters())
+        return bool(self.initial_values) and all(
+            name in current and begins_with(current[name], initial)
+            for name, initial in self.initial_values.items()
         )
 
     def __str__(self) -> str:
-        """What is the matter, and what to do."""
-        weights = "random weights" if self.is_random else "the weights that it was given with"
+        """The error message."""
+        weights = "random weights" if self.is_random else "its initial weights"
         return (
-            f"The head `{self.name}` was never trained: it has {weights}, and what it says of a"
-            " picture means nothing. Give the checkpoint of a training (`ckpt_path`, or"
+            f"The head `{self.name}` was never trained: it has {weights}, and its predictions mean"
+            " nothing. Give the checkpoint of a training (`ckpt_path`, or"
             " `FinetuneClassifier.load_from_checkpoint`), or run `fit` first."
         )
 
 
 def new_head(network: nn.Module, name: str, *, is_random: bool) -> NewHead:
-    """Take note of a head that is new.
+    """Record the initial values of a new head.
 
     >>> network = nn.Sequential(nn.Linear(2, 2))
     >>> head = new_head(network, "0", is_random=True)
-    >>> before = head.is_still_in(network)
-    >>> nn.init.zeros_(network[0].weight).sum().item(), before, head.is_still_in(network)
+    >>> before = head.is_unchanged_in(network)
+    >>> nn.init.zeros_(network[0].weight).sum().item(), before, head.is_unchanged_in(network)
     (0.0, True, False)
 
     Args:
-        network: It has the head.
+        network: The network with the head.
         name: The head's name.
-        is_random: Whether it was drawn here, and not given.
+        is_random: Whether its weights are random, not the user's.
     """
-    begins = {
-        full: parameter.detach().flatten()[:_MOST_NUMBERS].cpu().clone()
-        for full, parameter in network.named_parameters()
-        if full.startswith(f"{name}.") and not parameter.is_meta
+    initial_values = {
+        parameter_name: parameter.detach().flatten()[:_MAX_ELEMENTS].cpu().clone()
+        for parameter_name, parameter in network.named_parameters()
+        if parameter_name.startswith(f"{name}.") and not parameter.is_meta
     }
-    return NewHead(name, is_random, begins)
+    return NewHead(name, is_random, initial_values)
 
 
-def is_same(parameter: nn.Parameter, begin: Tensor) -> bool:
-    """Whether a parameter begins with such numbers, in whatever precision it is now."""
-    now = parameter.detach()
-    if type(now) is not Tensor or now.numel() < len(begin):  # a shard, or a part of a flat one
+def begins_with(parameter: nn.Parameter, initial: Tensor) -> bool:
+    """Whether a parameter begins with these values, in its current precision."""
+    current = parameter.detach()
+    if type(current) is not Tensor or current.numel() < len(
+        initial
+    ):  # sharded, or flattened by FSDP1
         return False
-    numbers = now.flatten()[: len(begin)].cpu()
-    return torch.equal(numbers, begin.to(numbers.dtype))
+    elements = current.flatten()[: len(initial)].cpu()
+    return torch.equal(elements, initial.to(elements.dtype))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from lit_finetune.heads.find import layer_sizes
 from lit_finetune.heads.replace import forward_features
-from lit_finetune.heads.usage import HeadUse, find_head_use, linear_head, over_places
+from lit_finetune.heads.usage import HeadUse, find_head_use, linear_head, to_positions
 from lit_finetune.training.metric_values import describe
 
 
@@ -66,10 +66,10 @@ class HeadFeatures:
         if self.use is None:
             self.use = find_head_use(self._network, self._head_name, images[:2])
         head = linear_head(self._network, self._head_name)
-        places = over_places(forward_features(self._network, self._head_name, images), head)
-        if not self.use.averages:
+        places = to_positions(forward_features(self._network, self._head_name, images), head)
+        if not self.use.pools:
             return places[:, 0]
         mean = places.float().mean(dim=1)
-        if not self.use.rectifies:
+        if not self.use.applies_relu:
             return mean
         return torch.cat([mean, places.amin(dim=1).float(), places.amax(dim=1).float()], dim=1)

@@ -19,14 +19,19 @@ Features = tuple[Tensor, Tensor]
 
 
 def fit_head(
-    train: Features, val: Features | None, *, rectifies: bool, device: torch.device, **options: Any
+    train: Features,
+    val: Features | None,
+    *,
+    applies_relu: bool,
+    device: torch.device,
+    **options: Any,
 ) -> ProbeFit:
     """Fit a head to what `HeadFeatures` gave.
 
     Args:
         train: Of the pictures to fit.
         val: Of those to choose the strength of L2 by, if there are any.
-        rectifies: Whether a ReLU follows the head; a bias then keeps all logits of these pictures
+        applies_relu: Whether a ReLU follows the head; a bias then keeps all logits of these images
             above 0, which changes no probability.
         device: Where to compute, if that is a GPU.
         options: Of `fit_linear_probe`.
@@ -35,18 +40,18 @@ def fit_head(
         ValueError: No head can be fitted to them.
     """
     parts = [train] if val is None else [train, val]
-    if rectifies and train[1].dim() == 2:
+    if applies_relu and train[1].dim() == 2:
         raise ValueError(
             "A ReLU follows the head, so that no logit is below 0: a linear probe of classes that"
             " are fitted one by one cannot be put into it. Let the head train in epochs of its own."
         )
-    means = [features.chunk(3, dim=1)[0] if rectifies else features for features, _ in parts]
+    means = [features.chunk(3, dim=1)[0] if applies_relu else features for features, _ in parts]
     if device.type == "cuda":
         means = [mean.to(device) for mean in means]
     if val is not None:
         options.update(val_features=means[1], val_labels=val[1])
     fit = fit_linear_probe(means[0], train[1], **options)
-    if not rectifies:
+    if not applies_relu:
         return fit
     extremes = torch.cat([features[:, means[0].shape[1] :] for features, _ in parts])
     return replace(fit, bias=fit.bias + lift(fit.weight, fit.bias, extremes))

@@ -20,7 +20,7 @@ from lit_finetune.classes.head import (
 )
 from lit_finetune.distributed.wrapping import shards
 from lit_finetune.freezing.weight_averaging import copy_into_averages
-from lit_finetune.heads.rows import begin_anew, refuse_parts, reorder_outputs
+from lit_finetune.heads.rows import refuse_sharded_head, reorder_outputs, reset_head
 from lit_finetune.training.class_weights import balanced_weights
 from lit_finetune.weights.own_checkpoint import classes_in, num_classes_in
 
@@ -74,7 +74,7 @@ def match_head(module: Any, loaders: Any) -> str:
         head,
         trains=is_fit,
         is_resumed=module.is_resumed,
-        is_new=new is not None and new.is_still_in(module.backbone),
+        is_new=new is not None and new.is_unchanged_in(module.backbone),
     )
     if match.action in ("reorder", "renew"):
         _change_head(module, match)
@@ -143,7 +143,7 @@ def refuse_unread_checkpoint(module: Any, path: Any) -> None:
 def _change_head(module: Any, match: Match) -> None:
     """Make the head's outputs those of the data."""
     is_fit = module.trainer.state.fn == "fit"
-    refuse_parts(module.backbone, module.head_name, match.told)
+    refuse_sharded_head(module.backbone, module.head_name, match.told)
     if match.action == "reorder":
         head, order = module.head_classes, list(match.order)
         reorder_outputs(module.backbone, module.head_name, order, data_config=module.data_config)
@@ -158,6 +158,6 @@ def _change_head(module: Any, match: Match) -> None:
     else:
         broadcast = module.trainer.strategy.broadcast
         state, seed = broadcast(module.first_head), broadcast(torch.initial_seed())
-        begin_anew(module.backbone, module.head_name, state=state, seed=seed)
+        reset_head(module.backbone, module.head_name, state=state, seed=seed)
     if is_fit:
         copy_into_averages(module, module.trainer.callbacks)

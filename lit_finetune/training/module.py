@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from lit_finetune.classes.head import HeadClasses, named_by_hand
 from lit_finetune.distributed.wrapping import refuse_flat, refuse_wrapped
-from lit_finetune.heads.rows import note_names
+from lit_finetune.heads.rows import update_class_names
 from lit_finetune.images.data_config import DataConfig, eval_transform
 from lit_finetune.images.read import as_rgb
 from lit_finetune.loading.seeding import derive_seed, seed_device
@@ -356,7 +356,7 @@ class ClassifierSteps(LightningModule):
         """Let the outputs be called so, here, in what is measured and in the network's config."""
         is_new = classes.names != self.head_classes.names
         self.head_classes = classes
-        note_names(self.backbone, classes.names)
+        update_class_names(self.backbone, classes.names)
         if is_new and type(self).metrics is not ClassifierSteps.metrics:  # they may hold names
             self._set_metrics()
 

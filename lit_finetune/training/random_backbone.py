@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from lit_finetune.backbones.position_embeddings import is_positional
 from lit_finetune.blocks.adapter_layers import without_adapters
 from lit_finetune.blocks.norm_layers import is_norm
-from lit_finetune.heads.untrained import is_same
+from lit_finetune.heads.untrained import begins_with
 from lit_finetune.modules.compiled import plain_name
 
 _NUMBERS = 64
@@ -39,7 +39,7 @@ class RandomLayers:
     def unchanged_in(self, network: nn.Module) -> set[str]:
         """The parameters that have not changed since; none that cannot be seen whole."""
         now = _named(network)
-        return {n for n, begin in self.begins.items() if n in now and is_same(now[n], begin)}
+        return {n for n, begin in self.begins.items() if n in now and begins_with(now[n], begin)}
 
 
 def random_backbone(

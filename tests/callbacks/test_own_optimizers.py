@@ -128,7 +128,7 @@ def test_the_schedule_is_followed_under_any_optimizer(name: str) -> None:
     [
         (lambda m: None, "returns no optimizer"),
         (lambda m: [], "returns no optimizer"),
-        (lambda m: LBFGS(m.parameters()), "LBFGS has one group"),
+        (lambda m: LBFGS(m.parameters()), "LBFGS supports one parameter group"),
         (lambda m: Muon(matrices(m), lr=0.1), "'net.fc.bias', which no optimizer holds, and Muon"),
     ],
     ids=["none", "empty", "lbfgs", "muon"],

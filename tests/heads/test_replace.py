@@ -304,7 +304,7 @@ def test_what_cannot_be_is_an_error(arguments: dict[str, object], message: str) 
 
 
 def test_a_network_that_is_nothing_but_a_head_is_an_error() -> None:
-    with pytest.raises(ValueError, match="nothing but its head"):
+    with pytest.raises(ValueError, match="consists of its head only"):
         replace_head(nn.Linear(4, 2), 3)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_finetune import FinetuneClassifier
-from lit_finetune.heads.rows import begin_anew, head_state, reorder_outputs
+from lit_finetune.heads.rows import head_state, reorder_outputs, reset_head
 from lit_finetune.modules.outputs import logits_of
 
 ORDER = [2, 0, 3, 1]
@@ -159,7 +159,7 @@ def test_a_head_begun_anew_is_that_of_the_beginning(make: Make) -> None:
     model, images = warmed(make)
     first = head_state(built(make).backbone, model.head_name)
 
-    begin_anew(model.backbone, model.head_name, state=first, seed=0)
+    reset_head(model.backbone, model.head_name, state=first, seed=0)
 
     found = head_state(model.backbone, model.head_name)
     assert found.keys() == first.keys()

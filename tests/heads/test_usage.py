@@ -90,8 +90,8 @@ def hook_weight_norm(layer: nn.Module) -> nn.Module:
 
 
 PLAIN = HeadUse()
-MEAN = HeadUse(averages=True)
-RECTIFIED = HeadUse(averages=True, rectifies=True)
+MEAN = HeadUse(pools=True)
+RECTIFIED = HeadUse(pools=True, applies_relu=True)
 CASES = [
     (nn.Sequential(network(*POOL), nn.Linear(8, 3)), "1", PLAIN),
     (nn.Sequential(network(*POOL), DropoutLinear(8, 3, drop_rate=0.5)), "1", PLAIN),
@@ -133,7 +133,9 @@ def test_the_network_gives_the_logits_of_the_fit(
     batches = zip(images.clone().split(5), labels.split(5), strict=True)
 
     train = collect_features(features, batches)
-    fit = fit_head(train, None, rectifies=expected.rectifies, device=torch.device("cpu"), l2=0.01)
+    fit = fit_head(
+        train, None, applies_relu=expected.applies_relu, device=torch.device("cpu"), l2=0.01
+    )
     set_head(linear_head(net, head_name), fit.weight, fit.bias)
 
     with torch.no_grad():
@@ -149,9 +151,9 @@ def test_no_relu_clips_after_the_fit_and_no_probability_is_changed_for_it() -> N
     lowest: list[Tensor] = []
 
     plain = fit_head(
-        (train[0][:, :8], labels), None, rectifies=False, device=torch.device("cpu"), l2=0.01
+        (train[0][:, :8], labels), None, applies_relu=False, device=torch.device("cpu"), l2=0.01
     )
-    fit = fit_head(train, None, rectifies=True, device=torch.device("cpu"), l2=0.01)
+    fit = fit_head(train, None, applies_relu=True, device=torch.device("cpu"), l2=0.01)
     set_head(linear_head(net, head_name), fit.weight, fit.bias)
     linear_head(net, head_name).register_forward_hook(lambda *args: lowest.append(args[2].min()))
 
@@ -174,9 +176,9 @@ class Cosine(nn.Linear):
     [
         ([*POOL, nn.Sequential(nn.Linear(8, 4), nn.GELU(), nn.Linear(4, 3))], "1.2", "Sequential"),
         ([*POOL, nn.Linear(8, 3, bias=False)], "1.2", "has no bias"),
-        ([nn.Conv2d(8, 3, 3), *POOL], "1.0", "sees more than one place"),
+        ([nn.Conv2d(8, 3, 3), *POOL], "1.0", "sees more than one position"),
         ([*POOL, nn.utils.parametrizations.weight_norm(nn.Linear(8, 3))], "1.2", "are computed"),
-        ([*POOL, Cosine(8, 3)], "1.2", "does more than its weights say"),
+        ([*POOL, Cosine(8, 3)], "1.2", "is not a linear function of its input"),
         *(
             ([*POOL, nn.Linear(8, 3), Rest(step)], "1.2", "neither what the head")
             for step in (
@@ -222,7 +224,7 @@ def test_a_head_that_is_used_twice_is_refused() -> None:
 def test_a_relu_behind_the_head_is_refused_in_half_precision() -> None:
     net = CASES[-1][0]
 
-    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="cannot tell them"):
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="too coarse"):
         find_head_use(net, "1.0", pictures(2)[0])
 
 
@@ -230,4 +232,4 @@ def test_classes_that_are_fitted_one_by_one_are_refused_behind_a_relu() -> None:
     features, labels = torch.rand(6, 12), torch.eye(3).repeat(2, 1)
 
     with pytest.raises(ValueError, match="no logit is below 0"):
-        fit_head((features, labels), None, rectifies=True, device=torch.device("cpu"))
+        fit_head((features, labels), None, applies_relu=True, device=torch.device("cpu"))

@@ -456,9 +456,9 @@ def test_a_group_of_parameters_that_the_network_does_not_hold_is_left_alone() ->
 
 def test_an_optimizer_of_one_group_only_is_refused_where_something_would_join_it() -> None:
     Run(lambda net: LBFGS(net.parameters()), {0: "head"})
-    with pytest.raises(ValueError, match="LBFGS has one group"):
+    with pytest.raises(ValueError, match="LBFGS supports one parameter group"):
         Run(lambda net: LBFGS(net.fc.parameters()), {0: ["head", "layer3"]})
-    with pytest.raises(ValueError, match="LBFGS has one group"):
+    with pytest.raises(ValueError, match="LBFGS supports one parameter group"):
         refuse_optimizers([LBFGS([nn.Parameter(torch.ones(1))])], num_phases=2)
 
 
