@@ -15,7 +15,7 @@ from lit_finetune.blocks.block import Block
 from lit_finetune.classifier import FinetuneClassifier
 from lit_finetune.feature_cache.key import prefix_tensors
 from lit_finetune.freezing.prefix_watch import may_move
-from lit_finetune.splitting.check import split_problem
+from lit_finetune.splitting.check import check_split
 from lit_finetune.splitting.split import forward_between
 
 
@@ -103,7 +103,7 @@ def split_problem(run: Run, images: Tensor, name: str) -> str | None:
     """Why the network cannot be split before a block; None if it can."""
     network, head_name = run.module.backbone, run.module.head_name
     with run.no_grad():
-        problem = split_problem(network, images, name, head_name=head_name, in_training=False)
+        problem = check_split(network, images, name, head_name=head_name, in_training=False)
         if problem is None and len(run.module.forward_prefix(images, name)) != len(images):
             problem = f"The input of `{name}` does not have one row for each picture."
     return problem

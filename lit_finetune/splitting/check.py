@@ -11,13 +11,13 @@ from lit_finetune.modules.outputs import logits_of
 from lit_finetune.splitting.split import SplitError, forward_from, forward_prefix
 
 
-def split_problems(
+def check_splits(
     network: nn.Module, x: Tensor, *, head_name: str | None = None
 ) -> dict[str, str | None]:
     """For each block, the reason why a network cannot be split there; None if it can.
 
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-    >>> split_problems(net, torch.ones(2, 4))
+    >>> check_splits(net, torch.ones(2, 4))
     {'0': None, 'head': None}
 
     Args:
@@ -26,10 +26,10 @@ def split_problems(
         head_name: As in `list_blocks`.
     """
     names = [block.name for block in list_blocks(network, head_name)]
-    return {name: split_problem(network, x, name, head_name=head_name) for name in names}
+    return {name: check_split(network, x, name, head_name=head_name) for name in names}
 
 
-def split_problem(
+def check_split(
     network: nn.Module,
     x: Tensor,
     upto: str,
