@@ -20,7 +20,7 @@ from lit_finetune.checkpoints.earlier_runs import (
     last_checkpoint,
 )
 from lit_finetune.checkpoints.removal import RUN_ID, checked_state, is_in, is_local, was_written_by
-from lit_finetune.distributed.wrapping import shards
+from lit_finetune.distributed.wrapping import shards_parameters
 from lit_finetune.files.atomic_write import temporary_folder
 from lit_finetune.files.terminal_text import printable
 from lit_finetune.resuming.checkpoint_io import AtomicCheckpointIO, use_atomic_checkpoints
@@ -228,7 +228,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     @override
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        if not shards(trainer.strategy):
+        if not shards_parameters(trainer.strategy):
             super()._save_checkpoint(trainer, filepath)
             return
         # All processes write into a folder: beside the last one, which stays whole until then.

@@ -18,10 +18,14 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from lit_finetune.distributed.wrapping import refuse_unsupported, refuse_wrapped, shards
+from lit_finetune.distributed.wrapping import (
+    refuse_fsdp1_rewrap,
+    refuse_unsupported,
+    shards_parameters,
+)
 from lit_finetune.freezing.trainable_state import refuse_exchanged
 from lit_finetune.freezing.weight_averaging import average_exactly
-from lit_finetune.modules.fsdp1 import parameters_by_name, refuse_whole_tensor_optimizer
+from lit_finetune.modules.fsdp1 import parameters_by_name, refuse_non_elementwise_optimizer
 from lit_finetune.schedules.plan import Plan
 
 from .linear_probe import LinearProbe
@@ -34,12 +38,12 @@ def check_compatibility(trainer: Trainer) -> None:
         ValueError: It is the strategy, or a callback that copies a sharded network.
     """
     refuse_unsupported(trainer.strategy)
-    refuse_wrapped(trainer.strategy, trainer.lightning_module)
+    refuse_fsdp1_rewrap(trainer.strategy, trainer.lightning_module)
     if isinstance(trainer.strategy, FSDPStrategy) and has_finder(trainer):
         raise ValueError("The Tuner is not supported under FSDPStrategy: use it with one device.")
     kinds = WeightAveraging | StochasticWeightAveraging
     copying = [type(each).__name__ for each in _callbacks(trainer) if isinstance(each, kinds)]
-    if copying and shards(trainer.strategy):
+    if copying and shards_parameters(trainer.strategy):
         raise ValueError(
             f"{', '.join(copying)} copies the network, and one that is sharded cannot be copied."
             " Leave it out, or use strategy='ddp'."
@@ -67,7 +71,7 @@ def refuse_changed_layers(trainer: Trainer, planned: Mapping[str, nn.Parameter])
         ValueError: Says where layers may be built.
     """
     converts = BitsandbytesPrecision | TransformerEnginePrecision  # they exchange layers themselves
-    by_name = shards(trainer.strategy) or isinstance(trainer.precision_plugin, converts)
+    by_name = shards_parameters(trainer.strategy) or isinstance(trainer.precision_plugin, converts)
     refuse_exchanged(planned, parameters_by_name(trainer.lightning_module), by_name=by_name)
 
 
@@ -94,7 +98,7 @@ def prepare_other_callbacks(trainer: Trainer) -> None:
     """
     if isinstance(trainer.strategy, FSDPStrategy):
         for optimizer in trainer.optimizers:
-            refuse_whole_tensor_optimizer(optimizer)
+            refuse_non_elementwise_optimizer(optimizer)
     for callback in _callbacks(trainer):
         if isinstance(callback, WeightAveraging) and callback._average_model is not None:
             average_exactly(callback._average_model)

@@ -14,13 +14,13 @@ from typing_extensions import override
 
 from lit_finetune.distributed.fsdp2 import reshard
 from lit_finetune.distributed.wrapping import (
-    after_batch_start,
-    around_setup,
-    expect_shards,
-    leave_alone,
-    look_ahead,
+    hook_batch_start,
+    hook_setup,
+    prepare_before_load,
+    prepare_sharded_fit,
+    remove_hooks,
     rewrap,
-    shards,
+    shards_parameters,
 )
 from lit_finetune.freezing.freeze import restore_trainable
 from lit_finetune.freezing.trainable_state import TrainableState
@@ -111,19 +111,21 @@ class FreezeUnfreezeCallback(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
-            look_ahead(trainer.strategy, None)
+            prepare_before_load(trainer.strategy, None)
             return
         check_compatibility(trainer)
         self._max_epochs = trainer.max_epochs
         self.plan, self._resumed = None, None
-        leave_alone(trainer.strategy)
-        if shards(trainer.strategy):  # layers are sharded before the strategy's own setup
+        remove_hooks(trainer.strategy)
+        if shards_parameters(
+            trainer.strategy
+        ):  # layers are sharded before the strategy's own setup
             if is_overridden("configure_model", pl_module):
                 pl_module.configure_model()  # Lightning calls it once more
             self._make_plan(trainer, pl_module)
         else:
             both = (partial(each, trainer, pl_module) for each in (self._make_plan, self._revise))
-            around_setup(trainer.strategy, *both)
+            hook_setup(trainer.strategy, *both)
 
     def _make_plan(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Plan what trains, once the module's own hooks have built its layers."""
@@ -135,7 +137,9 @@ class FreezeUnfreezeCallback(Callback):
         if here == Position(0, 0):  # else a second `fit` goes on
             self._progress, self._best = Progress(), {}
         self._progress = self._progress.advance(plan.index_at(*here), here)
-        expect_shards(trainer.strategy, pl_module, plan, partial(self._prepare, trainer, pl_module))
+        prepare_sharded_fit(
+            trainer.strategy, pl_module, plan, partial(self._prepare, trainer, pl_module)
+        )
         self._planned_with = parameters_by_name(pl_module)
         self._before = {n: p.requires_grad for n, p in self._planned_with.items()}
         # Before the strategy wraps the module: DDP takes note of what requires a gradient.
@@ -194,7 +198,7 @@ class FreezeUnfreezeCallback(Callback):
         self._trains().hold_frozen(pl_module)
         tell(trainer, self._planned(), self._progress)
         tell_what_stays(plan)
-        after_batch_start(trainer.strategy, partial(self._enforce, trainer))
+        hook_batch_start(trainer.strategy, partial(self._enforce, trainer))
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -342,7 +346,7 @@ class FreezeUnfreezeCallback(Callback):
         self._groups.set_schedulers(schedulers_of(trainer))
 
     def _restore(self, trainer: Trainer) -> None:
-        leave_alone(trainer.strategy)
+        remove_hooks(trainer.strategy)
         if self._state:
             self._state.end()
         if self._groups:

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from typing_extensions import override
 
 from lit_finetune.files.terminal_text import printable
-from lit_finetune.modules.fsdp1 import parameters_by_name, whole_sizes
+from lit_finetune.modules.fsdp1 import full_sizes, parameters_by_name
 from lit_finetune.schedules.plan import format_plan
 
 from .checkpoint import LastCheckpoint
@@ -43,7 +43,7 @@ def _facts(trainer: Trainer, pl_module: LightningModule) -> Iterator[tuple[str, 
             acc, loss, of = chosen_by(callback.result)
             yield "probe", f"accuracy {acc:.4f}, loss {loss:.4f} on {of}"
         if isinstance(callback, FreezeUnfreezeCallback) and callback.plan is not None:
-            whole = whole_sizes(trainer.model or pl_module)
+            whole = full_sizes(trainer.model or pl_module)
             sizes = {name: whole[id(p)] for name, p in parameters_by_name(pl_module).items()}
             yield "phases", format_plan(callback.plan, sizes)
     metrics = trainer.callback_metrics

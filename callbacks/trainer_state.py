@@ -14,7 +14,7 @@ from torch import nn
 from lit_finetune._errors import some_of
 from lit_finetune.blocks.block import Block, list_blocks
 from lit_finetune.classifier import FinetuneClassifier
-from lit_finetune.distributed.wrapping import shards
+from lit_finetune.distributed.wrapping import shards_parameters
 from lit_finetune.freezing.auxiliary_networks import (
     named_alone,
     parameters_within,
@@ -24,7 +24,7 @@ from lit_finetune.freezing.auxiliary_networks import (
 from lit_finetune.freezing.freeze import restore_trainable, with_user_frozen
 from lit_finetune.freezing.parallel_networks import side_by_side, without_optimizer
 from lit_finetune.freezing.trainable_state import refuse_lazy
-from lit_finetune.modules.fsdp1 import parameters_by_name, whole_sizes
+from lit_finetune.modules.fsdp1 import full_sizes, parameters_by_name
 from lit_finetune.optim.phase_groups import PhaseGroups
 from lit_finetune.schedules.messages import auxiliary_line, phase_line, user_frozen_line
 from lit_finetune.schedules.phases import Schedule
@@ -39,7 +39,7 @@ from .compatibility import has_probe, refuse_incompatible, schedulers_of
 def tell(trainer: Trainer, plan: Plan, progress: Progress) -> None:
     """Say which phase has begun, and at which rates."""
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-    whole = whole_sizes(trainer.model or trainer.lightning_module)
+    whole = full_sizes(trainer.model or trainer.lightning_module)
     sizes = [(whole[id(p)], p.requires_grad) for p in trainer.lightning_module.parameters()]
     rank_zero_info(phase_line(plan, progress, position(trainer), sizes=sizes, groups=groups))
 
@@ -76,7 +76,7 @@ def first_plan(
     try:
         return plan_for(trainer, pl_module, strategy, phases, train_bn)
     except ValueError:
-        networks = () if shards(trainer.strategy) else side_by_side(pl_module)
+        networks = () if shards_parameters(trainer.strategy) else side_by_side(pl_module)
         for kept in networks:
             left_out = [name for name in networks if name != kept]
             with suppress(ValueError):
@@ -177,7 +177,7 @@ def networks_left_out(
         pl_module: What it trains.
         before: Which parameters required a gradient before the schedule came.
     """
-    if shards(trainer.strategy):
+    if shards_parameters(trainer.strategy):
         return []
     named = parameters_by_name(pl_module)
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]

@@ -27,7 +27,7 @@ from lit_finetune.heads.rows import head_state
 from lit_finetune.heads.untrained import NewHead, new_head
 from lit_finetune.images.data_config import DataConfig
 from lit_finetune.lora import Lora, add_lora
-from lit_finetune.modules.dry_run import initialise, num_channels
+from lit_finetune.modules.dry_run import init_lazy_layers, num_channels
 from lit_finetune.training.random_backbone import RandomLayers, random_backbone, unfilled_layers
 from lit_finetune.weights.load import LoadReport, load_weights
 from lit_finetune.weights.own_checkpoint import read_classes
@@ -114,7 +114,7 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
         in_chans=in_chans,
         image_size=image_size,
     )
-    initialise(built.network, built.data_config)
+    init_lazy_layers(built.network, built.data_config)
     is_without = head_name is None and add_classifier(built.network, num_classes)
     network, head_name, features = _with_a_head(built, head_name)
     names = replaced_layers(network, head_name)

@@ -17,7 +17,11 @@ from lit_finetune.build import assemble
 from lit_finetune.checkpoints.trusted_hparams import trust_name
 from lit_finetune.classes.head import unnamed
 from lit_finetune.distributed.fsdp2 import shard
-from lit_finetune.distributed.wrapping import begin_flat, refuse_under_flat, wrap_by_blocks
+from lit_finetune.distributed.wrapping import (
+    prepare_fsdp1,
+    refuse_arguments_under_fsdp1,
+    wrap_by_blocks,
+)
 from lit_finetune.freezing.auxiliary_networks import side_networks, without_modules
 from lit_finetune.freezing.freeze import enforce_eval, frozen_modules
 from lit_finetune.gradient_checkpointing import recompute_units
@@ -25,9 +29,9 @@ from lit_finetune.heads.replace import choose_head, forward_features, replace_he
 from lit_finetune.heads.untrained import new_head
 from lit_finetune.images.data_config import DataConfig
 from lit_finetune.lora import Lora, merged, read_lora
-from lit_finetune.modules.compiled import unwrapped
+from lit_finetune.modules.compiled import unwrap_compiled
 from lit_finetune.modules.fsdp1 import parameters_by_name
-from lit_finetune.modules.outputs import check_logits, logits_of, weighted_auxiliary_of
+from lit_finetune.modules.outputs import check_logits, logits_of, weighted_auxiliary_logits
 from lit_finetune.optim.optimizer import (
     DEFAULT_LR,
     add_following_groups,
@@ -142,7 +146,7 @@ class FinetuneClassifier(ClassifierSteps):
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         built = assemble(
-            unwrapped(backbone),
+            unwrap_compiled(backbone),
             num_classes=num_classes,
             weights=weights,
             head=head,
@@ -178,7 +182,7 @@ class FinetuneClassifier(ClassifierSteps):
             vars(self)[name] = value
             return
         # `model.backbone = torch.compile(model.backbone)`: names must stay what they are.
-        super().__setattr__(name, unwrapped(value) if isinstance(value, nn.Module) else value)
+        super().__setattr__(name, unwrap_compiled(value) if isinstance(value, nn.Module) else value)
 
     @property
     def blocks(self) -> list[Block]:
@@ -192,8 +196,8 @@ class FinetuneClassifier(ClassifierSteps):
     def configure_model(self) -> None:
         """Shard the backbone block by block under a strategy that shards, and do nothing else."""
         shard(self.backbone, self.device_mesh, head_name=self.head_name)
-        if self._trainer is not None and begin_flat(self.trainer.strategy, self):
-            refuse_under_flat(self.hparams)
+        if self._trainer is not None and prepare_fsdp1(self.trainer.strategy, self):
+            refuse_arguments_under_fsdp1(self.hparams)
             wrap_by_blocks(self.trainer.strategy, self.backbone, self.head_name)
             self._noted = None
             self._noted = self.blocks, self.param_groups()  # shapes will tell no longer
@@ -205,7 +209,7 @@ class FinetuneClassifier(ClassifierSteps):
             self._auxiliary = ()
             return self.forward_from(*images)
         output = self.backbone(self._laid_out(images))
-        self._auxiliary = weighted_auxiliary_of(output)
+        self._auxiliary = weighted_auxiliary_logits(output)
         logits = logits_of(output)
         check_logits(logits, self.num_classes, self.head_name)
         return logits

@@ -17,7 +17,7 @@ from lit_finetune.callbacks import FreezeUnfreezeCallback
 from lit_finetune.heads.feature_head import append_head, features_of
 from lit_finetune.heads.replace import replace_head
 from lit_finetune.images.data_config import DataConfig
-from lit_finetune.modules.dry_run import initialise
+from lit_finetune.modules.dry_run import init_lazy_layers
 
 SMALL = {"image_size": [16, 16], "resize_size": 16}
 
@@ -304,7 +304,7 @@ def test_lazy_layers_that_cannot_be_given_a_size_are_an_error() -> None:
     ):
         FinetuneClassifier(fixed, num_classes=3)
     with pytest.raises(ValueError, match=r"does not run its lazy layers.*: fc.weight, fc.bias"):
-        initialise(Net(fc=nn.LazyLinear(2)), DataConfig(image_size=(16, 16), resize_size=16))
+        init_lazy_layers(Net(fc=nn.LazyLinear(2)), DataConfig(image_size=(16, 16), resize_size=16))
 
 
 class Output(nn.Module):

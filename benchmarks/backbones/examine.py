@@ -27,7 +27,7 @@ from lit_finetune.heads.find import (
     replaced_layers,
 )
 from lit_finetune.heads.replace import head_num_classes
-from lit_finetune.modules.outputs import logits_of, weighted_auxiliary_of
+from lit_finetune.modules.outputs import logits_of, weighted_auxiliary_logits
 
 Built = TypeVar("Built")
 
@@ -356,7 +356,7 @@ def _forward_backward(case: _Case) -> str:
     output = case.run.output
     target = torch.zeros(2, dtype=torch.int64, device="meta")
     loss = functional.cross_entropy(logits_of(output), target)
-    for weight, logits in weighted_auxiliary_of(output):
+    for weight, logits in weighted_auxiliary_logits(output):
         loss = loss + weight * functional.cross_entropy(logits, target)
     reached = _leaves(loss)
     named = case.network.named_parameters()

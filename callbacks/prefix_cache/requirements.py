@@ -6,7 +6,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lit_finetune.classifier import FinetuneClassifier
-from lit_finetune.distributed.wrapping import refuse_unsupported, shards
+from lit_finetune.distributed.wrapping import refuse_unsupported, shards_parameters
 
 _TRANSFER_HOOKS = (
     "on_before_batch_transfer",
@@ -21,7 +21,7 @@ def check_run(trainer: Trainer, pl_module: LightningModule) -> FinetuneClassifie
     Raises:
         ValueError: It cannot; says why.
     """
-    if shards(trainer.strategy):
+    if shards_parameters(trainer.strategy):
         raise ValueError("FrozenPrefixCache needs whole parameters: use one device, or 'ddp'.")
     if not isinstance(pl_module, FinetuneClassifier):
         name = type(pl_module).__name__

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from lit_finetune.blocks.block import list_blocks
-from lit_finetune.modules.compiled import eagerly
+from lit_finetune.modules.compiled import force_eager
 from lit_finetune.modules.eval_mode import eval_mode
 
 MAX_MODULES_WIDTH = 44
@@ -56,7 +56,7 @@ def describe_blocks(
     costs: dict[str, int] = dict.fromkeys((block.name for block in blocks), 0)
     outputs: dict[str, tuple[int, ...]] = {}
     measuring = _measure_blocks(network, owners, counter, costs, outputs)
-    with torch.no_grad(), eval_mode(network), eagerly(), counter, measuring:
+    with torch.no_grad(), eval_mode(network), force_eager(), counter, measuring:
         network(image)
     return [
         BlockRow(

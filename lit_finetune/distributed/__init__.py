@@ -1,4 +1,4 @@
-"""DDP and FSDP2: the wrapper follows the parameters that train.
+"""DDP and FSDP: wrap a module so that its trainable parameters may change.
 
 A strategy and a plan in; wrapped or sharded modules out. Uses `blocks`, `checkpoints`, `schedules`.
 """

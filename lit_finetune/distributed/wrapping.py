@@ -1,4 +1,4 @@
-"""The strategy's wrapper follows the parameters."""
+"""Wrap a module again when its trainable parameters change, under the strategies that need it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,19 +19,19 @@ from torch.distributed.fsdp.wrap import CustomPolicy
 
 from lit_finetune.checkpoints.sharded import plain_data_only, shared_part
 from lit_finetune.distributed.fsdp2 import (
-    keep_statistics_alike,
+    broadcast_buffers,
+    broadcast_buffers_after_forward,
+    broadcast_state,
+    fsdp_units,
     refuse_tensor_parallel,
     refuse_unsharded,
     reshard,
-    share_statistics,
-    start_alike,
-    units,
 )
-from lit_finetune.modules.fsdp1 import is_flat
+from lit_finetune.modules.fsdp1 import is_fsdp1_wrapped
 from lit_finetune.schedules.plan import Plan
 
 _FULL_PRECISION = {None, torch.float32}
-_FLAT_OPTIONS = {
+_FSDP1_OPTIONS = {
     "auto_wrap_policy",
     "backward_prefetch",
     "forward_prefetch",
@@ -39,52 +39,52 @@ _FLAT_OPTIONS = {
     "sync_module_states",
     "use_orig_params",
 }
-"""The arguments of FullyShardedDataParallel under which phases are known to be right."""
-_INSTEAD = (
+"""The arguments of FullyShardedDataParallel with which schedules were tested."""
+_ALTERNATIVES = (
     "Use Trainer(strategy='ddp'), or one device; to shard the parameters, Trainer(strategy="
     "ModelParallelStrategy(data_parallel_size=…, tensor_parallel_size=1))."
 )
 
 
 def refuse_unsupported(strategy: Strategy) -> None:
-    """Refuse a strategy under which unfreezing would go wrong without a word.
+    """Refuse a strategy under which unfreezing would silently be wrong.
 
     Raises:
         ValueError: Names the strategies that work.
     """
-    refuse_flat(strategy)
+    refuse_fsdp1_options(strategy)
     if isinstance(strategy, ModelParallelStrategy):
         refuse_tensor_parallel(strategy.device_mesh)
         if strategy._layer_sync is not None:
             raise ValueError(
-                "ModelParallelStrategy passes over `sync_batchnorm=True`: each process would"
-                " normalize by itself. Leave it out and convert the network before, with"
+                "ModelParallelStrategy ignores `sync_batchnorm=True`: each process would normalize"
+                " on its own. Leave it out and convert the network before, with"
                 " `torch.nn.SyncBatchNorm.convert_sync_batchnorm`, or use strategy='ddp'."
             )
     elif not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FSDPStrategy):
         raise ValueError(
-            f"Unfreezing is not supported under {type(strategy).__name__}: its wrapper would not"
-            f" learn of parameters that start to train. {_INSTEAD}"
+            f"Unfreezing is not supported under {type(strategy).__name__}: its wrapper would ignore"
+            f" parameters that start to train. {_ALTERNATIVES}"
         )
 
 
-def refuse_flat(strategy: Strategy) -> None:
-    """Refuse what nobody knows to be right under FSDPStrategy (FSDP1).
+def refuse_fsdp1_options(strategy: Strategy) -> None:
+    """Refuse untested options of FSDPStrategy (FSDP1).
 
     Raises:
-        ValueError: Says what it is, and names the strategies that work.
+        ValueError: Names the options, and the strategies that work.
     """
     if not isinstance(strategy, FSDPStrategy):
         return
-    if wrong := ", ".join(_wrong_with_flat(strategy)):
-        raise ValueError(f"Not supported under FSDPStrategy: {wrong}. {_INSTEAD}")
+    if problems := ", ".join(_unsupported_fsdp1_options(strategy)):
+        raise ValueError(f"Not supported under FSDPStrategy: {problems}. {_ALTERNATIVES}")
 
 
-def _wrong_with_flat(strategy: FSDPStrategy) -> Iterator[str]:
-    full, dtypes = ShardingStrategy.FULL_SHARD, strategy.mixed_precision or MixedPrecision()
+def _unsupported_fsdp1_options(strategy: FSDPStrategy) -> Iterator[str]:
+    full_shard, dtypes = ShardingStrategy.FULL_SHARD, strategy.mixed_precision or MixedPrecision()
     if not strategy.kwargs["use_orig_params"]:
-        yield "`use_orig_params=False` (optimizers would know whole vectors of parameters only)"
-    if strategy.sharding_strategy is not full:
+        yield "`use_orig_params=False` (optimizers would see only flat vectors of parameters)"
+    if strategy.sharding_strategy is not full_shard:
         yield f"`sharding_strategy` {strategy.sharding_strategy.name} (FULL_SHARD is)"
     if strategy._state_dict_type != "full":
         yield f"`state_dict_type={strategy._state_dict_type!r}` ('full' is)"
@@ -97,151 +97,157 @@ def _wrong_with_flat(strategy: FSDPStrategy) -> Iterator[str]:
     if strategy._layer_sync is not None:
         yield "`sync_batchnorm`"
     if strategy.cluster_environment is not None and strategy.world_size == 1:
-        yield "one process (it has nothing to share: leave the strategy out)"
+        yield "one process (leave the strategy out)"
     if strategy._activation_checkpointing_kwargs:
         yield "`activation_checkpointing`"
-    yield from (f"`{name}`" for name in strategy.kwargs.keys() - _FLAT_OPTIONS)
+    yield from (f"`{name}`" for name in strategy.kwargs.keys() - _FSDP1_OPTIONS)
 
 
-def refuse_under_flat(arguments: Mapping[str, Any]) -> None:
-    """Refuse arguments of a classifier that nobody has seen to be right under FSDPStrategy.
+def refuse_arguments_under_fsdp1(arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments of a classifier that were not tested under FSDPStrategy.
 
     Raises:
-        ValueError: Names them.
+        ValueError: Names the arguments.
     """
     names = ("compile", "gradient_checkpointing", "lora")
-    if given := [f"`{name}`" for name in names if arguments.get(name)]:
-        raise ValueError(f"Not supported under FSDPStrategy: {', '.join(given)}. {_INSTEAD}")
-
-
-def refuse_wrapped(strategy: Strategy, module: LightningModule) -> None:
-    """Refuse to wrap once more what FSDPStrategy has wrapped, of which it would share out a share.
-
-    Raises:
-        ValueError: Says how to go on.
-    """
-    if isinstance(strategy, FSDPStrategy) and is_flat(module):
+    if unsupported := [f"`{name}`" for name in names if arguments.get(name)]:
         raise ValueError(
-            "The module was wrapped by FSDPStrategy in a run before, and cannot be again. Go on"
-            " with a new module, from a checkpoint (`ckpt_path`), or use ModelParallelStrategy."
+            f"Not supported under FSDPStrategy: {', '.join(unsupported)}. {_ALTERNATIVES}"
         )
 
 
-def begin_flat(strategy: Strategy, module: LightningModule) -> bool:
-    """See to what FSDP1 leaves to others, before it wraps a module.
+def refuse_fsdp1_rewrap(strategy: Strategy, module: LightningModule) -> None:
+    """Refuse to wrap a module again that FSDPStrategy has wrapped: it would shard the shards.
+
+    Raises:
+        ValueError: Says what to do instead.
+    """
+    if isinstance(strategy, FSDPStrategy) and is_fsdp1_wrapped(module):
+        raise ValueError(
+            "The module was wrapped by FSDPStrategy in an earlier run, and cannot be wrapped again."
+            " Continue with a new module from a checkpoint (`ckpt_path`), or use"
+            " ModelParallelStrategy."
+        )
+
+
+def prepare_fsdp1(strategy: Strategy, module: LightningModule) -> bool:
+    """Before FSDP1 wraps a module, give all processes the same values and statistics.
 
     Returns:
-        Whether the strategy is going to wrap the module as FSDP1.
+        Whether the strategy is going to wrap the module with FSDP1.
     """
-    if not isinstance(strategy, FSDPStrategy) or is_flat(module):
+    if not isinstance(strategy, FSDPStrategy) or is_fsdp1_wrapped(module):
         return False
-    if share_statistics not in module._forward_hooks.values():
-        start_alike(module, strategy.root_device)
-        module.register_forward_hook(share_statistics)
+    if broadcast_buffers not in module._forward_hooks.values():
+        broadcast_state(module, strategy.root_device)
+        module.register_forward_hook(broadcast_buffers)
     return True
 
 
 def wrap_by_blocks(strategy: Strategy, network: nn.Module, head_name: str | None) -> None:
-    """Let FSDPStrategy wrap a network block by block, unless the user has said how."""
+    """Let FSDPStrategy wrap a network block by block, unless the user has set a policy."""
     if isinstance(strategy, FSDPStrategy) and "auto_wrap_policy" not in strategy.kwargs:
-        chosen = {id(unit) for unit in units(network, head_name)}
-        strategy.kwargs["auto_wrap_policy"] = CustomPolicy(lambda module: id(module) in chosen)
-        # Else torch would wrap each batch norm for itself.
+        unit_ids = {id(unit) for unit in fsdp_units(network, head_name)}
+        strategy.kwargs["auto_wrap_policy"] = CustomPolicy(lambda module: id(module) in unit_ids)
+        # Else torch would wrap each batch norm separately.
         strategy.mixed_precision = MixedPrecision(_module_classes_to_ignore=())
 
 
-def shards(strategy: Strategy) -> bool:
-    """Whether each process holds a part of each parameter only."""
+def shards_parameters(strategy: Strategy) -> bool:
+    """Whether each process holds only a shard of each parameter."""
     return isinstance(strategy, ModelParallelStrategy | FSDPStrategy)
 
 
 def rewrap(strategy: Strategy, module: LightningModule) -> None:
-    """Build DistributedDataParallel anew, so that it reduces what trains now, and only that.
+    """Build DistributedDataParallel again, so that it reduces the parameters that train now.
 
-    It takes note of the parameters that require a gradient once, when it is built; those that
-    start later would drift apart between the processes (lightning issue #20340). Nothing happens
-    under a strategy that does not wrap.
+    It registers the parameters that require a gradient only when it is built; those that start to
+    train later would differ between the processes (lightning issue #20340). Does nothing under
+    strategies other than DDP.
     """
     if isinstance(strategy, DDPStrategy):
         strategy.model = module
-        # Lightning notes that a static graph was seen by the wrapper; the new one has not yet.
+        # Lightning remembers that the wrapper has seen its static graph; the new one has not.
         strategy._pl_static_graph_delay_done = False
         strategy.configure_ddp()
 
 
-def around_setup(strategy: Strategy, before: Callable[[], None], after: Callable[[], None]) -> None:
-    """Act right before and right after a strategy sets up the module.
+def hook_setup(strategy: Strategy, before: Callable[[], None], after: Callable[[], None]) -> None:
+    """Call functions right before and right after a strategy sets up the module.
 
-    Before, all its hooks that build layers are done, and nobody has taken note yet of what requires
-    a gradient. Afterwards there are optimizers, and no callback has been asked for anything since.
+    Before, the module's hooks have built all layers, and no wrapper has registered the parameters
+    that require a gradient. After, the optimizers exist, and no callback hook has run since.
     """
     setup = strategy.setup
 
-    def with_act(trainer: Any) -> None:
+    def setup_with_hooks(trainer: Any) -> None:
         vars(strategy).pop("setup", None)
         before()
         setup(trainer)
         after()
 
-    strategy.setup = with_act  # type: ignore[method-assign]  # of this object alone
+    strategy.setup = setup_with_hooks  # type: ignore[method-assign]  # of this object only
 
 
-def after_batch_start(strategy: Strategy, act: Callable[[], None]) -> None:
-    """Act at the start of each training batch, after the hooks of all callbacks and the module."""
+def hook_batch_start(strategy: Strategy, hook: Callable[[], None]) -> None:
+    """Call a function at the start of each training batch, after all other hooks."""
     start = strategy.on_train_batch_start
 
-    def with_act(batch: Any, batch_idx: int) -> None:
+    def start_with_hook(batch: Any, batch_idx: int) -> None:
         start(batch, batch_idx)
-        act()
+        hook()
 
-    strategy.on_train_batch_start = with_act  # type: ignore[method-assign]
+    strategy.on_train_batch_start = start_with_hook  # type: ignore[method-assign]
 
 
-def leave_alone(strategy: Strategy) -> None:
-    """Take back what `around_setup` and `after_batch_start` have done."""
+def remove_hooks(strategy: Strategy) -> None:
+    """Remove the hooks of `hook_setup` and `hook_batch_start`."""
     for name in ("setup", "on_train_batch_start"):
         vars(strategy).pop(name, None)
 
 
-def expect_shards(
+def prepare_sharded_fit(
     strategy: Strategy,
     module: LightningModule,
     plan: Plan,
     prepare: Callable[[dict[str, Any]], None],
 ) -> None:
-    """See to what FSDP2 leaves to others, where a training begins under a strategy that shards.
+    """Prepare a fit under a strategy that shards: equal values, shards in place, checkpoints.
 
     Args:
-        strategy: Under others than those that shard nothing happens.
+        strategy: Nothing happens under strategies that do not shard.
         module: Its `configure_model` has been called.
-        plan: What will train.
-        prepare: What to do before a checkpoint is read, as in `look_ahead`.
+        plan: The run's plan.
+        prepare: Called before a checkpoint is read, as in `prepare_before_load`.
 
     Raises:
-        ValueError: Something will train that is not sharded.
+        ValueError: A parameter will train that is not sharded.
     """
-    if begin_flat(strategy, module):
+    if prepare_fsdp1(strategy, module):
         if any(phase.entry.restore_best for phase in plan.phases):
-            raise ValueError(f"Not supported under FSDPStrategy: `restore_best`. {_INSTEAD}")
-        look_ahead(strategy, prepare)
-    elif shards(strategy):
+            raise ValueError(f"Not supported under FSDPStrategy: `restore_best`. {_ALTERNATIVES}")
+        prepare_before_load(strategy, prepare)
+    elif shards_parameters(strategy):
         phases = [plan.trainable(index) for index in range(len(plan.phases))]
         refuse_unsharded(module, frozenset().union(*phases))
         reshard(module)
-        keep_statistics_alike(module)
-        look_ahead(strategy, prepare)
+        broadcast_buffers_after_forward(module)
+        prepare_before_load(strategy, prepare)
 
 
-def look_ahead(strategy: Strategy, prepare: Callable[[dict[str, Any]], None] | None) -> None:
-    """See what a checkpoint says before a strategy that shards reads the shards.
+def prepare_before_load(
+    strategy: Strategy, prepare: Callable[[dict[str, Any]], None] | None
+) -> None:
+    """Call a function with a checkpoint's plain data before a strategy reads its shards.
 
-    Such a one reads weights and optimizer states at once, when the optimizers exist, and hands out
-    the rest only then: their groups have to be those of the checkpoint's phase before.
+    A strategy that shards loads weights and optimizer states in one step, and returns the plain
+    data only afterwards; but the optimizers' groups have to be those of the checkpoint's phase
+    before.
 
     Args:
-        strategy: Others than those that shard are left alone.
-        prepare: What to do before, given all but the shards; None where nothing is trained: then
-            the optimizers of a training before are none of the checkpoint's business.
+        strategy: Nothing happens under strategies that do not shard.
+        prepare: Called with the checkpoint without its shards; None outside of training: then the
+            optimizers of an earlier fit are not loaded.
     """
     if not isinstance(strategy, ModelParallelStrategy | FSDPStrategy):
         return
@@ -249,25 +255,25 @@ def look_ahead(strategy: Strategy, prepare: Callable[[dict[str, Any]], None] | N
     def read_prepared(
         checkpoint_path: str | Path, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        del strategy.load_checkpoint  # of this object: the class has its own
-        plain = shared_part(strategy.broadcast(checkpoint_path))
+        del strategy.load_checkpoint  # of this object: the method of the class remains
+        data = shared_part(strategy.broadcast(checkpoint_path))
         if prepare is None:
             strategy.optimizers = []
         else:
-            prepare(plain)
-            refuse_other_order(strategy, plain.get("optimizer_states", []))
+            prepare(data)
+            refuse_parameter_order(strategy, data.get("optimizer_states", []))
         with plain_data_only(checkpoint_path):
-            return _read(strategy, checkpoint_path, weights_only, plain.get("optimizer_states", []))
+            return _read(strategy, checkpoint_path, weights_only, data.get("optimizer_states", []))
 
     strategy.load_checkpoint = read_prepared  # type: ignore[method-assign]
 
 
-def refuse_other_order(strategy: Strategy, states: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse optimizer states that number the parameters otherwise than the strategy will read it.
+def refuse_parameter_order(strategy: Strategy, states: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse optimizer states that number the parameters in another order than the strategy.
 
-    A sharded run numbers them in the order of the network, any other one in that of the groups;
-    Lightning takes every file for one of the first kind, and would give the head's momentum to the
-    stem where the shapes allow it.
+    A sharded run numbers them in the order of the network, other runs in the order of the groups.
+    Lightning reads every file as the former, and would load the head's momentum into the stem if
+    the shapes match.
 
     Raises:
         ValueError: Says what can be done with such a checkpoint.
@@ -275,12 +281,12 @@ def refuse_other_order(strategy: Strategy, states: Sequence[Mapping[str, Any]]) 
     assert strategy.lightning_module is not None
     numbers = {id(p): n for n, p in enumerate(strategy.lightning_module.parameters())}
     for optimizer, state in zip(strategy.optimizers, states, strict=False):
-        ours = [[numbers[id(p)] for p in group["params"]] for group in optimizer.param_groups]
-        if state["state"] and [group["params"] for group in state["param_groups"]] != ours:
+        expected = [[numbers[id(p)] for p in group["params"]] for group in optimizer.param_groups]
+        if state["state"] and [group["params"] for group in state["param_groups"]] != expected:
             raise ValueError(
-                "The checkpoint's optimizer state is of a run under another strategy, or of other"
-                " parameter groups. Resume it under the strategy that wrote it, or start anew from"
-                " its weights alone, passed as `weights`."
+                "The checkpoint's optimizer state is from a run with another strategy or other"
+                " parameter groups. Resume it under the strategy that wrote it, or start a new run"
+                " from its weights alone, passed as `weights`."
             )
 
 
@@ -290,14 +296,15 @@ def _read(
     weights_only: bool | None,
     states: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Read a checkpoint as the strategy does, which fails where an optimizer keeps no state."""
+    """Read a checkpoint as the strategy does, also if an optimizer has no state."""
     optimizers = strategy.optimizers
     if not states or any(state["state"] for state in states):
         return strategy.load_checkpoint(path, weights_only)
     if isinstance(strategy, FSDPStrategy):
         raise ValueError(
-            "FSDPStrategy reads no checkpoint whose optimizer has no state, as after no step, or of"
-            f" SGD without momentum. Start anew from its weights, passed as `weights`. {_INSTEAD}"
+            "FSDPStrategy cannot read a checkpoint whose optimizer has no state, as before the"
+            " first step or of SGD without momentum. Start a new run from its weights alone,"
+            f" passed as `weights`. {_ALTERNATIVES}"
         )
     strategy.optimizers = []
     content = strategy.load_checkpoint(path, weights_only)

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-from lit_finetune.distributed.fsdp2 import like, whole
+from lit_finetune.distributed.fsdp2 import distribute_like, full_tensor
 
 
 def copy_trained(
@@ -27,7 +27,9 @@ def copy_trained(
             trained.update(module.named_buffers(prefix, recurse=False))
     roots = tuple(f"{name}." for name in auxiliary)
     trained = {name: tensor for name, tensor in trained.items() if not name.startswith(roots)}
-    return {name: whole(tensor.detach()).to("cpu", copy=True) for name, tensor in trained.items()}
+    return {
+        name: full_tensor(tensor.detach()).to("cpu", copy=True) for name, tensor in trained.items()
+    }
 
 
 @torch.no_grad()
@@ -35,4 +37,4 @@ def put_back(model: nn.Module, copies: Mapping[str, Tensor]) -> None:
     """Give parameters and buffers the values of their copies."""
     present = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, copy in copies.items():
-        present[name].copy_(like(present[name], copy))
+        present[name].copy_(distribute_like(present[name], copy))

@@ -1,4 +1,4 @@
-"""See through `torch.compile`, which wraps a module and so puts `_orig_mod.` into names."""
+"""Names and modules without the wrapper of `torch.compile`, which adds `_orig_mod.` to names."""
 
 import sys
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import torch
 
 
 def plain_name(name: str) -> str:
-    """The name of a module or a parameter as it would be without `torch.compile`.
+    """The name of a module or a parameter without the parts that `torch.compile` adds.
 
     >>> plain_name("net._orig_mod.layer4._orig_mod.0.weight"), plain_name("layer4._orig_mod")
     ('net.layer4.0.weight', 'layer4')
@@ -17,10 +17,10 @@ def plain_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
-def unwrapped(module: Any) -> Any:
-    """A module that `torch.compile` wrapped, without the wrapper, and compiled as it was.
+def unwrap_compiled(module: Any) -> Any:
+    """A module without the wrapper of `torch.compile`, but still compiled.
 
-    So its parameters have the same names as in an eager run. Anything else is returned as it is.
+    So its parameters have the same names as in an eager run. Other values are returned unchanged.
     """
     dynamo = sys.modules.get("torch._dynamo")  # takes seconds to import; compiling has done so
     if dynamo is None or not isinstance(module, dynamo.OptimizedModule):
@@ -31,8 +31,8 @@ def unwrapped(module: Any) -> Any:
 
 
 @contextmanager
-def eagerly() -> Iterator[None]:
-    """Run what is compiled as if it were not: compiled code calls no hook that it has not seen."""
+def force_eager() -> Iterator[None]:
+    """Run compiled modules eagerly: compiled code does not call hooks that were added later."""
     if "torch._dynamo" not in sys.modules:  # takes seconds to import; compiling has done so
         yield
         return

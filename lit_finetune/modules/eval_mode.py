@@ -1,4 +1,4 @@
-"""Evaluate a network for a moment, whatever mode each of its modules is in."""
+"""Put a network into eval mode within a context."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into eval mode, and each of its modules back into its own mode afterwards."""
+    """Put a model into eval mode, and restore the mode of each of its modules afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -1,10 +1,9 @@
-"""See through FullyShardedDataParallel (FSDP1), under which parameters are pieces of one vector.
+"""Names and sizes under FullyShardedDataParallel (FSDP1), which flattens parameters.
 
-With `use_orig_params=True` the parameters stay the same objects, and the wrapper looks at their
-`requires_grad` before each forward pass: they can be frozen and thawed at any time. But their
-values are flat and in part elsewhere, so that shapes no longer tell weights from biases, or what is
-a layer; and the modules that are wrapped have other names. What follows from shapes has to be
-noted before.
+With `use_orig_params=True` the parameters stay the same objects, and the wrapper reads their
+`requires_grad` before each forward: they can be frozen and unfrozen at any time. But each process
+holds flat pieces of them, so shapes no longer distinguish weights from biases or show the layers,
+and wrapped modules have other names. Decisions from shapes have to be made before wrapping.
 """
 
 from collections.abc import Iterator
@@ -26,8 +25,8 @@ from torch.optim import (
     Rprop,
 )
 
-_WRAPPED = "_fsdp_wrapped_module"
-_NUMBER_BY_NUMBER = (
+_WRAPPER_NAME = "_fsdp_wrapped_module"
+_ELEMENTWISE = (
     ASGD,
     SGD,
     Adadelta,
@@ -40,18 +39,18 @@ _NUMBER_BY_NUMBER = (
     RMSprop,
     Rprop,
 )
-"""The optimizers to which it is the same whether they are given a weight or a piece of it."""
+"""The optimizers that update each element on its own, so that flat pieces of weights will do."""
 
 
-def unwrapped_name(name: str) -> str:
-    """The name of a module or a parameter before the modules around it were wrapped.
+def without_fsdp1(name: str) -> str:
+    """The name of a module or a parameter without the parts that FSDP1 adds.
 
-    >>> unwrapped_name("net.layer4._fsdp_wrapped_module.0.weight")
+    >>> without_fsdp1("net.layer4._fsdp_wrapped_module.0.weight")
     'net.layer4.0.weight'
     """
-    if _WRAPPED not in name:
+    if _WRAPPER_NAME not in name:
         return name
-    return ".".join(part for part in name.split(".") if part != _WRAPPED)
+    return ".".join(part for part in name.split(".") if part != _WRAPPER_NAME)
 
 
 def unpruned_name(name: str) -> str:
@@ -66,30 +65,30 @@ def unpruned_name(name: str) -> str:
 def parameters_by_name(
     model: nn.Module, *, remove_duplicate: bool = True
 ) -> dict[str, nn.Parameter]:
-    """A model's parameters by the names that they have without a wrapper."""
+    """A model's parameters by their names without the wrapper's parts."""
     named = model.named_parameters(remove_duplicate=remove_duplicate)
-    return {unwrapped_name(name): parameter for name, parameter in named}
+    return {without_fsdp1(name): parameter for name, parameter in named}
 
 
 def modules_by_name(
     model: nn.Module, *, remove_duplicate: bool = True
 ) -> Iterator[tuple[str, nn.Module]]:
-    """A model's modules, and the wrappers around some of them, under the names without a wrapper.
+    """A model's modules and wrappers, by their names without the wrappers' parts.
 
-    A wrapper and what it wraps have the same name, the wrapper comes first.
+    A wrapper and its module have the same name; the wrapper comes first.
     """
     for name, module in model.named_modules(remove_duplicate=remove_duplicate):
-        yield unwrapped_name(name), module
+        yield without_fsdp1(name), module
 
 
-def is_flat(model: nn.Module) -> bool:
-    """Whether a model has been wrapped, as a whole or in part."""
+def is_fsdp1_wrapped(model: nn.Module) -> bool:
+    """Whether a model or one of its modules is wrapped by FSDP1."""
     wrapped = any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
     return wrapped or any(hasattr(parameter, "_fsdp_flattened") for parameter in model.parameters())
 
 
-def whole_sizes(model: nn.Module) -> dict[int, int]:
-    """How many numbers each parameter has in all processes together, by the parameter's `id`.
+def full_sizes(model: nn.Module) -> dict[int, int]:
+    """The number of elements of each full parameter, over all processes, by the parameter's `id`.
 
     Args:
         model: The outermost wrapper, or a network without one.
@@ -103,15 +102,15 @@ def whole_sizes(model: nn.Module) -> dict[int, int]:
     return sizes
 
 
-def refuse_whole_tensor_optimizer(optimizer: Optimizer) -> None:
-    """Refuse an optimizer that may look at a weight as a whole, where it would be given pieces.
+def refuse_non_elementwise_optimizer(optimizer: Optimizer) -> None:
+    """Refuse an optimizer that may need whole weights: under FSDP1 it gets flat pieces.
 
     Raises:
         ValueError: Names the optimizers that work.
     """
-    if type(optimizer) not in _NUMBER_BY_NUMBER:
-        known = ", ".join(kind.__name__ for kind in _NUMBER_BY_NUMBER)
+    if type(optimizer) not in _ELEMENTWISE:
+        elementwise = ", ".join(kind.__name__ for kind in _ELEMENTWISE)
         raise ValueError(
             f"Under FSDPStrategy {type(optimizer).__name__} would be given flat pieces of weights,"
-            f" and may look at shapes or norms. Use one of {known}, or ModelParallelStrategy."
+            f" and may look at shapes or norms. Use one of {elementwise}, or ModelParallelStrategy."
         )

@@ -1,4 +1,4 @@
-"""Say which type an argument has to have, where another one would fail in torch's own words."""
+"""Check the types of arguments that would otherwise fail with torch's own messages."""
 
 from os import PathLike
 from typing import Any
@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 
 def refuse_other_than_module(network: Any) -> None:
-    """Refuse what is no network.
+    """Refuse a value that is not a network.
 
     Raises:
-        TypeError: Says how to come to one.
+        TypeError: Says how to build one.
     """
     if not isinstance(network, nn.Module):
         kind = f"the class {network.__name__}" if isinstance(network, type) else repr(network)
@@ -21,7 +21,7 @@ def refuse_other_than_module(network: Any) -> None:
 
 
 def refuse_other_than_tensors(**arguments: Any) -> None:
-    """Refuse features or labels that are no tensors.
+    """Refuse features or labels that are not tensors.
 
     Raises:
         TypeError: Names the argument.
@@ -34,13 +34,13 @@ def refuse_other_than_tensors(**arguments: Any) -> None:
 
 
 def refuse_other_than_path(path: Any) -> None:
-    """Refuse what names no file.
+    """Refuse a value that is not a path.
 
     Raises:
-        TypeError: Says what else to call.
+        TypeError: Says how to load a state dict.
     """
     if not isinstance(path, str | PathLike):
         raise TypeError(
-            f"`path` is the path of a weights file, but got a {type(path).__name__}. A state dict"
-            " that is there goes into a network with `network.load_state_dict(state)`."
+            f"`path` is the path of a weights file, but got a {type(path).__name__}. Load a state"
+            " dict with `network.load_state_dict(state)`."
         )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_finetune.distributed.wrapping import shards
+from lit_finetune.distributed.wrapping import shards_parameters
 from lit_finetune.resuming.position import ResumePoint
 
 
@@ -39,7 +39,9 @@ def waiting_gradients(trainer: Any, point: ResumePoint) -> dict[str, Tensor] | N
         point: What is done.
     """
     module = trainer.lightning_module
-    if not num_waiting(point, trainer.accumulate_grad_batches) or shards(trainer.strategy):
+    if not num_waiting(point, trainer.accumulate_grad_batches) or shards_parameters(
+        trainer.strategy
+    ):
         return None
     if not module.automatic_optimization:
         return None

@@ -15,7 +15,7 @@ from typing_extensions import override
 from lit_finetune.checkpoints.read import read_checkpoint, refuse_unsafe
 from lit_finetune.checkpoints.removal import is_local
 from lit_finetune.checkpoints.source import local_or_fetched
-from lit_finetune.distributed.wrapping import shards
+from lit_finetune.distributed.wrapping import shards_parameters
 from lit_finetune.files.atomic_write import atomic_write
 from lit_finetune.files.terminal_text import printable
 
@@ -28,7 +28,7 @@ def use_atomic_checkpoints(strategy: Strategy) -> None:
     if type(strategy.checkpoint_io) is not TorchCheckpointIO:
         return
     strategy.checkpoint_io = AtomicCheckpointIO()
-    if shards(strategy):  # it writes without its CheckpointIO, but removes with it
+    if shards_parameters(strategy):  # it writes without its CheckpointIO, but removes with it
         save = partial(_save_and_note, strategy.save_checkpoint, strategy.checkpoint_io)
         strategy.save_checkpoint = save  # type: ignore[method-assign]
 

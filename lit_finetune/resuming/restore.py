@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.migration.utils import migrate_checkpoint
 from lit_finetune.checkpoints.read import refuse_unsafe
 from lit_finetune.checkpoints.sharded import plain_data_only, plain_part
 from lit_finetune.checkpoints.structure import other_form
-from lit_finetune.distributed.wrapping import shards
+from lit_finetune.distributed.wrapping import shards_parameters
 
 _STEPS = ("restore_model", "restore_datamodule", "restore_callbacks", "restore_training_state")
 """Lightning's, once it has read a checkpoint."""
@@ -49,7 +49,7 @@ def _resume_start(
     weights_only: bool | None = None,
 ) -> None:
     refuse_unsafe(weights_only)
-    if not checkpoint_path or not shards(trainer.strategy):
+    if not checkpoint_path or not shards_parameters(trainer.strategy):
         with _told_as_damage():
             resume_start(checkpoint_path, weights_only=weights_only)
         return

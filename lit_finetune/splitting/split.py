@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lit_finetune.blocks.block import list_blocks
-from lit_finetune.modules.compiled import eagerly
+from lit_finetune.modules.compiled import force_eager
 from lit_finetune.modules.outputs import logits_of
 from lit_finetune.splitting.shape_tensor import (
     ShapeTensor,
@@ -192,7 +192,7 @@ def _to_meta(x: Tensor) -> Tensor:
 def _run_until_block(network: nn.Module, trace: PrefixTrace, run: Callable[[], Any]) -> Tensor:
     """The input of a trace's block in a run of the network, which ends there."""
     try:
-        with eagerly(), stop_at(network, [trace.first_module]):
+        with force_eager(), stop_at(network, [trace.first_module]):
             run()
     except BlockReached as reached:
         block_input = resolve_all(reached.leaves[trace.argument_index])
@@ -223,7 +223,7 @@ def _run_from_block(network: nn.Module, point: SplitPoint, trace: PrefixTrace, h
         stack.callback(hook.remove)
         for path, outputs in trace.outputs.items():
             stack.enter_context(_replay_outputs(network.get_submodule(path), path, outputs, image))
-        stack.enter_context(eagerly())
+        stack.enter_context(force_eager())
         try:
             output = network(image)
         except ShapeTensorError as error:

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lit_finetune._errors import one_of
 from lit_finetune.blocks.block import Block
-from lit_finetune.modules.compiled import eagerly
+from lit_finetune.modules.compiled import force_eager
 from lit_finetune.splitting.shape_tensor import ShapeTensor, ShapeTensorError, ShapeTrace
 
 PLAIN_TYPES = (type(None), bool, int, float, str)
@@ -149,7 +149,7 @@ def _run_on_shapes(
     states = _random_states(device)
     try:
         with (
-            eagerly(),
+            force_eager(),
             stop_at(network, _entry_modules(network, point)),
             _record_outputs(network, point, outputs),
         ):

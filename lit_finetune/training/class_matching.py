@@ -18,7 +18,7 @@ from lit_finetune.classes.head import (
     other_number,
     unnamed,
 )
-from lit_finetune.distributed.wrapping import shards
+from lit_finetune.distributed.wrapping import shards_parameters
 from lit_finetune.freezing.weight_averaging import copy_into_averages
 from lit_finetune.heads.rows import refuse_sharded_head, reorder_outputs, reset_head
 from lit_finetune.training.class_weights import balanced_weights
@@ -42,7 +42,7 @@ def meet_data(module: Any, datamodule: Any, *, trains: bool) -> None:
     if module.hparams["class_weights"] == "balanced":
         counts = getattr(datamodule, "class_counts", None)
         module.set_class_weights(balanced_weights(counts, names or module.classes))
-    if shards(module.trainer.strategy):
+    if shards_parameters(module.trainer.strategy):
         # Soon each process has only a part of the head. A checkpoint may come that makes it
         # another one: what is refused now is asked again then.
         with suppress(ValueError):

@@ -16,7 +16,7 @@ from torchmetrics import MetricCollection
 from typing_extensions import override
 
 from lit_finetune.classes.head import HeadClasses, named_by_hand
-from lit_finetune.distributed.wrapping import refuse_flat, refuse_wrapped
+from lit_finetune.distributed.wrapping import refuse_fsdp1_options, refuse_fsdp1_rewrap
 from lit_finetune.heads.rows import update_class_names
 from lit_finetune.images.data_config import DataConfig, eval_transform
 from lit_finetune.images.read import as_rgb
@@ -163,9 +163,9 @@ class ClassifierSteps(LightningModule):
         clone_inference_tensors(self)  # of an evaluation before
         use_atomic_checkpoints(self.trainer.strategy)
         tell_damage(self.trainer)
-        refuse_wrapped(self.trainer.strategy, self)
+        refuse_fsdp1_rewrap(self.trainer.strategy, self)
         if stage == "fit":
-            refuse_flat(self.trainer.strategy)
+            refuse_fsdp1_options(self.trainer.strategy)
         self._scores, self._watch = TrainingScores(), LossWatch()
         log_evaluations(self, self.trainer)
         datamodule = getattr(self.trainer, "datamodule", None)

@@ -35,7 +35,7 @@ from lit_finetune.callbacks import (
     LinearProbe,
 )
 from lit_finetune.datamodules import DigitsDataModule
-from lit_finetune.distributed.fsdp2 import reshard, whole
+from lit_finetune.distributed.fsdp2 import full_tensor, reshard
 from lit_finetune.modules.fsdp1 import modules_by_name, parameters_by_name
 from tests.distributed.flat_strategy import FlatOnCPU, whole_values
 
@@ -175,9 +175,9 @@ def values_in(
     if isinstance(trainer.strategy, FSDPStrategy):
         return whole_values(trainer)
     names = {id(parameter): name for name, parameter in pl_module.named_parameters()}
-    return {n: whole(value).clone() for n, value in pl_module.state_dict().items()}, {
+    return {n: full_tensor(value).clone() for n, value in pl_module.state_dict().items()}, {
         names[id(parameter)]: {
-            key: whole(value).clone() for key, value in state.items() if value is not None
+            key: full_tensor(value).clone() for key, value in state.items() if value is not None
         }
         for parameter, state in trainer.optimizers[0].state.items()
     }

@@ -8,8 +8,12 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy
 
 from lit_finetune import FinetuneClassifier
-from lit_finetune.distributed.wrapping import refuse_flat, refuse_under_flat, refuse_unsupported
-from lit_finetune.modules.fsdp1 import refuse_whole_tensor_optimizer
+from lit_finetune.distributed.wrapping import (
+    refuse_arguments_under_fsdp1,
+    refuse_fsdp1_options,
+    refuse_unsupported,
+)
+from lit_finetune.modules.fsdp1 import refuse_non_elementwise_optimizer
 from tests.distributed.sharded_runs import Net
 from tests.distributed.test_sharded import differences, epochs, run, values
 
@@ -150,24 +154,24 @@ def test_what_cannot_be_right_is_refused_with_what_to_do(runs: Path, name: str, 
     ],
 )
 def test_options_not_known_to_be_right_are_refused(options: dict[str, Any], says: str) -> None:
-    for refuse in (refuse_unsupported, refuse_flat):
+    for refuse in (refuse_unsupported, refuse_fsdp1_options):
         with pytest.raises(ValueError, match=rf"{says}.*ModelParallelStrategy"):
             refuse(FSDPStrategy(**options))
 
 
 def test_an_optimizer_that_looks_at_whole_weights_is_refused() -> None:
     weight = torch.nn.Parameter(torch.zeros(4))
-    refuse_whole_tensor_optimizer(torch.optim.AdamW([weight]))
+    refuse_non_elementwise_optimizer(torch.optim.AdamW([weight]))
 
     with pytest.raises(ValueError, match=r"Adafactor would be given flat pieces.*Use one of"):
-        refuse_whole_tensor_optimizer(torch.optim.Adafactor([weight]))
+        refuse_non_elementwise_optimizer(torch.optim.Adafactor([weight]))
 
 
 def test_arguments_not_known_to_be_right_are_refused() -> None:
-    refuse_under_flat({"compile": False, "lora": None})
+    refuse_arguments_under_fsdp1({"compile": False, "lora": None})
 
     with pytest.raises(ValueError, match=r"`compile`, `lora`.*ModelParallelStrategy"):
-        refuse_under_flat({"compile": True, "lora": {"r": 2}})
+        refuse_arguments_under_fsdp1({"compile": True, "lora": {"r": 2}})
 
 
 def test_fsdp_by_its_defaults_is_not_refused() -> None:

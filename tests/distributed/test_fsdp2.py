@@ -49,7 +49,7 @@ class Stages(nn.Module):
         return self.fc(x)
 
 
-def units(model: nn.Module) -> list[str]:
+def fsdp_units(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if isinstance(module, FSDPModule)]
 
 
@@ -70,7 +70,7 @@ def test_each_block_is_sharded_by_itself_and_what_stands_outside_with_the_whole(
     shard(network, mesh)
     shard(network, mesh)  # Lightning calls `configure_model` more than once
 
-    assert units(network) == ["", "stem", "stages.0", "stages.1", "fc"]
+    assert fsdp_units(network) == ["", "stem", "stages.0", "stages.1", "fc"]
     assert all(isinstance(parameter, DTensor) for parameter in network.parameters())
     assert list(network.state_dict()) == names
     assert list_blocks(network) == blocks
@@ -82,7 +82,7 @@ def test_weights_that_two_blocks_share_stay_shared(mesh: DeviceMesh) -> None:
     shard(network, mesh)
     network(torch.randn(3, 4)).sum().backward()
 
-    assert units(network) == ["", "stages.0", "stages.1"]
+    assert fsdp_units(network) == ["", "stages.0", "stages.1"]
     assert network.fc.weight is network.stem.weight
 
 
@@ -132,7 +132,7 @@ def test_the_classifier_shards_its_backbone_under_a_mesh_and_only_then(mesh: Dev
 
     model._device_mesh = mesh  # as ModelParallelStrategy does
     model.configure_model()
-    assert units(model) == [
+    assert fsdp_units(model) == [
         f"backbone{name}" for name in ("", ".stem", ".stages.0", ".stages.1", ".fc")
     ]
     assert model.blocks == blocks

@@ -13,7 +13,7 @@ from torchvision.models.googlenet import GoogLeNetOutputs
 from torchvision.models.inception import InceptionOutputs
 
 from lit_finetune import FinetuneClassifier
-from lit_finetune.modules.outputs import weighted_auxiliary_of
+from lit_finetune.modules.outputs import weighted_auxiliary_logits
 
 PLAIN = {"init_weights": False, "dropout": 0.0, "dropout_aux": 0.0}
 IMAGES, LABELS = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)), [0, 1, 2, 0]
@@ -68,10 +68,10 @@ def test_auxiliary_heads_train_with_the_head(googlenet: FinetuneClassifier) -> N
 
 def test_the_published_weights_of_the_losses_are_used() -> None:
     logits, aux1, aux2 = torch.zeros(3, 2, 5)
-    assert weighted_auxiliary_of(GoogLeNetOutputs(logits, aux2, aux1))[0][0] == 0.3
-    assert weighted_auxiliary_of(InceptionOutputs(logits, aux1))[0][0] == 0.4
-    assert weighted_auxiliary_of(GoogLeNetOutputs(logits, None, None)) == ()
-    assert weighted_auxiliary_of(logits) == ()
+    assert weighted_auxiliary_logits(GoogLeNetOutputs(logits, aux2, aux1))[0][0] == 0.3
+    assert weighted_auxiliary_logits(InceptionOutputs(logits, aux1))[0][0] == 0.4
+    assert weighted_auxiliary_logits(GoogLeNetOutputs(logits, None, None)) == ()
+    assert weighted_auxiliary_logits(logits) == ()
 
 
 @pytest.mark.slow

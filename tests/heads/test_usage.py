@@ -180,7 +180,7 @@ class Cosine(nn.Linear):
         ([*POOL, nn.utils.parametrizations.weight_norm(nn.Linear(8, 3))], "1.2", "are computed"),
         ([*POOL, Cosine(8, 3)], "1.2", "is not a linear function of its input"),
         *(
-            ([*POOL, nn.Linear(8, 3), Rest(step)], "1.2", "neither what the head")
+            ([*POOL, nn.Linear(8, 3), Rest(step)], "1.2", "neither the output of the head")
             for step in (
                 "softmax",
                 "log_softmax",
@@ -192,8 +192,16 @@ class Cosine(nn.Linear):
             )
         ),
         ([*POOL, hook_weight_norm(nn.Linear(8, 3))], "1.2", "are computed"),
-        ([*POOL, nn.Linear(8, 3), nn.Hardtanh(inplace=True)], "1.2", "neither what the head"),
-        ([nn.Conv2d(8, 3, 1), nn.AdaptiveMaxPool2d(1), nn.Flatten()], "1.0", "neither what the"),
+        (
+            [*POOL, nn.Linear(8, 3), nn.Hardtanh(inplace=True)],
+            "1.2",
+            "neither the output of the head",
+        ),
+        (
+            [nn.Conv2d(8, 3, 1), nn.AdaptiveMaxPool2d(1), nn.Flatten()],
+            "1.0",
+            "neither the output of",
+        ),
     ],
 )
 def test_what_no_linear_layer_can_be_fitted_to_is_refused_with_what_to_do(
@@ -204,7 +212,7 @@ def test_what_no_linear_layer_can_be_fitted_to_is_refused_with_what_to_do(
 
 
 def test_what_is_added_to_the_logits_in_place_is_noticed() -> None:
-    with pytest.raises(ValueError, match="neither what the head"):
+    with pytest.raises(ValueError, match="neither the output of the head"):
         find_head_use(Residual().eval(), "head", pictures(2)[0])
 
 
