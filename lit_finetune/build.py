@@ -1,4 +1,4 @@
-"""Put a network together: the backbone, a head for these classes, the weights of a file."""
+"""Build a network: the backbone, a head for the classes, and the weights of a file."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -37,42 +37,42 @@ Head = str | nn.Module | Callable[[int, int], nn.Module]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assembled:
-    """A network that is ready to be fine-tuned."""
+    """A network ready to be fine-tuned, and how it was built."""
 
     network: nn.Module
     name: str
-    """What the backbone is called."""
+    """The name of the backbone."""
     num_classes: int
     head_name: str
     keeps_head: bool
-    """Whether the network's own head stayed, since it has the right number of outputs."""
+    """Whether the network's own head was kept, since it has the right number of outputs."""
     data_config: DataConfig
     load_report: LoadReport | None
-    """What of the weights file fitted; None without a file."""
+    """The report on the weights file; None without a file."""
     lora_layers: tuple[str, ...] = ()
     """The layers that have adapters."""
     features: str = ""
-    """What the network ends in, where it had no head and one was appended."""
-    is_filled: bool
-    """Whether a weights file brought its head."""
+    """The features that a head was appended to, in words; empty if the network had a head."""
+    head_is_loaded: bool
+    """Whether the head was loaded from a weights file."""
     head_classes: HeadClasses
-    """What the head's outputs stand for."""
+    """The classes of the head's outputs."""
     first_head: Mapping[str, Tensor] | None = None
-    """What the head held before a checkpoint of ours filled it, by the network's names."""
+    """The state of the head before one of our checkpoints was loaded, by the network's names."""
     dropped_classes: tuple[str, ...] = ()
-    """The classes of a checkpoint of ours whose head did not fit."""
-    rebuilt_by: dict[str, Any] = field(default_factory=dict)
-    """`backbone` and `backbone_kwargs` that build the same network anywhere, where others did."""
+    """The classes of one of our checkpoints whose head did not fit."""
+    rebuild_args: dict[str, Any] = field(default_factory=dict)
+    """`backbone` and `backbone_kwargs` that build the same network without the user's files."""
 
     new_head: NewHead | None = None
-    """The head, if nobody has trained it."""
+    """The head, if it is untrained."""
     random_backbone: RandomLayers | None = None
-    """What of the backbone was drawn at random, and no file has filled."""
+    """The layers of the backbone with random weights, which no file has filled."""
 
     def __str__(self) -> str:
-        """What became of the weights file and of the head."""
+        """A report on the weights file and the head."""
         report, head = self.load_report, "a new head"
-        if self.is_filled:
+        if self.head_is_loaded:
             head = "the file's head"
         elif self.keeps_head:
             head = "the network's own head"
@@ -100,11 +100,11 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
     image_size: int | None = None,
     lora: Lora | None = None,
 ) -> Assembled:
-    """Build or take a backbone, give it a head, and load a weights file if there is one.
+    """Build a backbone or use the given one, add a head, and load a weights file if there is one.
 
-    The arguments are those of `FinetuneClassifier`, and its method `make_head`. The head comes
-    first, so that a file for as many classes brings its own head along; one for another number of
-    classes leaves the new head as it is, and the report says so.
+    The arguments are those of `FinetuneClassifier`, and its method `make_head`. The head is added
+    first, so that it is loaded from a file with as many classes; with another number of classes the
+    new head stays as it is, and the report says so.
     """
     file = weights if weights is not None and is_weights_file(weights) else None
     built = create_adapted(
@@ -115,19 +115,19 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
         image_size=image_size,
     )
     init_lazy_layers(built.network, built.data_config)
-    is_without = head_name is None and add_classifier(built.network, num_classes)
-    network, head_name, features = _with_a_head(built, head_name)
+    was_headless = head_name is None and add_classifier(built.network, num_classes)
+    network, head_name, features = _ensure_head(built, head_name)
     names = replaced_layers(network, head_name)
     head = choose_head(network, head_name, num_classes, make_head=make_head, head=head)
-    has_as_many = all(head_num_classes(network, name) == num_classes for name in names)
-    keeps = head == "linear" and has_as_many and not is_without and not features
+    sizes_match = all(head_num_classes(network, name) == num_classes for name in names)
+    keeps = head == "linear" and sizes_match and not was_headless and not features
     if not keeps or drop_rate:
         states = {name: network.get_submodule(name).state_dict() for name in names}
         head_name = replace_head(
             network, num_classes, head=head, head_name=head_name, drop_rate=drop_rate
         )
         for name, state in states.items() if keeps else ():
-            # A new layer has a bias; a head that had none goes on without.
+            # A new layer has a bias: 0 for a head without one.
             state.setdefault("bias", torch.zeros(num_classes))
             network.get_submodule(name).load_state_dict(state)
     record_parameter_order(network, _blank_images(network, built.data_config))
@@ -137,14 +137,19 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
             network, head_name, backbone=backbone, name=built.name, kwargs=backbone_kwargs
         )
     path = file or built.weights_file
-    saved = read_classes(file) if file else None
-    first_head = head_state(network, head_name) if saved and not keeps else None
+    saved_classes = read_classes(file) if file else None
+    first_head = head_state(network, head_name) if saved_classes and not keeps else None
     report = load_weights(network, path, min_match=min_match, head_name=head_name) if path else None
     if random and report:
         random = unfilled_layers(network, head_name, filled=report.matched, name=built.name)
-    is_filled = _fills_head(report, network, head_name)
+    head_is_loaded = _head_is_loaded(report, network, head_name)
     classes = _head_classes(
-        built, file, saved, num_classes=num_classes, keeps=keeps, is_filled=is_filled
+        built,
+        file,
+        saved_classes,
+        num_classes=num_classes,
+        keeps=keeps,
+        head_is_loaded=head_is_loaded,
     )
     layers: tuple[str, ...] = ()
     if lora:
@@ -161,42 +166,50 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
             head_name,
             report,
             is_built=not keeps,
-            is_random=isinstance(head, str) if not keeps else _is_drawn(backbone, weights, file),
+            is_random=isinstance(head, str)
+            if not keeps
+            else _is_random_head(backbone, weights, file),
         ),
         data_config=built.data_config,
         load_report=report,
         lora_layers=layers,
         features=features,
-        is_filled=is_filled,
+        head_is_loaded=head_is_loaded,
         head_classes=classes,
-        dropped_classes=() if is_filled else tuple(saved or ()),
+        dropped_classes=() if head_is_loaded else tuple(saved_classes or ()),
         first_head=first_head if classes.origin == "weights" else None,
-        rebuilt_by=_rebuilt_by(built),
+        rebuild_args=_rebuild_args(built),
     )
 
 
-def _fills_head(report: LoadReport | None, network: nn.Module, head_name: str) -> bool:
-    """Whether a weights file filled a head whose logits are the network's."""
-    starts = tuple(f"{name}." for name in partner_heads(network, head_name))
-    return report is not None and any(name.startswith(starts) for name in report.matched)
+def _head_is_loaded(report: LoadReport | None, network: nn.Module, head_name: str) -> bool:
+    """Whether a weights file filled a head or one of its partners."""
+    prefixes = tuple(f"{name}." for name in partner_heads(network, head_name))
+    return report is not None and any(name.startswith(prefixes) for name in report.matched)
 
 
 def _head_classes(
     built: Backbone,
     file: str | None,
-    saved: list[str] | None,
+    saved_classes: list[str] | None,
     *,
     num_classes: int,
     keeps: bool,
-    is_filled: bool,
+    head_is_loaded: bool,
 ) -> HeadClasses:
-    """What the outputs of the head stand for, by whoever it has learnt them from."""
-    if file and is_filled:
-        if saved and len(saved) != num_classes:
-            raise ValueError(f"{file} names {listed(saved)} for {num_classes} outputs of its head.")
-        return HeadClasses(tuple(saved), "weights", file) if saved else unnamed(num_classes)
-    has_learnt = is_filled if built.weights_file else True
-    if keeps and built.classes and has_learnt:
+    """The classes of the head's outputs, from the weights file or the pretrained network."""
+    if file and head_is_loaded:
+        if saved_classes and len(saved_classes) != num_classes:
+            raise ValueError(
+                f"{file} names {listed(saved_classes)} for {num_classes} outputs of its head."
+            )
+        return (
+            HeadClasses(tuple(saved_classes), "weights", file)
+            if saved_classes
+            else unnamed(num_classes)
+        )
+    is_trained = head_is_loaded if built.weights_file else True
+    if keeps and built.classes and is_trained:
         return HeadClasses(built.classes, "network", f"the head of {built.name}")
     return unnamed(num_classes)
 
@@ -209,20 +222,20 @@ def _new_head(
     is_built: bool,
     is_random: bool,
 ) -> NewHead | None:
-    """The head, if it is new or drawn at random, and no file has filled it."""
-    is_filled = report and any(name.startswith(f"{head_name}.") for name in report.matched)
-    if is_filled or not (is_built or is_random):
+    """The head, if it is new or random, and no file has filled it."""
+    head_is_loaded = report and any(name.startswith(f"{head_name}.") for name in report.matched)
+    if head_is_loaded or not (is_built or is_random):
         return None
     return new_head(network, head_name, is_random=is_random)
 
 
-def _is_drawn(backbone: object, weights: str | None, file: str | None) -> bool:
-    """Whether a network's own head is random: a library has built it without weights."""
+def _is_random_head(backbone: object, weights: str | None, file: str | None) -> bool:
+    """Whether a network's own head is random: built by a library without weights."""
     return isinstance(backbone, str) and known_backbone(backbone) and weights == file
 
 
-def _with_a_head(built: Backbone, head_name: str | None) -> tuple[nn.Module, str, str]:
-    """The network with a head, the head's name, and what it ended in if it had none."""
+def _ensure_head(built: Backbone, head_name: str | None) -> tuple[nn.Module, str, str]:
+    """The network with a head, the head's name, and the features that a head was appended to."""
     if head_name:
         return built.network, head_name, ""
     if built.has_head and head_name is None:
@@ -235,11 +248,11 @@ def _with_a_head(built: Backbone, head_name: str | None) -> tuple[nn.Module, str
 
 
 def _blank_images(network: nn.Module, config: DataConfig) -> Tensor:
-    """Two pictures without data."""
+    """Two images on the meta device."""
     return torch.zeros(2, num_channels(network, config), *config.image_size, device="meta")
 
 
-def _rebuilt_by(built: Backbone) -> dict[str, Any]:
-    if built.rebuilt_by is None:
+def _rebuild_args(built: Backbone) -> dict[str, Any]:
+    if built.rebuild_args is None:
         return {}
-    return dict(zip(("backbone", "backbone_kwargs"), built.rebuilt_by, strict=True))
+    return dict(zip(("backbone", "backbone_kwargs"), built.rebuild_args, strict=True))

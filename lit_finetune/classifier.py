@@ -28,7 +28,7 @@ from lit_finetune.gradient_checkpointing import recompute_units
 from lit_finetune.heads.replace import choose_head, forward_features, replace_head
 from lit_finetune.heads.untrained import new_head
 from lit_finetune.images.data_config import DataConfig
-from lit_finetune.lora import Lora, merged, read_lora
+from lit_finetune.lora import Lora, merge_adapters, read_lora
 from lit_finetune.modules.compiled import unwrap_compiled
 from lit_finetune.modules.fsdp1 import parameters_by_name
 from lit_finetune.modules.outputs import check_logits, logits_of, weighted_auxiliary_logits
@@ -168,7 +168,7 @@ class FinetuneClassifier(ClassifierSteps):
         if gradient_checkpointing:
             recompute_units(self, self.blocks)
         self.load_report = built.load_report
-        self._rebuilt_by = built.rebuilt_by
+        self._rebuilt_by = built.rebuild_args
         self.data_config: DataConfig = built.data_config
         self._set_classes(built.head_classes)
         self.first_head = built.first_head
@@ -269,7 +269,7 @@ class FinetuneClassifier(ClassifierSteps):
 
     def merge_lora(self) -> nn.Module:
         """A copy of the network with its adapters merged into the weights, under their names."""
-        return merged(self.backbone)
+        return merge_adapters(self.backbone)
 
     def make_head(self, in_features: int, num_classes: int) -> nn.Module | None:
         """Override to build your own head; None, as here, leaves it to the argument `head`.

@@ -1,4 +1,4 @@
-"""Low-rank adapters beside a network's layers, trained in the place of its weights (LoRA)."""
+"""Low-rank adapters (LoRA) of a network's layers, trained instead of its weights."""
 
 import copy
 import re
@@ -17,23 +17,23 @@ from lit_finetune.blocks.block import list_blocks
 from lit_finetune.images.data_config import DataConfig
 from lit_finetune.modules.dry_run import dry_run
 
-_NOT_SIMPLE = "it is a grouped, a dilated or an otherwise padded convolution"
+_UNSUPPORTED_CONV = "it is a grouped, a dilated or an otherwise padded convolution"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lora:
-    """Adapters of low rank beside some layers (LoRA, arXiv 2106.09685)."""
+    """The configuration of low-rank adapters (LoRA, arXiv 2106.09685)."""
 
     r: int = 8
-    """The rank: how many directions an adapter has."""
+    """The rank of the adapters."""
     alpha: float = 16.0
-    """What is added is scaled by `alpha / r`."""
+    """An adapter's output is scaled by `alpha / r`."""
     dropout: float = 0.0
-    """Probability of dropping a feature on its way into an adapter."""
+    """Dropout probability of an adapter's input."""
     target: list[str] | None = None
-    """The layers, by name, last part of a name (`qkv`), glob, `re:` and a regular expression, or
-    the module that they are in; by default all linear layers and convolutions but the first layer
-    and the head."""
+    """The layers to adapt: names, last parts of names (`qkv`), globs, `re:` with a regular
+    expression, or modules that contain them; by default all linear layers and convolutions except
+    the first layer and the head."""
 
     def __post_init__(self) -> None:
         problems = [] if self.r >= 1 else [f"`r` is a rank from 1 on, but got {self.r}"]
@@ -44,46 +44,47 @@ class Lora:
         if isinstance(self.target, str) or self.target == []:
             problems.append(f"`target` is a list of patterns, but got {self.target!r}")
         if problems:
-            raise ValueError(f"`lora` cannot be: {'; '.join(problems)}.")
+            raise ValueError(f"`lora` is invalid: {'; '.join(problems)}.")
 
 
-def read_lora(given: "Lora | Mapping[str, Any] | None") -> Lora | None:
-    """The adapters that a user asks for, who may write them as a mapping.
+def read_lora(value: "Lora | Mapping[str, Any] | None") -> Lora | None:
+    """The configuration of adapters, also from a mapping.
 
     >>> read_lora({"r": 4}).r
     4
     """
-    if given is None or isinstance(given, Lora):
-        return given
-    if not isinstance(given, Mapping):
-        raise ValueError(f"`lora` is a `Lora` or a mapping, but got a {type(given).__name__}.")
-    known = [field.name for field in fields(Lora)]
-    for key in given:
-        if key not in known:
-            hint = nearest(str(key), known)
-            raise ValueError(f"`lora` has no {key!r}.{hint} It has: {', '.join(known)}.")
-    return Lora(**given)
+    if value is None or isinstance(value, Lora):
+        return value
+    if not isinstance(value, Mapping):
+        raise ValueError(f"`lora` is a `Lora` or a mapping, but got a {type(value).__name__}.")
+    names = [field.name for field in fields(Lora)]
+    for key in value:
+        if key not in names:
+            hint = nearest(str(key), names)
+            raise ValueError(f"`lora` has no {key!r}.{hint} It has: {', '.join(names)}.")
+    return Lora(**value)
 
 
 def add_lora(
     network: nn.Module, lora: Lora, *, head_name: str, data_config: DataConfig
 ) -> tuple[str, ...]:
-    """Put adapters beside layers of a network, and freeze all else but the head for good.
+    """Add adapters to layers of a network, and freeze all other parameters except the head's.
 
-    What the network gives is the same before and after: an adapter starts with nothing to add.
+    The network's output does not change: an adapter's initial output is 0.
 
     Args:
-        network: It is changed.
-        lora: Which adapters.
-        head_name: The name of the head, which gets none: it trains itself.
-        data_config: What pictures the network takes; it sees one, to tell which layers it calls.
+        network: It is changed in place.
+        lora: The configuration of the adapters.
+        head_name: The name of the head, which has no adapters: its own weights train.
+        data_config: The images that the network takes; it runs on blank ones, to see which layers
+            it calls.
 
     Returns:
-        The names of the layers that have adapters now.
+        The names of the layers with adapters.
 
     Raises:
         ModuleNotFoundError: Hugging Face's peft is not installed.
-        ValueError: There are adapters already, or a pattern matches no layer that can have one.
+        ValueError: The network has adapters already, or a pattern matches no adaptable layer.
     """
     peft = _import_peft()
     if adapted_layers(network):
@@ -91,7 +92,7 @@ def add_lora(
             f"{type(network).__name__} has adapters already: leave `lora` out, or merge them first."
         )
     layers = _adaptable(network, head_name, data_config)
-    names = _targets(network, layers, lora.target)
+    names = _select_targets(network, layers, lora.target)
     config = peft.LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,
@@ -103,7 +104,7 @@ def add_lora(
     if isinstance(vars(network).get("peft_config"), dict):
         del network.peft_config
     for name in names:
-        _resemble(network.get_submodule(name), network.get_submodule(f"{name}.base_layer"))
+        _copy_attributes(network.get_submodule(name), network.get_submodule(f"{name}.base_layer"))
     dry_run(network, data_config, purpose="to see whether it works with adapters (`lora`)")
     free = {name for block in list_blocks(network, head_name) for name in block.free}
     for name, parameter in network.named_parameters():
@@ -111,46 +112,46 @@ def add_lora(
     return tuple(names)
 
 
-def _resemble(adapted: nn.Module, base: nn.Module) -> None:
-    """Let a layer with adapters tell what its base would: some networks ask for its `stride`."""
+def _copy_attributes(adapted: nn.Module, base: nn.Module) -> None:
+    """Copy the attributes of the base layer to the adapted one: some networks read its `stride`."""
     adapted.train(base.training)
     for name, value in vars(base).items():
         if not name.startswith("_") and not hasattr(adapted, name):
             setattr(adapted, name, value)
 
 
-def merged(network: nn.Module) -> nn.Module:
+def merge_adapters(network: nn.Module) -> nn.Module:
     """A copy of an adapted network with the adapters merged into its weights.
 
-    It gives the same logits but for rounding, under the names that the network had without.
+    Its logits are the same except for rounding; its parameters have their original names.
 
     Raises:
         ValueError: The network has no adapters.
     """
     if not adapted_layers(network):
         raise ValueError(f"{type(network).__name__} has no adapters that could be merged.")
-    plain = copy.deepcopy(network)
-    layers: Mapping[str, Any] = adapted_layers(plain)
+    copied = copy.deepcopy(network)
+    layers: Mapping[str, Any] = adapted_layers(copied)
     for layer in {id(layer): layer for layer in layers.values()}.values():
         layer.merge(safe_merge=True)
     for name, layer in layers.items():
-        path, _, own = name.rpartition(".")
-        plain.get_submodule(path)._modules[own] = layer.base_layer
-    return plain.requires_grad_(True)
+        path, _, attribute = name.rpartition(".")
+        copied.get_submodule(path)._modules[attribute] = layer.base_layer
+    return copied.requires_grad_(True)
 
 
 @dataclass(frozen=True, slots=True)
-class _Layers:
-    """The layers of a network that can have adapters, and why others cannot."""
+class _AdaptableLayers:
+    """The layers of a network that can have adapters, and the reasons why others cannot."""
 
     names: tuple[str, ...]
     default: tuple[str, ...]
-    """Those that get one where no `target` is given."""
+    """Those that are adapted by default, without `target`."""
     reasons: Mapping[str, str]
 
 
-def _adaptable(network: nn.Module, head_name: str, config: DataConfig) -> _Layers:
-    called = _called(network, config)
+def _adaptable(network: nn.Module, head_name: str, config: DataConfig) -> _AdaptableLayers:
+    called = _called_modules(network, config)
     first = input_layer(network)
     heads = tuple(f"{module}." for module in list_blocks(network, head_name)[-1].modules)
     names: list[str] = []
@@ -163,7 +164,7 @@ def _adaptable(network: nn.Module, head_name: str, config: DataConfig) -> _Layer
     for name, module in network.named_modules():
         if next(module.parameters(recurse=False), None) is None or not name:
             continue
-        reason = _why_not(module)
+        reason = _unadaptable_reason(module)
         if f"{name}.".startswith(heads):
             reason = "it is in the head, which trains itself"
         elif name.startswith(in_encoder):
@@ -175,11 +176,11 @@ def _adaptable(network: nn.Module, head_name: str, config: DataConfig) -> _Layer
         else:
             names.append(name)
     default = [name for name in names if first is None or name != first[0]]
-    return _Layers(tuple(names), tuple(default), reasons)
+    return _AdaptableLayers(tuple(names), tuple(default), reasons)
 
 
-def _why_not(module: nn.Module) -> str:
-    """Why a layer can have no adapter, if it cannot."""
+def _unadaptable_reason(module: nn.Module) -> str:
+    """The reason why a layer cannot have an adapter; empty if it can."""
     if isinstance(module, nn.MultiheadAttention):
         return "the adapter for `nn.MultiheadAttention` would move its frozen weights"
     if not isinstance(module, nn.Linear | nn.Conv2d):
@@ -188,16 +189,16 @@ def _why_not(module: nn.Module) -> str:
     is_plain = type(module).forward is kind.forward and "weight" in module._parameters
     if not is_plain or (kind is nn.Conv2d and type(module) is not nn.Conv2d):
         return f"{type(module).__name__} may use its weight otherwise than {kind.__name__} does"
-    return "" if isinstance(module, nn.Linear) or _is_simple(module) else _NOT_SIMPLE
+    return "" if isinstance(module, nn.Linear) or _is_supported_conv(module) else _UNSUPPORTED_CONV
 
 
-def _is_simple(layer: nn.Conv2d) -> bool:
-    """Whether a convolution has none of what peft's beside it would leave out."""
+def _is_supported_conv(layer: nn.Conv2d) -> bool:
+    """Whether peft's adapter supports all options of a convolution."""
     return layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
 
 
-def _called(network: nn.Module, config: DataConfig) -> set[int]:
-    """The modules that are called when the network sees a picture, by identity."""
+def _called_modules(network: nn.Module, config: DataConfig) -> set[int]:
+    """The modules that a forward of the network calls, by `id`."""
     called: set[int] = set()
     hooks = [
         module.register_forward_pre_hook(lambda module, args: called.add(id(module)))
@@ -212,11 +213,13 @@ def _called(network: nn.Module, config: DataConfig) -> set[int]:
     return called
 
 
-def _targets(network: nn.Module, layers: _Layers, patterns: Sequence[str] | None) -> list[str]:
-    """The names of the layers that the patterns mean, in the network's order."""
+def _select_targets(
+    network: nn.Module, layers: _AdaptableLayers, patterns: Sequence[str] | None
+) -> list[str]:
+    """The names of the layers that the patterns match, in the network's order."""
     if patterns is None:
         if not layers.default:
-            raise ValueError(f"`lora` finds no layer that it could adapt. {_some(layers.reasons)}")
+            raise ValueError(f"`lora` finds no layer to adapt. {_first_reasons(layers.reasons)}")
         return list(layers.default)
     chosen: set[str] = set()
     problems: list[str] = []
@@ -224,17 +227,17 @@ def _targets(network: nn.Module, layers: _Layers, patterns: Sequence[str] | None
         found = {name for name in layers.names if _matches(pattern, name)}
         chosen |= found
         if not found:
-            problems.append(f"{pattern!r} matches no layer that could be adapted.")
+            problems.append(f"{pattern!r} matches no layer that can be adapted.")
             reasons = {n: why for n, why in layers.reasons.items() if _matches(pattern, n)}
             parts = [part for name in layers.names for part in (name, name.split(".")[-1])]
-            problems[-1] += f" {_some(reasons)}" if reasons else nearest(pattern, parts)
+            problems[-1] += f" {_first_reasons(reasons)}" if reasons else nearest(pattern, parts)
     if problems:
         raise ValueError("`lora`'s `target` cannot be:\n  " + "\n  ".join(problems))
     return [name for name in layers.names if name in chosen]
 
 
 def _matches(pattern: str, name: str) -> bool:
-    """Whether a pattern means a layer: its name, the last part of it, or a module around it.
+    """Whether a pattern matches a layer's name, its last part, or a parent module's name.
 
     >>> [_matches(pattern, "blocks.0.qkv") for pattern in ("qkv", "blocks.*", "blocks.0", "re:.*0")]
     [True, True, True, True]
@@ -246,10 +249,10 @@ def _matches(pattern: str, name: str) -> bool:
     return parts[-1] == pattern or any(fnmatchcase(path, pattern) for path in paths)
 
 
-def _some(reasons: Mapping[str, str]) -> str:
-    """The first few layers that cannot have an adapter, and why.
+def _first_reasons(reasons: Mapping[str, str]) -> str:
+    """The first few layers that cannot have an adapter, with the reasons.
 
-    >>> _some({"fc": "it is in the head"})
+    >>> _first_reasons({"fc": "it is in the head"})
     '`fc`: it is in the head.'
     """
     return " ".join(f"`{name}`: {reason}." for name, reason in list(reasons.items())[:3])

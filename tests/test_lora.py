@@ -17,7 +17,7 @@ from lit_finetune import FinetuneClassifier
 from lit_finetune.blocks.adapter_layers import adapted_layers, is_adapter
 from lit_finetune.blocks.block import list_blocks
 from lit_finetune.callbacks import FreezeUnfreezeCallback
-from lit_finetune.lora import Lora, add_lora, merged, read_lora
+from lit_finetune.lora import Lora, add_lora, merge_adapters, read_lora
 
 pytest.importorskip("peft")
 
@@ -346,7 +346,7 @@ def test_adapters_are_not_put_upon_adapters() -> None:
 
 def test_a_network_without_adapters_is_not_merged() -> None:
     with pytest.raises(ValueError, match="Net has no adapters"):
-        merged(Net())
+        merge_adapters(Net())
 
 
 def test_a_new_head_trains_beside_the_adapters() -> None:

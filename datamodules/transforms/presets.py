@@ -7,7 +7,7 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms import v2
 
-from lit_finetune.images.data_config import DataConfig, eval_geometry, frame
+from lit_finetune.images.data_config import DataConfig, eval_geometry, resize_and_crop
 
 from .batch_augment import RandomAffine, RandomHorizontalFlip, RandomTranslate
 from .pipeline import Step
@@ -42,7 +42,7 @@ def train_steps(
 
 def fit_whole(config: DataConfig) -> list[nn.Module]:
     """Bring a picture to the image size, as much of it as the config lets in."""
-    return frame(config, config.image_size)
+    return resize_and_crop(config, config.image_size)
 
 
 def photo_geometry(config: DataConfig) -> list[nn.Module]:

@@ -25,6 +25,6 @@ class Backbone:
     """What its own head calls the classes, if it has learnt them and does."""
     has_head: bool = True
     """False for a network that is known to end in features."""
-    rebuilt_by: tuple[str, dict[str, Any]] | None = None
+    rebuild_args: tuple[str, dict[str, Any]] | None = None
     """A name and `backbone_kwargs` that build the same network without the folder or the hub that
     it came from; None where those that were asked for do."""

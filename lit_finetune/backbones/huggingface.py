@@ -106,7 +106,7 @@ def _built(
     weights_file: Path | None,
 ) -> Backbone:
     factory, has_head = _class_of(name, config)
-    rebuilt_by = f"hf/{config.model_type}", _plain(config)
+    rebuild_args = f"hf/{config.model_type}", _plain(config)
     data_config = _data_config(config, processor, kwargs)
     try:
         network: nn.Module = factory(config)
@@ -122,7 +122,7 @@ def _built(
         weights_file=weights_file,
         classes=config_classes(config),
         has_head=has_head,
-        rebuilt_by=rebuilt_by,
+        rebuild_args=rebuild_args,
     )
 
 

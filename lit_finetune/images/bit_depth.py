@@ -1,49 +1,49 @@
-"""Pictures with more than 8 bits a channel, brought to the 8 bits that a network sees."""
+"""Convert images with more than 8 bits per channel to 8 bits."""
 
 import numpy as np
 from PIL import ExifTags, Image
 
-SIGNED = 2
-"""A value of TIFF's tag `SampleFormat`."""
-REMEDY = "store it with 8 bits a channel, or stretched over all 16"
+_SIGNED = 2
+"""The value of TIFF's tag `SampleFormat` for signed integers."""
+_HINT = "store it with 8 bits a channel, or stretched over all 16"
 
 
 def declared_bits(image: Image.Image) -> int:
-    """Bits in a channel of a picture, as its file declares before it is decoded; at least 8.
+    """The bits per channel that an image's file declares, read before decoding; at least 8.
 
     >>> declared_bits(Image.new("I;16", (1, 1))), declared_bits(Image.new("RGB", (1, 1)))
     (16, 8)
 
     Raises:
-        ValueError: The file does not tell which numbers are black and white.
+        ValueError: The file does not declare which numbers are black and white.
     """
     tags = getattr(image, "tag_v2", {})  # of a TIFF
     bits = max(8, *tags.get(ExifTags.Base.BitsPerSample, (8,)))
-    is_signed = SIGNED in tags.get(ExifTags.Base.SampleFormat, ())
+    is_signed = _SIGNED in tags.get(ExifTags.Base.SampleFormat, ())
     if image.mode == "F":
-        raise ValueError(f"its pixels are floats of unknown range; {REMEDY}")
+        raise ValueError(f"its pixels are floats of unknown range; {_HINT}")
     if bits > 16 or (is_signed and bits > 8):
         sign = "signed " if is_signed else ""
-        raise ValueError(f"its pixels are {sign}numbers of {bits} bits, of unknown range; {REMEDY}")
+        raise ValueError(f"its pixels are {sign}numbers of {bits} bits, of unknown range; {_HINT}")
     if tags:
         return bits
     is_deep = any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
     return 16 if is_deep or image.mode.startswith("I") else 8
 
 
-def eight_bits(image: Image.Image, bits: int) -> Image.Image:
-    """A decoded picture with its upper 8 bits of so many.
+def to_8_bits(image: Image.Image, bits: int) -> Image.Image:
+    """The upper 8 of a decoded image's `bits` bits per channel.
 
     Raises:
-        ValueError: Its pixels lie outside of that range, or fill too little of it to be seen.
+        ValueError: Its pixels exceed the range of these bits, or are too dark to be visible.
     """
     if bits == 8:
         return image
-    if image.mode.startswith("I"):  # Pillow itself would clip 16 bits to 255: a white picture
+    if image.mode.startswith("I"):  # Pillow would clip 16 bits to 255: a white image
         pixels = np.asarray(image).astype(np.int64)
         refuse_unused_bits(int(pixels.min()), int(pixels.max()), bits)
         return Image.fromarray((pixels >> (bits - 8)).astype(np.uint8))
-    # Of colours Pillow reads the upper byte alone: what the lower one held cannot be seen.
+    # Of colours Pillow reads only the upper byte; the lower one is lost.
     if image.mode != "CMYK":
         upper = np.asarray(image.convert("RGB")).astype(np.int64)
         refuse_unused_bits(0, int(upper.max()) << (bits - 8) | 255, bits)
@@ -51,7 +51,7 @@ def eight_bits(image: Image.Image, bits: int) -> Image.Image:
 
 
 def refuse_unused_bits(low: int, high: int, bits: int) -> None:
-    """Refuse pixels that would be black, or white, for they use another range than all bits.
+    """Refuse pixels that would be black or white because they do not use the range of all bits.
 
     >>> refuse_unused_bits(0, 4095, 16)
     Traceback (most recent call last):
@@ -60,11 +60,11 @@ def refuse_unused_bits(low: int, high: int, bits: int) -> None:
     """
     white = 2**bits - 1
     if low < 0 or high > white:
-        found = "its black or its white would be lost"
+        effect = "its black or its white would be lost"
     elif 0 < high < (white + 1) // 4:
-        found = "it would be dark, or black"
+        effect = "it would be dark, or black"
     else:
         return
     raise ValueError(
-        f"its pixels go from {low} to {high}, but {bits} bits to {white}: {found}; {REMEDY}"
+        f"its pixels go from {low} to {high}, but {bits} bits to {white}: {effect}; {_HINT}"
     )

@@ -1,4 +1,4 @@
-"""What pictures a network expects, as plain data, and the transform that makes them."""
+"""The images that a network expects, as plain data, and the transforms that make them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -23,22 +23,22 @@ CropMode = Literal["center", "squash", "border", "pad"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
-    """What pictures a network expects."""
+    """The images that a network expects."""
 
     mean: tuple[float, ...] = IMAGENET_MEAN
-    """Mean of each channel, of pixels from 0 to 1."""
+    """Mean of each channel, for pixels from 0 to 1."""
     std: tuple[float, ...] = IMAGENET_STD
-    """Standard deviation of each channel, of pixels from 0 to 1."""
+    """Standard deviation of each channel, for pixels from 0 to 1."""
     image_size: tuple[int, int] = (224, 224)
-    """Height and width of what the network sees."""
+    """Height and width of the network's input."""
     resize_size: int = 256
-    """Length of the picture's short side before `image_size` is cut from its centre."""
+    """Length of the image's short side before `image_size` is cropped from its centre."""
     interpolation: Interpolation = "bilinear"
-    """How pictures are resized."""
+    """The interpolation of resizing."""
     crop_mode: CropMode = "center"
-    """`center`: in its own proportions, and what does not fit is cut off; `squash`: to the wanted
-    proportions; `border`: in its own proportions and whole, with a border of the colour `mean`;
-    `pad`: like `center`, but a `resize_size` below `image_size` leaves a black border."""
+    """`center`: keep the aspect ratio, and crop; `squash`: change the aspect ratio; `border`: keep
+    the aspect ratio and the whole image, with a border of the colour `mean`; `pad`: like `center`,
+    but a `resize_size` below `image_size` leaves a black border."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -59,22 +59,22 @@ class DataConfig:
         one_of(self.crop_mode, ("center", "squash", "border", "pad"), "crop_mode")
 
     def to_dict(self) -> dict[str, Any]:
-        """The config as lists, strings and numbers, as a checkpoint can hold it."""
-        plain = asdict(self)
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in plain.items()}
+        """The config as lists, strings and numbers, for a checkpoint."""
+        data = asdict(self)
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in data.items()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "DataConfig":
-        """The config that `to_dict` was called on.
+        """The config from the data of `to_dict`.
 
         >>> DataConfig.from_dict({"image_size": [32, 32], "resize_size": 32}).image_size
         (32, 32)
         """
-        known = [field.name for field in fields(cls)]
+        names = [field.name for field in fields(cls)]
         for key in data:
-            if key not in known:
-                hint = nearest(key, known)
-                raise ValueError(f"A data config has no {key!r}.{hint} It has: {', '.join(known)}.")
+            if key not in names:
+                hint = nearest(key, names)
+                raise ValueError(f"A data config has no {key!r}.{hint} It has: {', '.join(names)}.")
         values: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
         }
@@ -82,10 +82,10 @@ class DataConfig:
 
     @classmethod
     def from_checkpoint(cls, data: Any) -> "DataConfig":
-        """The config that a checkpoint holds, which may be anybody's.
+        """The config from the data of an untrusted checkpoint.
 
         Raises:
-            ValueError: It cannot be.
+            ValueError: The data is no data config.
         """
         try:
             config = cls.from_dict(data)
@@ -97,7 +97,7 @@ class DataConfig:
             raise ValueError(f"The checkpoint's data config cannot be: {error}") from error
 
     def differences(self, other: "DataConfig") -> str:
-        """What is not the same in another config, as the end of a sentence.
+        """The differences from another config, as the end of a sentence.
 
         >>> DataConfig(resize_size=300).differences(DataConfig())
         '`resize_size` 300 and not 256'
@@ -110,7 +110,7 @@ class DataConfig:
         )
 
     def resized(self, image_size: int | tuple[int, int]) -> "DataConfig":
-        """The same config for another image size, which cuts off as large a part of the picture.
+        """The same config for another image size; it crops the same fraction of the image.
 
         >>> DataConfig().resized(112).resize_size
         128
@@ -120,7 +120,7 @@ class DataConfig:
         return replace(self, image_size=size, resize_size=resize_size)
 
     def with_channels(self, num_channels: int) -> "DataConfig":
-        """The same config for other channels: their average for one, and else one after another.
+        """The same config for another number of channels: one averages them, more repeat them.
 
         >>> DataConfig(mean=(0.2, 0.4, 0.6), std=(1.0, 1.0, 1.0)).with_channels(4).mean
         (0.2, 0.4, 0.6, 0.2)
@@ -128,14 +128,14 @@ class DataConfig:
         if num_channels == len(self.mean):
             return self
         if num_channels == 1:
-            grey = (sum(self.mean) / len(self.mean),), (sum(self.std) / len(self.std),)
-            return replace(self, mean=grey[0], std=grey[1])
-        mean, std = (tuple(islice(cycle(of), num_channels)) for of in (self.mean, self.std))
+            average = (sum(self.mean) / len(self.mean),), (sum(self.std) / len(self.std),)
+            return replace(self, mean=average[0], std=average[1])
+        mean, std = (tuple(islice(cycle(values), num_channels)) for values in (self.mean, self.std))
         return replace(self, mean=mean, std=std)
 
 
 class ResizeToCover(nn.Module):
-    """Resize a picture, in its own proportions, until it just covers a height and a width."""
+    """Resize an image to cover a height and a width, keeping its aspect ratio."""
 
     def __init__(self, size: tuple[int, int], *, interpolation: Interpolation) -> None:
         super().__init__()
@@ -143,20 +143,20 @@ class ResizeToCover(nn.Module):
         self.interpolation = v2.InterpolationMode(interpolation)
 
     def forward(self, picture: Image.Image | Tensor) -> Image.Image | Tensor:
-        """Resize one picture."""
+        """Resize one image."""
         height, width = functional.get_size(picture)
         scale = max(self.size[0] / height, self.size[1] / width)
-        # int() is what torchvision does for the long side; rounding must not leave a gap.
-        new = [max(self.size[0], int(height * scale)), max(self.size[1], int(width * scale))]
-        return functional.resize(picture, new, self.interpolation, antialias=True)
+        # torchvision truncates the long side with int(); rounding must not leave a gap.
+        new_size = [max(self.size[0], int(height * scale)), max(self.size[1], int(width * scale))]
+        return functional.resize(picture, new_size, self.interpolation, antialias=True)
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
+        """The size and interpolation, for `print`."""
         return f"size={self.size}, interpolation={self.interpolation.value}"
 
 
 class ResizeWithin(nn.Module):
-    """Resize a picture, in its own proportions, until it just fits into a height and a width."""
+    """Resize an image to fit into a height and a width, keeping its aspect ratio."""
 
     def __init__(self, size: tuple[int, int], *, interpolation: Interpolation) -> None:
         super().__init__()
@@ -164,15 +164,15 @@ class ResizeWithin(nn.Module):
         self.interpolation = v2.InterpolationMode(interpolation)
 
     def forward(self, picture: Image.Image | Tensor) -> Image.Image | Tensor:
-        """Resize one picture."""
+        """Resize one image."""
         height, width = functional.get_size(picture)
         ratio = max(height / self.size[0], width / self.size[1])
-        new = [max(1, round(height / ratio)), max(1, round(width / ratio))]
-        return functional.resize(picture, new, self.interpolation, antialias=True)
+        new_size = [max(1, round(height / ratio)), max(1, round(width / ratio))]
+        return functional.resize(picture, new_size, self.interpolation, antialias=True)
 
 
 class PadAround(nn.Module):
-    """Put a border of one colour around a picture that is smaller than a height or a width."""
+    """Pad an image that is smaller than a height or a width with a border of one colour."""
 
     def __init__(self, size: tuple[int, int], *, colour: tuple[float, ...]) -> None:
         super().__init__()
@@ -180,45 +180,45 @@ class PadAround(nn.Module):
         self.colour = colour
 
     def forward(self, picture: Image.Image | Tensor) -> Image.Image | Tensor:
-        """Pad one picture; its colours go to 255, or to 1 where they are floats."""
+        """Pad one image; colours range to 255, or to 1 for floating-point tensors."""
         height, width = functional.get_size(picture)
         rows, columns = max(0, self.size[0] - height), max(0, self.size[1] - width)
-        around = [columns // 2, rows // 2, (columns + 1) // 2, (rows + 1) // 2]
+        padding = [columns // 2, rows // 2, (columns + 1) // 2, (rows + 1) // 2]
         fill: list[float] = [round(255 * value) for value in self.colour]
         if isinstance(picture, Tensor) and picture.is_floating_point():
             fill = [*self.colour]
-        return functional.pad(picture, around, fill=fill)
+        return functional.pad(picture, padding, fill=fill)
 
 
 def eval_transform(config: DataConfig) -> Callable[[Image.Image | Tensor], Tensor]:
-    """What pictures go through but for training: resize, cut out the centre, normalise."""
+    """The transform for evaluation: resize, centre crop, normalise."""
     return v2.Compose([*eval_geometry(config), normalize(config)])
 
 
 def eval_geometry(config: DataConfig) -> list[nn.Module]:
-    """The first part of it, which leaves 8 bits a channel: resize, cut out the centre."""
+    """Its first part, which leaves 8 bits per channel: resize, centre crop."""
     ratio = config.resize_size / min(config.image_size)
     size = (round(config.image_size[0] * ratio), round(config.image_size[1] * ratio))
-    return frame(config, size)
+    return resize_and_crop(config, size)
 
 
-def frame(config: DataConfig, size: tuple[int, int]) -> list[nn.Module]:
-    """Bring a picture to a size in the way that the config says, and to the image size."""
+def resize_and_crop(config: DataConfig, size: tuple[int, int]) -> list[nn.Module]:
+    """Resize an image to a size by the config's `crop_mode`, and crop it to `image_size`."""
     crop = v2.CenterCrop(config.image_size)
     if config.crop_mode == "squash":
         interpolation = v2.InterpolationMode(config.interpolation)
         return [v2.Resize(size, interpolation=interpolation, antialias=True), crop]
     if config.crop_mode == "border":
-        within = ResizeWithin(size, interpolation=config.interpolation)
-        return [within, PadAround(config.image_size, colour=config.mean), crop]
+        resize = ResizeWithin(size, interpolation=config.interpolation)
+        return [resize, PadAround(config.image_size, colour=config.mean), crop]
     return [ResizeToCover(size, interpolation=config.interpolation), crop]
 
 
 def normalize(config: DataConfig) -> Callable[[Image.Image | Tensor], Tensor]:
-    """The last part of every transform: a picture to a normalised float tensor.
+    """The last part of every transform: from an image to a normalised float tensor.
 
     Raises:
-        ValueError: The network takes other channels than pictures have.
+        ValueError: The network's number of channels is not that of images.
     """
     channels = len(config.mean)
     if channels not in (1, 3):
