@@ -107,6 +107,11 @@ class FinetuneCLI(LightningCLI):
     And `blocks`, which takes the same configurations and leaves the data in them alone.
     """
 
+    def __init__(self, *args: Any, command: str | None = None, **kwargs: Any) -> None:
+        """Prepare the options of every command, or of `command` alone, which is faster."""
+        self._command = command
+        super().__init__(*args, **kwargs)
+
     @override
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -116,15 +121,22 @@ class FinetuneCLI(LightningCLI):
     def _prepare_subcommand_parser(
         self, klass: type, subcommand: str, **kwargs: Any
     ) -> LightningArgumentParser:
+        self._subcommand_method_arguments[subcommand] = []
+        parser: LightningArgumentParser
+        if self._command not in (None, subcommand):
+            return self.init_parser(**kwargs)
         if subcommand != "blocks":
-            return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        parser: LightningArgumentParser = self.init_parser(**kwargs)
+            parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+            parser.set_defaults(weights_only=True)  # or Lightning unpickles what `http` brings
+            if subcommand == "predict":
+                parser.set_defaults(return_predictions=False)  # the table of predictions has them
+            return parser
+        parser = self.init_parser(**kwargs)
         self.add_default_arguments_to_parser(parser)
         parser.add_lightning_class_args(self._model_class, "model")
         parser.set_defaults({"model.num_classes": 1000})
         for key in _NOT_FOR_BLOCKS:
             parser.add_argument(f"--{key}", type=Any, help=SUPPRESS)
-        self._subcommand_method_arguments[subcommand] = []
         return parser
 
     @override
@@ -148,15 +160,6 @@ class FinetuneCLI(LightningCLI):
             parser.error(str(error))
         parser.set_defaults({f"model.{key}": value for key, value in found.arguments.items()})
         parser.set_defaults({"data": {"class_path": _PICTURES}})
-
-    @override
-    def setup_parser(self, *args: Any, **kwargs: Any) -> None:
-        super().setup_parser(*args, **kwargs)
-        for name in LightningCLI.subcommands():
-            # Or Lightning unpickles what `http` brings.
-            self._subcommand_parsers[name].set_defaults(weights_only=True)
-        # The table of predictions has them all.
-        self._subcommand_parsers["predict"].set_defaults(return_predictions=False)
 
     @override
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -327,8 +330,9 @@ def main(
     log_above_progress_bar()
     refuse_repeated_keys()
     usages = {name: {"usage": "%(prog)s [options]"} for name in FinetuneCLI.subcommands()}
+    words = sys.argv[1:] if args is None else args
     try:
-        check_configs(sys.argv[1:] if args is None else args)
+        check_configs(words)
         FinetuneCLI(
             model_class,
             LightningDataModule,
@@ -342,6 +346,7 @@ def main(
             # Our checkpoints hold the model's arguments as plain data by themselves.
             load_from_checkpoint_support=False,
             save_config_kwargs={"overwrite": True},
+            command=next((word for word in words[:1] if word in usages), None),
             args=args,
         )
     except Exception as error:
