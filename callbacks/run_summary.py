@@ -9,11 +9,12 @@ from typing_extensions import override
 
 from lit_finetune.files.terminal_text import printable
 from lit_finetune.modules.fsdp1 import full_sizes, parameters_by_name
+from lit_finetune.probe.fit import selection_scores
 from lit_finetune.schedules.plan import format_plan
 
 from .checkpoint import LastCheckpoint
 from .freeze_unfreeze import FreezeUnfreezeCallback
-from .linear_probe import LinearProbe, chosen_by
+from .linear_probe import LinearProbe
 
 _SHOWN = ("train/loss", "val/loss", "val/acc", "val/acc_macro", "val/f1")
 
@@ -40,8 +41,8 @@ def report(trainer: Trainer, pl_module: LightningModule) -> str:
 def _facts(trainer: Trainer, pl_module: LightningModule) -> Iterator[tuple[str, str]]:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by a connector
         if isinstance(callback, LinearProbe) and callback.result is not None:
-            acc, loss, of = chosen_by(callback.result)
-            yield "probe", f"accuracy {acc:.4f}, loss {loss:.4f} on {of}"
+            acc, loss, samples = selection_scores(callback.result)
+            yield "probe", f"accuracy {acc:.4f}, loss {loss:.4f} on {samples}"
         if isinstance(callback, FreezeUnfreezeCallback) and callback.plan is not None:
             whole = full_sizes(trainer.model or pl_module)
             sizes = {name: whole[id(p)] for name, p in parameters_by_name(pl_module).items()}

@@ -1,4 +1,4 @@
-"""Run the part of a network before its head once."""
+"""Compute the features that enter a network's head."""
 
 from collections.abc import Callable, Iterable
 
@@ -15,23 +15,24 @@ from lit_finetune.training.metric_values import describe
 def collect_features(
     forward: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
-    """What a network gives for batches of pictures, and their labels, together on the CPU.
+    """The features and the labels of all batches, concatenated on the CPU.
 
     Args:
-        forward: From pictures to features, such as `FinetuneClassifier.forward_features`. It runs
-            in the mode that the network is in: put that into eval mode.
-        batches: Pictures and labels, where the network is.
+        forward: From images to features, such as `FinetuneClassifier.forward_features`. The caller
+            puts the network into eval mode.
+        batches: Images and labels, on the network's device.
 
     Raises:
-        ValueError: There is no batch.
+        ValueError: There is no batch, or the labels are no tensor.
     """
     features, labels = [], []
     for images, targets in batches:
         if not isinstance(targets, Tensor):
             raise ValueError(
-                "A linear probe needs labels in a tensor, (N) or (N, C), but beside the pictures"
-                f" there is {describe(targets)}. Give the data module a `plain_train_dataloader`"
-                " and a validation loader of such labels, or leave the probe out."
+                "A linear probe needs labels in a tensor, (N) or (N, C), but the batches hold"
+                f" pictures and {describe(targets)}. Give the data module a"
+                " `plain_train_dataloader` and a validation loader of such labels, or leave the"
+                " probe out."
             )
         features.append(forward(images).cpu())
         labels.append(targets.cpu())
@@ -41,35 +42,37 @@ def collect_features(
 
 
 class HeadFeatures:
-    """From pictures to features (N, D) on which a linear layer gives the network's own logits.
+    """From images to the features (N, D) from which a linear layer computes the network's logits.
 
-    Where a ReLU follows the head, each feature's lowest and highest value over the places come
-    behind their mean (N, 3 D): `fit_head` needs them.
+    If the head is applied at several positions, the features are their mean. If a ReLU follows the
+    head, each feature's minimum and maximum over the positions are appended (N, 3 D), for
+    `fit_head`.
 
     Args:
-        network: In eval mode when it is called.
+        network: In eval mode when this is called.
         head_name: Its linear head.
     """
 
     def __init__(self, network: nn.Module, head_name: str) -> None:
         self._network, self._head_name = network, head_name
         self.use: HeadUse | None = None
-        """What the network makes of its head's output; known after the first pictures."""
+        """How the network uses its head's output; known after the first images."""
 
     @property
     def width(self) -> int:
-        """How many features go into the head."""
+        """The number of features that enter the head."""
         return layer_sizes(linear_head(self._network, self._head_name))[0]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """The features of a batch of pictures."""
+        """The features of a batch of images."""
         if self.use is None:
             self.use = find_head_use(self._network, self._head_name, images[:2])
         head = linear_head(self._network, self._head_name)
-        places = to_positions(forward_features(self._network, self._head_name, images), head)
+        positions = to_positions(forward_features(self._network, self._head_name, images), head)
         if not self.use.pools:
-            return places[:, 0]
-        mean = places.float().mean(dim=1)
+            return positions[:, 0]
+        mean = positions.float().mean(dim=1)
         if not self.use.applies_relu:
             return mean
-        return torch.cat([mean, places.amin(dim=1).float(), places.amax(dim=1).float()], dim=1)
+        low, high = positions.amin(dim=1).float(), positions.amax(dim=1).float()
+        return torch.cat([mean, low, high], dim=1)

@@ -12,10 +12,10 @@ from lit_finetune.heads.usage import find_head_use
 from lit_finetune.modules.outputs import logits_of
 from lit_finetune.probe.criterion import ClassWeights, make_criterion
 from lit_finetune.probe.fit import ProbeFit, fit_linear_probe
-from lit_finetune.probe.standardize import in_chunks
+from lit_finetune.probe.score import mean_scores
 
 Features = tuple[Tensor, Tensor]
-"""Of pictures, with their labels."""
+"""The features of images, and their labels."""
 
 
 def fit_head(
@@ -26,18 +26,18 @@ def fit_head(
     device: torch.device,
     **options: Any,
 ) -> ProbeFit:
-    """Fit a head to what `HeadFeatures` gave.
+    """Fit a head to the output of `HeadFeatures`.
 
     Args:
-        train: Of the pictures to fit.
-        val: Of those to choose the strength of L2 by, if there are any.
-        applies_relu: Whether a ReLU follows the head; a bias then keeps all logits of these images
-            above 0, which changes no probability.
-        device: Where to compute, if that is a GPU.
-        options: Of `fit_linear_probe`.
+        train: The images to fit.
+        val: The images to choose the strength of L2 by; None for cross-validation.
+        applies_relu: Whether a ReLU follows the head. Then a constant is added to the bias that
+            keeps all logits of these images above 0 and changes no probability.
+        device: Where to compute if it is a GPU; the CPU otherwise.
+        options: Passed to `fit_linear_probe`.
 
     Raises:
-        ValueError: No head can be fitted to them.
+        ValueError: No head can be fitted to these features.
     """
     parts = [train] if val is None else [train, val]
     if applies_relu and train[1].dim() == 2:
@@ -54,33 +54,33 @@ def fit_head(
     if not applies_relu:
         return fit
     extremes = torch.cat([features[:, means[0].shape[1] :] for features, _ in parts])
-    return replace(fit, bias=fit.bias + lift(fit.weight, fit.bias, extremes))
+    return replace(fit, bias=fit.bias + relu_offset(fit.weight, fit.bias, extremes))
 
 
-def lift(weight: Tensor, bias: Tensor, extremes: Tensor) -> float:
-    """How much to add to all biases so that a ReLU behind a linear head changes nothing.
+def relu_offset(weight: Tensor, bias: Tensor, extremes: Tensor) -> float:
+    """The constant to add to all biases so that a ReLU after a linear head changes nothing.
 
-    Probabilities stay the same under it: they depend on the differences of logits alone.
+    It changes no probability, because the softmax depends only on the differences of logits.
 
     >>> extremes = torch.tensor([[0.0, 0.0, 3.0, 1.0]])
-    >>> lift(torch.tensor([[1.0, -2.0]]), torch.tensor([0.5]), extremes)
+    >>> relu_offset(torch.tensor([[1.0, -2.0]]), torch.tensor([0.5]), extremes)
     1.5
 
     Args:
         weight: Of the head (C, D).
         bias: Of the head (C).
-        extremes: Each feature's lowest and highest value over the places of each picture (N, 2 D).
+        extremes: Each feature's minimum and maximum over the positions of each image (N, 2 D).
     """
-    lowest, highest = extremes.type(weight.dtype).chunk(2, dim=1)
-    least = lowest @ weight.clamp(min=0).T + highest @ weight.clamp(max=0).T
-    return max(0.0, -float((least + bias).min()))
+    low, high = extremes.type(weight.dtype).chunk(2, dim=1)
+    bounds = low @ weight.clamp(min=0).T + high @ weight.clamp(max=0).T
+    return max(0.0, -float((bounds + bias).min()))
 
 
 @torch.no_grad()
 def set_head(head: Layer, weight: Tensor, bias: Tensor) -> None:
     """Give a linear head weights (C, D) and a bias (C), in place."""
     head.weight.copy_(weight.reshape(head.weight.shape))
-    assert head.bias is not None, "`linear_head` has made sure"
+    assert head.bias is not None, "`linear_head` refuses heads without a bias"
     head.bias.copy_(bias)
 
 
@@ -92,38 +92,34 @@ def set_and_compare(
     batches: list[tuple[Tensor, Tensor]],
     *,
     head_name: str,
-    scale: float,
+    max_logit: float,
 ) -> str | None:
-    """Give a network the head of a fit, unless its logits then differ from those of the fit.
+    """Give a network the head of a fit, and undo this if its logits differ from those of the fit.
 
     Args:
         network: In eval mode, in the precision of the run.
         head: Its head.
-        fit: What was found.
-        batches: Pictures, and what goes into the head for each (N, D).
-        head_name: Of the head.
-        scale: The largest score, of either sign, that the fit gives to any picture.
+        fit: The head to set.
+        batches: Images, and the features (N, D) that enter the head for them.
+        head_name: The name of the head.
+        max_logit: The largest absolute logit of the fit for any image.
 
     Returns:
-        Why the head is as it was before; None if it is that of the fit.
+        Why the head was left unchanged; None if it was set.
     """
-    assert head.bias is not None, "`linear_head` has made sure"
+    assert head.bias is not None, "`linear_head` refuses heads without a bias"
     before = head.weight.clone(), head.bias.clone()
     set_head(head, fit.weight, fit.bias)
     problem = None
     for images, features in batches:
-        expected = fit.logits(features)
         logits = logits_of(network(images.clone()))
-        found = logits.double().cpu()
-        exact = logits.dtype.itemsize >= 4 and logits.device.type == "cpu"
-        within = (1e-3 if exact else 5e-2) * float(expected.max() - expected.min()) + 1e-3
-        if found.shape != expected.shape or not bool(((found - expected).abs() <= within).all()):
+        if not _is_close(logits, fit.logits(features)):
             problem = (
-                "on real pictures its logits are not those of the linear layer that was fitted"
+                "the network's logits on real pictures are not those of the fitted linear layer"
             )
     if problem is None:
-        try:  # no picture here need have the largest score
-            find_head_use(network, head_name, batches[0][0][:2], scale=max(1.0, scale))
+        try:  # these batches need not contain the largest logit
+            find_head_use(network, head_name, batches[0][0][:2], scale=max(1.0, max_logit))
         except ValueError as error:
             problem = str(error)
     if problem is not None:
@@ -131,8 +127,23 @@ def set_and_compare(
     return problem
 
 
+def _is_close(logits: Tensor, expected: Tensor) -> bool:
+    """Whether a network's logits equal those of a fit (float64), up to the rounding of the network.
+
+    >>> expected = torch.tensor([[0.0, 10.0]], dtype=torch.float64)
+    >>> _is_close(torch.tensor([[0.2, 10.0]]), expected)
+    False
+    >>> _is_close(torch.tensor([[0.2, 10.0]], dtype=torch.bfloat16), expected)
+    True
+    """
+    is_exact = logits.dtype.itemsize >= 4 and logits.device.type == "cpu"
+    tolerance = (1e-3 if is_exact else 5e-2) * float(expected.max() - expected.min()) + 1e-3
+    output = logits.double().cpu()
+    return output.shape == expected.shape and bool(((output - expected).abs() <= tolerance).all())
+
+
 @torch.no_grad()
-def scored(
+def with_scores(
     fit: ProbeFit,
     logits: Callable[[Tensor], Tensor],
     train: Features,
@@ -141,34 +152,31 @@ def scored(
     class_weights: ClassWeights,
     label_smoothing: float,
 ) -> ProbeFit:
-    """A fit with the losses and accuracies of the logits that the network itself gives.
+    """A fit with the losses and accuracies of the logits in the network's own precision.
 
     Args:
-        fit: What was found, in double precision.
-        logits: From features (N, D) to logits as the network computes them.
-        train: What was fitted.
-        val: What it was chosen by, if there is any.
+        fit: The head, fitted in double precision.
+        logits: From features (N, D) to logits, as the network computes them.
+        train: The fitted samples.
+        val: The validation samples; None if there are none.
         class_weights: Those of the fit.
         label_smoothing: That of the fit.
     """
     criterion = make_criterion(train[1], len(fit.bias), class_weights, label_smoothing)
+    width = fit.weight.shape[1]
 
-    def score(data: Features) -> tuple[float, float]:
-        total, right, answers = 0.0, 0, 0
-        for features, labels in in_chunks(data[0][:, : fit.weight.shape[1]], data[1]):
-            found = logits(features).double().cpu()
-            target = labels.long() if labels.dim() == 1 else labels
-            total += float(criterion(found, target)[0])
-            hits = found.argmax(dim=1) == labels if labels.dim() == 1 else (found > 0) == labels
-            right, answers = right + int(hits.sum()), answers + hits.numel()
-        return total / criterion.total(data[1].long()), right / answers
+    def score(features: Tensor, labels: Tensor) -> tuple[float, float]:
+        labels = labels.long() if labels.dim() == 1 else labels
+        return mean_scores(
+            criterion, lambda rows: logits(rows).double().cpu(), features[:, :width], labels
+        )
 
-    fitted = score(train)
-    held = (None, None) if val is None else score(val)
-    return replace(fit, loss=fitted[0], accuracy=fitted[1], val_loss=held[0], val_accuracy=held[1])
+    loss, accuracy = score(*train)
+    val_loss, val_accuracy = (None, None) if val is None else score(*val)
+    return replace(fit, loss=loss, accuracy=accuracy, val_loss=val_loss, val_accuracy=val_accuracy)
 
 
-def largest_score(fit: ProbeFit, parts: list[Features | None]) -> float:
-    """The largest score, of either sign, that a fit gives to any of these pictures."""
+def max_abs_logit(fit: ProbeFit, parts: list[Features | None]) -> float:
+    """The largest absolute logit of a fit for any of these images."""
     width = fit.weight.shape[1]
     return max(float(fit.logits(part[0][:, :width]).abs().max()) for part in parts if part)

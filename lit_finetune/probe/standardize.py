@@ -1,4 +1,4 @@
-"""Features of mean 0 and deviation 1, without a copy of them; and back to plain ones."""
+"""Standardize features chunk by chunk, and fold the standardization into a linear head."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,75 +6,76 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-CHUNK = 512
-"""Rows at a time: what comes of them stays in the processor's cache."""
+CHUNK_ROWS = 512
+"""Rows that are computed at a time: their results stay in the processor's cache."""
 ROUNDING = 1e-6
-"""A deviation of this share of a feature's largest value is but the rounding of the value."""
+"""A feature is constant if its deviation is at most this share of its largest value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Scaling:
-    """What makes features standard."""
+class StandardScaler:
+    """Shifts and scales features to mean 0 and standard deviation 1."""
 
-    centre: Tensor
-    """Of each feature (D), in float64."""
-    factor: Tensor
-    """One over each feature's deviation (D); 0 for a feature that never varies."""
+    mean: Tensor
+    """The mean of each feature (D), in float64."""
+    inverse_std: Tensor
+    """One over the standard deviation of each feature (D); 0 for a constant feature."""
 
-    def apply(self, features: Tensor) -> Tensor:
-        """Standard features (N, D), in float64."""
-        return (features.double() - self.centre) * self.factor
+    def transform(self, features: Tensor) -> Tensor:
+        """Standardized features (N, D), in float64."""
+        return (features.double() - self.mean) * self.inverse_std
 
     def fold(self, solution: Tensor) -> Tensor:
-        """Weights and biases (C, D + 1) on plain features, of those on standard ones."""
-        weight = solution[:, :-1] * self.factor
-        bias = solution[:, -1] - weight @ self.centre
+        """Weights and biases (C, D + 1) for plain features, from those for standardized ones."""
+        weight = solution[:, :-1] * self.inverse_std
+        bias = solution[:, -1] - weight @ self.mean
         return torch.cat([weight, bias[:, None]], dim=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Space:
-    """Where a head is fitted: of fewer samples than features only the span of the samples counts.
+class FeatureSpace:
+    """The space in which a head is fitted.
 
-    The best weights under L2 lie in that span, and turning it changes no length.
+    Of fewer samples than features, only the span of the samples matters: the best weights under L2
+    lie in it, and an orthonormal basis keeps their length. So the problem has N dimensions, not D.
     """
 
-    outer: Scaling
-    """Of the features as they are."""
-    turn: Tensor | None
-    """An orthonormal basis of the samples' span (D, N); None where there are more samples."""
+    scaler: StandardScaler
+    """Of the plain features."""
+    basis: Tensor | None
+    """An orthonormal basis of the samples' span (D, N); None if N is not smaller than D."""
 
     @property
-    def inner(self) -> Scaling:
-        """Of the features in this space."""
-        if self.turn is None:
-            return self.outer
-        ones = self.turn.new_ones(self.turn.shape[1])
-        return Scaling(centre=torch.zeros_like(ones), factor=ones)
+    def inner_scaler(self) -> StandardScaler:
+        """Of the projected features: without a basis these are the plain features."""
+        if self.basis is None:
+            return self.scaler
+        ones = self.basis.new_ones(self.basis.shape[1])
+        return StandardScaler(mean=torch.zeros_like(ones), inverse_std=ones)
 
-    def enter(self, features: Tensor) -> Tensor:
-        """Features as they are in this space."""
-        return features if self.turn is None else self.outer.apply(features) @ self.turn
+    def project(self, features: Tensor) -> Tensor:
+        """Plain features (N, D) in this space."""
+        return features if self.basis is None else self.scaler.transform(features) @ self.basis
 
-    def leave(self, solution: Tensor) -> Tensor:
-        """Weights and biases on plain features, of those on standard ones in this space."""
-        if self.turn is not None:
-            solution = torch.cat([solution[:, :-1] @ self.turn.T, solution[:, -1:]], dim=1)
-        return self.outer.fold(solution)
+    def fold(self, solution: Tensor) -> Tensor:
+        """Weights and biases for plain features, from those for standardized ones in this space."""
+        if self.basis is not None:
+            solution = torch.cat([solution[:, :-1] @ self.basis.T, solution[:, -1:]], dim=1)
+        return self.scaler.fold(solution)
 
 
-def make_space(features: Tensor) -> Space:
+def make_feature_space(features: Tensor) -> FeatureSpace:
     """The space in which a head for these features (N, D) is fitted."""
-    outer = measure(features)
-    few = features.shape[0] < features.shape[1]
-    turn = torch.linalg.qr(outer.apply(features).T).Q if few else None
-    return Space(outer=outer, turn=turn)
+    scaler = fit_scaler(features)
+    is_wide = features.shape[0] < features.shape[1]
+    basis = torch.linalg.qr(scaler.transform(features).T).Q if is_wide else None
+    return FeatureSpace(scaler=scaler, basis=basis)
 
 
-def measure(features: Tensor) -> Scaling:
-    """The mean and the deviation of features (N, D), both found in float64.
+def fit_scaler(features: Tensor) -> StandardScaler:
+    """The mean and the standard deviation of features (N, D), computed in float64.
 
-    >>> measure(torch.tensor([[1.0, 7.0], [3.0, 7.0]])).factor
+    >>> fit_scaler(torch.tensor([[1.0, 7.0], [3.0, 7.0]])).inverse_std
     tensor([1., 0.], dtype=torch.float64)
     """
     total = features.new_zeros(features.shape[1], dtype=torch.float64)
@@ -82,16 +83,17 @@ def measure(features: Tensor) -> Scaling:
     for (rows,) in in_chunks(features):
         total += rows.double().sum(dim=0)
         largest = torch.maximum(largest, rows.double().abs().amax(dim=0))
-    centre = total / len(features)
+    mean = total / len(features)
     for (rows,) in in_chunks(features):
-        squares += (rows.double() - centre).square().sum(dim=0)
-    deviation = (squares / len(features)).sqrt()
-    varies = deviation > ROUNDING * largest
-    factor = torch.where(varies, 1 / deviation, torch.zeros_like(deviation))
-    return Scaling(centre=centre, factor=factor)
+        squares += (rows.double() - mean).square().sum(dim=0)
+    std = (squares / len(features)).sqrt()
+    varies = std > ROUNDING * largest
+    return StandardScaler(
+        mean=mean, inverse_std=torch.where(varies, 1 / std, torch.zeros_like(std))
+    )
 
 
 def in_chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Some rows of all these tensors at a time, in order."""
-    for begin in range(0, len(tensors[0]), CHUNK):
-        yield tuple(tensor[begin : begin + CHUNK] for tensor in tensors)
+    """The same rows of all tensors, `CHUNK_ROWS` at a time, in order."""
+    for start in range(0, len(tensors[0]), CHUNK_ROWS):
+        yield tuple(tensor[start : start + CHUNK_ROWS] for tensor in tensors)

@@ -1,4 +1,4 @@
-"""What can be wrong with what a linear probe is to be fitted on, all of it said at once."""
+"""Check the samples and the options of a linear probe, and report all problems at once."""
 
 from collections.abc import Sequence
 from math import isfinite
@@ -14,37 +14,38 @@ def check_samples(
     labels: Tensor,
     num_classes: int | None,
     *,
-    like: tuple[Tensor, Tensor] | None = None,
+    fitted: tuple[Tensor, Tensor] | None = None,
 ) -> int:
-    """Refuse features and labels on which no head can be fitted, or judged.
+    """Refuse features and labels that cannot be fitted or validated.
 
     Args:
-        features: They should be (N, D).
-        labels: They should be (N) or (N, C).
-        num_classes: How many classes there are; None to be told by the labels.
-        like: The samples that were fitted, where these are for validation.
+        features: Expected to be (N, D).
+        labels: Expected to be (N) or (N, C).
+        num_classes: The number of classes; None to derive it from the labels.
+        fitted: For validation samples: the samples that are fitted.
 
     Returns:
-        How many classes there are.
+        The number of classes.
 
     Raises:
         ValueError: Names every problem.
     """
-    named = "val_" if like else ""
-    problems = _shape_problems(features, labels, named)
-    if not problems and like:
-        problems = _kind_problems(features, labels, *like)
+    prefix = "val_" if fitted else ""
+    problems = _shape_problems(features, labels, prefix)
+    if not problems and fitted:
+        problems = _mismatches(features, labels, *fitted)
     if not problems:
         if num_classes is None:
             num_classes = labels.shape[1] if labels.dim() == 2 else int(labels.max()) + 1
-        problems = _label_problems(labels, num_classes, named) + _number_problems(features, named)
+        problems = _label_problems(labels, num_classes, prefix)
+        problems += _nonfinite_problems(features, prefix)
     if problems or num_classes is None:
         raise ValueError("A linear probe cannot be fitted:\n  " + "\n  ".join(problems))
     return num_classes
 
 
 def check_two_classes(labels: Tensor) -> None:
-    """Refuse labels that leave nothing to tell apart.
+    """Refuse labels that are all the same.
 
     Raises:
         ValueError: All samples have the same label.
@@ -64,7 +65,7 @@ def check_options(
     label_smoothing: float,
     folds: int,
 ) -> None:
-    """Refuse options of a fit that cannot be.
+    """Refuse invalid options of a fit.
 
     Raises:
         ValueError: Names every problem.
@@ -85,7 +86,7 @@ def check_options(
             expected = f"`class_weights` are {num_classes} positive numbers, one a class"
             problems.append(f"{expected}, but got {weights}")
     if problems:
-        raise ValueError("These options of a linear probe cannot be:\n  " + "\n  ".join(problems))
+        raise ValueError("These options of a linear probe are invalid:\n  " + "\n  ".join(problems))
 
 
 def _is_strength(value: Any) -> bool:
@@ -93,31 +94,32 @@ def _is_strength(value: Any) -> bool:
 
 
 def has_two_classes(labels: Tensor) -> bool:
-    """Whether there is something to tell apart: two classes, or one both present and absent."""
+    """Whether there are two classes, or one that is both present and absent."""
     return bool((labels != labels[:1]).any())
 
 
-def _shape_problems(features: Tensor, labels: Tensor, named: str) -> list[str]:
+def _shape_problems(features: Tensor, labels: Tensor, prefix: str) -> list[str]:
     problems = []
-    shape, of_labels = tuple(features.shape), tuple(labels.shape)
+    shape, labels_shape = tuple(features.shape), tuple(labels.shape)
     if features.dim() != 2 or not features.numel() or not features.is_floating_point():
         problems.append(
-            f"`{named}features` are floats (N, D), a row for each sample,"
+            f"`{prefix}features` are floats (N, D), a row for each sample,"
             f" but got {features.dtype} {shape}"
         )
-    if labels.dim() not in (1, 2) or of_labels[:1] != shape[:1]:
+    if labels.dim() not in (1, 2) or labels_shape[:1] != shape[:1]:
         problems.append(
-            f"`{named}labels` are (N), or (N, C) with a 0 or 1 for each class,"
-            f" but got {of_labels} for features {shape}"
+            f"`{prefix}labels` are (N), or (N, C) with a 0 or 1 for each class,"
+            f" but got {labels_shape} for features {shape}"
         )
     elif labels.dim() == 1 and (labels.is_floating_point() or labels.is_complex()):
-        problems.append(f"`{named}labels` (N) are whole numbers, but got {labels.dtype}")
+        problems.append(f"`{prefix}labels` (N) are whole numbers, but got {labels.dtype}")
     return problems
 
 
-def _kind_problems(
+def _mismatches(
     features: Tensor, labels: Tensor, fitted: Tensor, fitted_labels: Tensor
 ) -> list[str]:
+    """How validation samples differ in shape from the fitted ones."""
     problems = []
     if features.shape[1] != fitted.shape[1]:
         problems.append(
@@ -126,34 +128,34 @@ def _kind_problems(
         )
     if labels.dim() != fitted_labels.dim():
         problems.append(
-            f"`val_labels` {tuple(labels.shape)} are of another kind than `labels`"
+            f"`val_labels` {tuple(labels.shape)} have another number of dimensions than `labels`"
             f" {tuple(fitted_labels.shape)}"
         )
     return problems
 
 
-def _label_problems(labels: Tensor, num_classes: int, named: str) -> list[str]:
+def _label_problems(labels: Tensor, num_classes: int, prefix: str) -> list[str]:
     if labels.dim() == 2:
         problems = []
         if labels.shape[1] != num_classes:
             problems.append(
-                f"`{named}labels` {tuple(labels.shape)} are for {labels.shape[1]} classes, but"
+                f"`{prefix}labels` {tuple(labels.shape)} are for {labels.shape[1]} classes, but"
                 f" there are {num_classes}"
             )
         if not bool(((labels == 0) | (labels == 1)).all()):
-            problems.append(f"`{named}labels` (N, C) hold more than 0 and 1")
+            problems.append(f"`{prefix}labels` (N, C) hold more than 0 and 1")
         return problems
     outside = sorted({*labels[(labels < 0) | (labels >= num_classes)].tolist()})
     if not outside:
         return []
     return [
-        f"`{named}labels` are from 0 to {num_classes - 1} for {num_classes} classes, but among"
+        f"`{prefix}labels` are from 0 to {num_classes - 1} for {num_classes} classes, but among"
         f" them are {', '.join(map(str, outside[:5]))}"
     ]
 
 
-def _number_problems(features: Tensor, named: str) -> list[str]:
+def _nonfinite_problems(features: Tensor, prefix: str) -> list[str]:
     bad = sum(int((~rows.isfinite()).any(dim=1).sum()) for (rows,) in in_chunks(features))
     if not bad:
         return []
-    return [f"`{named}features` of {bad} of {len(features)} samples hold nan or infinity"]
+    return [f"`{prefix}features` of {bad} of {len(features)} samples hold nan or infinity"]

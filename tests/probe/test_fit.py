@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lit_finetune import ProbeFit, fit_linear_probe
-from lit_finetune.probe.folds import deal_folds
+from lit_finetune.probe.folds import stratified_folds
 
 WEIGHTS = [2.0, 0.5, 1.0]
 
@@ -214,7 +214,7 @@ def test_without_validation_each_strength_is_judged_on_samples_held_out(is_sever
     fit = fit_linear_probe(features, labels, l2=[1.0, 0.1, 0.01, 1e-5], folds=3)
 
     by_hand = 0.0
-    for kept, held in deal_folds(labels, 3):
+    for kept, held in stratified_folds(labels, 3):
         alone = fit_linear_probe(features[kept], labels[kept], l2=fit.l2, num_classes=3)
         by_hand += (
             float(objective((alone.weight, alone.bias), features[held], labels[held], 0.0)) / 3
@@ -305,7 +305,7 @@ def test_what_cannot_be_fitted_is_refused(arguments: dict[str, Any], message: st
 def test_every_sample_is_held_out_once_and_every_class_stays_in_what_is_fitted() -> None:
     labels = torch.tensor([0, 0, 1, 1, 1, 2, 2, 2, 2, 2, 2, 3])
 
-    folds = deal_folds(labels, 4)
+    folds = stratified_folds(labels, 4)
 
     held = torch.cat([held for _, held in folds])
     assert sorted(held.tolist()) == list(range(11))
