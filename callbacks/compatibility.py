@@ -70,9 +70,14 @@ def refuse_changed_layers(trainer: Trainer, planned: Mapping[str, nn.Parameter])
     Raises:
         ValueError: Says where layers may be built.
     """
-    converts = BitsandbytesPrecision | TransformerEnginePrecision  # they exchange layers themselves
-    by_name = shards_parameters(trainer.strategy) or isinstance(trainer.precision_plugin, converts)
+    by_name = exchanges_parameters(trainer)
     refuse_exchanged(planned, parameters_by_name(trainer.lightning_module), by_name=by_name)
+
+
+def exchanges_parameters(trainer: Trainer) -> bool:
+    """Whether the strategy or the precision puts other parameters in the place of the module's."""
+    converts = BitsandbytesPrecision | TransformerEnginePrecision
+    return shards_parameters(trainer.strategy) or isinstance(trainer.precision_plugin, converts)
 
 
 def schedulers_of(trainer: Trainer) -> list[LRScheduler]:

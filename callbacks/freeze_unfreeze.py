@@ -1,7 +1,5 @@
 """Freeze a network, and unfreeze it block by block."""
 
-import sys
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -25,6 +23,7 @@ from lit_finetune.distributed.wrapping import (
 from lit_finetune.freezing.freeze import restore_trainable
 from lit_finetune.freezing.trainable_state import TrainableState
 from lit_finetune.loading.loader_order import follow_reloaded
+from lit_finetune.modules.compiled import forget_graphs
 from lit_finetune.modules.fsdp1 import parameters_by_name
 from lit_finetune.optim.phase_groups import PhaseGroups
 from lit_finetune.resuming.run_state import RunState, end_epoch, load_run, save_run, start_run
@@ -33,7 +32,7 @@ from lit_finetune.schedules.messages import unreached_line
 from lit_finetune.schedules.parse import read_schedule
 from lit_finetune.schedules.plan import Plan
 from lit_finetune.schedules.strategies import split_strategy
-from lit_finetune.schedules.triggers import Position, Progress, observe
+from lit_finetune.schedules.triggers import Position, Progress
 
 from .best_weights import back_to_best, best_weights
 from .compatibility import (
@@ -43,17 +42,19 @@ from .compatibility import (
     refuse_changed_layers,
     schedulers_of,
 )
+from .run_checks import RunChecks
 from .trainer_state import (
     first_plan,
     is_trial,
     networks_left_out,
+    observed,
     phase_groups,
     plan_without,
     position,
+    refuse_earlier_phase,
     tell,
     tell_overruled,
     tell_what_stays,
-    validated,
     with_length,
 )
 
@@ -102,6 +103,7 @@ class FreezeUnfreezeCallback(Callback):
         self._best: dict[str, Tensor] = {}
         self._groups: PhaseGroups | None = None
         self._state: TrainableState | None = None
+        self._checks = RunChecks()
         self._planned_with: dict[str, nn.Parameter] | None = None
         self._told: set[str] = set()
         self._before: dict[str, bool] = {}
@@ -179,6 +181,7 @@ class FreezeUnfreezeCallback(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        self._checks.keep_networks()
         save_run(trainer, checkpoint)
 
     @override
@@ -198,7 +201,9 @@ class FreezeUnfreezeCallback(Callback):
         self._trains().hold_frozen(pl_module)
         tell(trainer, self._planned(), self._progress)
         tell_what_stays(plan)
-        hook_batch_start(trainer.strategy, partial(self._enforce, trainer))
+        refuse_changed_layers(trainer, self._planned_with or {})
+        self._checks.begin(trainer, pl_module, self._trains())
+        hook_batch_start(trainer.strategy, self._enforce)
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -215,11 +220,9 @@ class FreezeUnfreezeCallback(Callback):
         if batch_idx % trainer.accumulate_grad_batches == 0:  # no gradient is waiting for its step
             self._move_on(trainer, pl_module)
 
-    def _enforce(self, trainer: Trainer) -> None:
+    def _enforce(self) -> None:
         """What other hooks have set otherwise is as the schedule says when the batch trains."""
-        if self._planned_with is not None:
-            refuse_changed_layers(trainer, self._planned_with)
-            self._planned_with = None
+        self._checks.between_steps()
         tell_overruled(self._trains().enforce(), self._told)
 
     @override
@@ -232,30 +235,30 @@ class FreezeUnfreezeCallback(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
     ) -> None:
-        if pl_module.automatic_optimization:  # else the module may freeze networks in turn
-            self._trains().refuse_otherwise()
+        self._checks.before_step()
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._checks.keep_networks()
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
-        plan, progress = self._planned(), self._progress
-        if not (monitors := plan.monitors(progress.phase)):
-            return
-        values = validated(trainer, monitors)
-        if plateau := plan.plateau_at(progress.phase):
-            stall = observe(progress.stall, values[plateau.monitor], plateau)
-            self._progress = replace(progress, stall=stall)
-            is_asked = plan.phases[progress.phase + 1].entry.restore_best
-            if is_asked and stall.best != progress.stall.best:
-                self._best = best_weights(trainer, pl_module, self._trains())
+        plan, before = self._planned(), self._progress
+        self._progress = observed(trainer, plan, before)
+        is_better = self._progress.stall.best != before.stall.best
+        if is_better and plan.phases[before.phase + 1].entry.restore_best:
+            self._best = best_weights(trainer, pl_module, self._trains())
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._checks.keep_networks(by_value=True)
         end_epoch(trainer, self._resumed)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._checks.finish()
         if not is_trial(trainer) and (line := unreached_line(self._planned(), self._progress)):
             rank_zero_info(line)
 
@@ -263,8 +266,6 @@ class FreezeUnfreezeCallback(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        if self._groups:
-            self._groups.restore_rates()
         self._restore(trainer)  # there will be no teardown, and maybe another run
 
     @override
@@ -287,10 +288,7 @@ class FreezeUnfreezeCallback(Callback):
         """Bring the groups to the phase of a checkpoint whose shards will be read next."""
         begun = self._progress.phase
         self._take_up(trainer, pl_module, checkpoint)
-        if self._progress.phase < begun:
-            raise ValueError(
-                "The Trainer is in a later phase than the checkpoint. Resume with a new Trainer."
-            )
+        refuse_earlier_phase(self._progress.phase, begun)
         for index in range(begun + 1, self._progress.phase + 1):
             self._regroup(index, pl_module)
 
@@ -320,6 +318,7 @@ class FreezeUnfreezeCallback(Callback):
         target = self._planned().next_index(self._progress, here)
         if target < first:
             return
+        self._checks.between_steps()
         reshard(pl_module)
         best, self._best = trainer.strategy.broadcast(self._best), {}
         if self._planned().phases[self._progress.phase + 1].entry.restore_best:
@@ -329,9 +328,9 @@ class FreezeUnfreezeCallback(Callback):
             self._regroup(index, pl_module)
         self._trains().begin(pl_module, self._progress.phase)
         rewrap(trainer.strategy, pl_module)
-        if dynamo := sys.modules.get("torch._dynamo"):
-            dynamo.reset()  # compiled graphs of the last phase lack the new gradients
+        forget_graphs()  # those of the last phase lack the new gradients
         self._trains().hold_frozen(pl_module)
+        self._checks.begin_phase()
         tell(trainer, self._planned(), self._progress)
 
     def _regroup(self, index: int, pl_module: LightningModule) -> None:
@@ -352,3 +351,4 @@ class FreezeUnfreezeCallback(Callback):
         if self._groups:
             self._groups.remove()
         self._groups, self._planned_with, self._before = None, None, {}
+        self._checks = RunChecks()

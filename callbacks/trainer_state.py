@@ -31,7 +31,7 @@ from lit_finetune.schedules.phases import Schedule
 from lit_finetune.schedules.plan import Plan, make_plan
 from lit_finetune.schedules.run_length import fit_to_length, needs_length
 from lit_finetune.schedules.strategies import make_schedule
-from lit_finetune.schedules.triggers import Position, Progress, refuse_unlogged
+from lit_finetune.schedules.triggers import Position, Progress, observe, refuse_unlogged
 
 from .compatibility import has_probe, refuse_incompatible, schedulers_of
 
@@ -225,6 +225,18 @@ def position(trainer: Trainer) -> Position:
     return Position(trainer.current_epoch, trainer.global_step)
 
 
+def refuse_earlier_phase(saved: int, begun: int) -> None:
+    """Refuse to go back from the phase that a Trainer has begun to that of a checkpoint.
+
+    Raises:
+        ValueError: Says what to do.
+    """
+    if saved < begun:
+        raise ValueError(
+            "The Trainer is in a later phase than the checkpoint. Resume with a new Trainer."
+        )
+
+
 def is_trial(trainer: Trainer) -> bool:
     """Whether the run is a trial of a few batches."""
     return bool(getattr(trainer, "fast_dev_run", False))  # mypy knows no such attribute
@@ -255,6 +267,17 @@ def run_length(trainer: Trainer, max_epochs: int | None) -> tuple[int | None, in
     if epoch_steps and max_epochs is not None and max_epochs > 0:
         num_steps = min(num_steps, epoch_steps * max_epochs)
     return int(num_steps) if 0 < num_steps < math.inf else None, epoch_steps or None
+
+
+def observed(trainer: Trainer, plan: Plan, progress: Progress) -> Progress:
+    """The progress once a validation has ended, where the next phase waits for a metric."""
+    if not (monitors := plan.monitors(progress.phase)):
+        return progress
+    values = validated(trainer, monitors)
+    if not (plateau := plan.plateau_at(progress.phase)):
+        return progress
+    stall = observe(progress.stall, values[plateau.monitor], plateau)
+    return replace(progress, stall=stall)
 
 
 def validated(trainer: Trainer, monitors: Collection[str]) -> Mapping[str, float]:

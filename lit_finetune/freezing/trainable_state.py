@@ -39,6 +39,7 @@ class TrainableState:
         self._statistics: list[Statistics] = []
         self._parameters: dict[str, nn.Parameter] = {}
         self._trainable: frozenset[str] = frozenset()
+        self._trained: frozenset[str] = frozenset()
         self._in_eval: set[int] = set()
         self._beside: dict[str, nn.Parameter] = {}
 
@@ -69,6 +70,12 @@ class TrainableState:
             user_frozen=self.plan.user_frozen,
             untouched=frozenset(self.plan.auxiliary),
         )
+
+    def joined(self) -> dict[str, nn.Parameter]:
+        """What trains now and did not when this was asked for the last time."""
+        new = self._trainable - self._trained
+        self._trained = self._trainable
+        return {name: each for name, each in self._parameters.items() if name in new}
 
     def hold_frozen(self, module: nn.Module) -> None:
         """Hold what is frozen now in eval mode, and free what is no longer."""

@@ -38,3 +38,9 @@ def force_eager() -> Iterator[None]:
         return
     with torch.compiler.set_stance("force_eager"):
         yield
+
+
+def forget_graphs() -> None:
+    """Let what was compiled be compiled anew at its next call."""
+    if dynamo := sys.modules.get("torch._dynamo"):
+        dynamo.reset()

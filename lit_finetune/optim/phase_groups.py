@@ -67,12 +67,8 @@ class PhaseGroups:
         """Replace the schedulers."""
         self._manager.set_schedulers(schedulers)
 
-    def restore_rates(self) -> None:
-        """Restore the rates that an interrupted step has lowered."""
-        self._warmup.restore_rates()
-
     def remove(self) -> None:
-        """Remove the warm-up from the optimizers."""
+        """Remove the warm-up from the optimizers, after an interrupted step as well."""
         self._warmup.remove()
 
 
