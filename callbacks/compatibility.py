@@ -10,15 +10,12 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
-from lightning.pytorch.plugins.precision import (
-    BitsandbytesPrecision,
-    TransformerEnginePrecision,
-)
 from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_finetune.distributed.wrapping import (
+    exchanges_parameters,
     refuse_fsdp1_rewrap,
     refuse_unsupported,
     shards_parameters,
@@ -70,14 +67,8 @@ def refuse_changed_layers(trainer: Trainer, planned: Mapping[str, nn.Parameter])
     Raises:
         ValueError: Says where layers may be built.
     """
-    by_name = exchanges_parameters(trainer)
+    by_name = exchanges_parameters(trainer.strategy, trainer.precision_plugin)
     refuse_exchanged(planned, parameters_by_name(trainer.lightning_module), by_name=by_name)
-
-
-def exchanges_parameters(trainer: Trainer) -> bool:
-    """Whether the strategy or the precision puts other parameters in the place of the module's."""
-    converts = BitsandbytesPrecision | TransformerEnginePrecision
-    return shards_parameters(trainer.strategy) or isinstance(trainer.precision_plugin, converts)
 
 
 def schedulers_of(trainer: Trainer) -> list[LRScheduler]:

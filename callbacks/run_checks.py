@@ -3,14 +3,12 @@
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lit_finetune.distributed.wrapping import shards_parameters
+from lit_finetune.distributed.wrapping import exchanges_parameters, shards_parameters
 from lit_finetune.freezing.fixed_networks import FixedNetworks, kept_line, without_averages
 from lit_finetune.freezing.layer_watch import LayerWatch, refuse_exchanged_amid
 from lit_finetune.freezing.silent_blocks import SilentBlocks, silent_line
 from lit_finetune.freezing.trainable_state import TrainableState
 from lit_finetune.modules.fsdp1 import parameters_by_name
-
-from .compatibility import exchanges_parameters
 
 
 class RunChecks:
@@ -33,7 +31,7 @@ class RunChecks:
         """
         self._trainer, self._module, self._state = trainer, pl_module, state
         self._parameters = parameters_by_name(pl_module)
-        self._modules_only = exchanges_parameters(trainer)
+        self._modules_only = exchanges_parameters(trainer.strategy, trainer.precision_plugin)
         self._watch = LayerWatch(pl_module, modules_only=self._modules_only)
         self._silent = SilentBlocks()
         beside = [] if shards_parameters(trainer.strategy) else state.plan.networks_beside
@@ -42,7 +40,9 @@ class RunChecks:
 
     def begin_phase(self) -> None:
         """Wait for gradients in what has begun to train."""
-        if not shards_parameters(self._trainer.strategy):  # else a process may hold nothing of a block
+        if not shards_parameters(
+            self._trainer.strategy
+        ):  # else a process may hold nothing of a block
             self._silent.add(self._state.plan.blocks, self._state.joined())
 
     def between_steps(self) -> None:

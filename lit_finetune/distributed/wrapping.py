@@ -6,6 +6,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins.precision import (
+    BitsandbytesPrecision,
+    Precision,
+    TransformerEnginePrecision,
+)
 from lightning.pytorch.strategies import (
     DDPStrategy,
     FSDPStrategy,
@@ -156,6 +161,12 @@ def wrap_by_blocks(strategy: Strategy, network: nn.Module, head_name: str | None
 def shards_parameters(strategy: Strategy) -> bool:
     """Whether each process holds only a shard of each parameter."""
     return isinstance(strategy, ModelParallelStrategy | FSDPStrategy)
+
+
+def exchanges_parameters(strategy: Strategy, precision: Precision) -> bool:
+    """Whether a strategy or a precision puts other parameters in the place of a module's."""
+    converts = BitsandbytesPrecision | TransformerEnginePrecision
+    return shards_parameters(strategy) or isinstance(precision, converts)
 
 
 def rewrap(strategy: Strategy, module: LightningModule) -> None:

@@ -1,6 +1,6 @@
 """Notice layers that are exchanged while a network trains, by a look at each before a step."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import nn
 
@@ -76,6 +76,39 @@ def refuse_exchanged_amid(
             " optimizer and no schedule knows them, so they would never train. Build layers in"
             " `__init__`, `setup` or `configure_model`, and let the schedule say when they train;"
             " new weights for a layer are copied into it, under `torch.no_grad()`."
+        )
+
+
+def refuse_unoptimised(
+    known: Mapping[str, nn.Parameter],
+    now: Mapping[str, nn.Parameter],
+    *,
+    optimised: Collection[int],
+    when: str,
+) -> None:
+    """Refuse parameters that came amid a training without a schedule, if no optimizer moves them.
+
+    Args:
+        known: The module's parameters when it began.
+        now: Its parameters.
+        optimised: The `id` of each parameter that an optimizer holds.
+        when: At which point of the training it was seen.
+
+    Raises:
+        ValueError: Names them, and says what to do.
+    """
+    before = set(map(id, known.values()))
+    new = [
+        name
+        for name, each in now.items()
+        if each.requires_grad and id(each) not in before and id(each) not in optimised
+    ]
+    if new:
+        raise ValueError(
+            f"Layers were exchanged or added amid the training, {when}: {some_of(new, 3)}. No"
+            " optimizer holds them, so they would never train. Build layers in `__init__`, `setup`"
+            " or `configure_model`, or add them to the optimizer (`add_param_group`); new weights"
+            " for a layer are copied into it, under `torch.no_grad()`."
         )
 
 

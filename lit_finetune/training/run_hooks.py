@@ -11,6 +11,7 @@ from lit_finetune.classes.data import refuse_other_validation
 from lit_finetune.loading.few_pictures import refuse_few_in_loaders
 from lit_finetune.loading.loader_order import follow_reloaded
 from lit_finetune.training.class_matching import refuse_unread_checkpoint
+from lit_finetune.training.own_layers import OwnLayers
 from lit_finetune.training.random_backbone import RandomLayers, warning_of_random
 
 
@@ -26,6 +27,7 @@ class RunHooks(Callback):
 
     def __init__(self, classifier: Any) -> None:
         self.classifier = classifier
+        self._layers: OwnLayers | None = None
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -46,6 +48,37 @@ class RunHooks(Callback):
         _match(self.classifier, trainer.train_dataloader)
         classes = self.classifier.data_classes
         refuse_other_validation(trainer.val_dataloaders, trainer.train_dataloader, classes)
+        self._layers = OwnLayers(self.classifier)
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if self._layers and self._runs(pl_module):
+            self._layers.look()
+
+    @override
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
+    ) -> None:
+        if self._layers and self._runs(pl_module):
+            self._layers.look_before_step()
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self._layers and self._runs(pl_module):
+            self._layers.keep_networks()
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._layers and self._runs(pl_module):
+            self._layers.keep_networks()
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._layers and self._runs(pl_module):
+            self._layers.keep_networks()
+        self._layers = None
 
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:

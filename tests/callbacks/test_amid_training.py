@@ -213,7 +213,7 @@ class CutsOff(Acts):
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         features = self.net.stem(batch[0])
-        if self.steps % self.every:
+        if (self.steps + 1) % self.every:
             features = features.detach()
         return nn.functional.cross_entropy(self.net.fc(self.net.layer1(features)), batch[1])
 

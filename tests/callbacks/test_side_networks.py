@@ -515,3 +515,42 @@ def test_the_tuner_tries_the_phase_without_a_teacher_that_no_optimizer_holds() -
 
     trainer.fit(module, loader)
     assert student.moved == GRADUAL
+
+
+class AloneWithTeacher(FinetuneClassifier):
+    """A classifier with a teacher in training mode, and perhaps a new head in epoch 1."""
+
+    def __init__(self, new_head: bool = False) -> None:
+        super().__init__(Net(), num_classes=3)
+        self.teacher = Net(6).requires_grad_(False)
+        self.new_head = new_head
+
+    def loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        self.teacher(torch.randn(4, 3, 8, 8))
+        return super().loss(logits, target)
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        if self.new_head and self.current_epoch == 1:
+            self.backbone.fc = nn.Linear(8, 3)
+
+
+def fit_alone(module: LightningModule) -> None:
+    data = DataLoader(TensorDataset(torch.randn(8, 3, 8, 8), torch.arange(8) % 3), batch_size=2)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    options = {"max_epochs": 2, "accelerator": "cpu", "enable_checkpointing": False, **quiet}
+    Trainer(**options).fit(module, data)
+
+
+def test_a_classifiers_teacher_in_training_mode_stays_as_it_is_without_a_schedule() -> None:
+    module = AloneWithTeacher()
+    before = copy.deepcopy(module.teacher.state_dict())
+    fit_alone(module)
+    assert all(torch.equal(before[n], v) for n, v in module.teacher.state_dict().items())
+
+
+def test_a_classifiers_head_that_is_exchanged_amid_the_training_is_refused_without_a_schedule() -> (
+    None
+):
+    with pytest.raises(ValueError, match=r"before step 4 in epoch 1: backbone\.fc\.weight"):
+        fit_alone(AloneWithTeacher(new_head=True))

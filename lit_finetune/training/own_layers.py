@@ -1,0 +1,68 @@
+"""What the code of a classifier's subclass does with layers while it trains without a schedule."""
+
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info
+
+from lit_finetune.distributed.wrapping import exchanges_parameters, shards_parameters
+from lit_finetune.freezing.auxiliary_networks import side_networks
+from lit_finetune.freezing.fixed_networks import FixedNetworks, kept_line, without_averages
+from lit_finetune.freezing.layer_watch import LayerWatch, refuse_unoptimised
+from lit_finetune.modules.fsdp1 import parameters_by_name
+
+
+class OwnLayers:
+    """Refuses layers that nobody would train, and keeps the statistics of networks beside.
+
+    Args:
+        classifier: A `ClassifierSteps`, whose training begins.
+    """
+
+    def __init__(self, classifier: Any) -> None:
+        self._classifier, trainer = classifier, classifier.trainer
+        self._modules_only = exchanges_parameters(trainer.strategy, trainer.precision_plugin)
+        self._parameters = parameters_by_name(classifier)
+        self._watch = LayerWatch(classifier, modules_only=self._modules_only)
+        sides = (
+            ()
+            if shards_parameters(trainer.strategy)
+            else side_networks(classifier, network="backbone")
+        )
+        self._fixed = FixedNetworks(without_averages(classifier, sides))
+
+    def look(self) -> None:
+        """Look at what hooks have done before a batch.
+
+        Raises:
+            ValueError: There are new layers that no optimizer holds.
+        """
+        if moved := self._fixed.restore():
+            rank_zero_info(kept_line(moved))
+        self._refuse_unoptimised()
+
+    def look_before_step(self) -> None:
+        """Look at what a step has done.
+
+        Raises:
+            ValueError: There are new layers that no optimizer holds.
+        """
+        self._fixed.restore_known()
+        self._refuse_unoptimised()
+
+    def keep_networks(self) -> None:
+        """Keep the statistics of networks that nobody trains."""
+        self._fixed.restore(by_value=True)
+
+    def _refuse_unoptimised(self) -> None:
+        if self._watch.is_same():
+            return
+        trainer = self._classifier.trainer
+        if not self._modules_only:
+            groups = [group for each in trainer.optimizers for group in each.param_groups]
+            refuse_unoptimised(
+                self._parameters,
+                parameters_by_name(self._classifier),
+                optimised={id(parameter) for group in groups for parameter in group["params"]},
+                when=f"before step {trainer.global_step} in epoch {trainer.current_epoch}",
+            )
+        self._watch = LayerWatch(self._classifier, modules_only=self._modules_only)
