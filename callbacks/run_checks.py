@@ -34,7 +34,7 @@ class RunChecks:
         self._modules_only = exchanges_parameters(trainer.strategy, trainer.precision_plugin)
         self._watch = LayerWatch(pl_module, modules_only=self._modules_only)
         self._silent = SilentBlocks()
-        beside = [] if shards_parameters(trainer.strategy) else state.plan.networks_beside
+        beside = [] if shards_parameters(trainer.strategy) else state.plan.auxiliary_networks
         self._fixed = FixedNetworks(without_averages(pl_module, beside))
         self.begin_phase()
 
@@ -90,7 +90,7 @@ class RunChecks:
             refuse_exchanged_amid(
                 self._parameters,
                 parameters_by_name(self._module),
-                beside=self._state.plan.networks_beside,
+                beside=self._state.plan.auxiliary_networks,
                 when=f"before step {self._trainer.global_step} in epoch"
                 f" {self._trainer.current_epoch}",
             )
