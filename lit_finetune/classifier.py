@@ -46,8 +46,8 @@ from lit_finetune.splitting.split import PrefixOutput, forward_from, forward_pre
 from lit_finetune.training.class_matching import refuse_unread_checkpoint
 from lit_finetune.training.hparams import check_hparams, plain_hparams
 from lit_finetune.training.module import ClassifierSteps
-from lit_finetune.weights.own_checkpoint import KEY
-from lit_finetune.weights.transformers_keys import in_names_of
+from lit_finetune.weights.own_checkpoint import CHECKPOINT_KEY
+from lit_finetune.weights.transformers_keys import to_network_names
 
 
 class FinetuneClassifier(ClassifierSteps):
@@ -359,7 +359,7 @@ class FinetuneClassifier(ClassifierSteps):
         key = self.CHECKPOINT_HYPER_PARAMS_KEY
         # The weights are in the checkpoint: whoever loads it must not need files again.
         checkpoint[key] = {**checkpoint.get(key, {}), "weights": None, **self._rebuilt_by}
-        checkpoint[KEY]["weights"] = self.hparams["weights"]
+        checkpoint[CHECKPOINT_KEY]["weights"] = self.hparams["weights"]
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -367,7 +367,7 @@ class FinetuneClassifier(ClassifierSteps):
         self._new_head = self._random_backbone = None
         if state := checkpoint.get("state_dict"):  # none where shards have been read by now
             # It may be of another version of transformers.
-            checkpoint["state_dict"] = dict(in_names_of(self, {"": state})[""])
+            checkpoint["state_dict"] = dict(to_network_names(self, {"": state})[""])
 
     @classmethod
     @override

@@ -71,7 +71,7 @@ def adapt_channels(network: nn.Module, in_chans: int) -> None:
             f"`in_chans` is {in_chans}, but the first convolution, `{name}`, cannot be adapted: "
             "it is grouped, or its weight is computed from others."
         )
-    adapted = channels_adapted(weight.detach(), in_chans)
+    adapted = adapt_channel_weights(weight.detach(), in_chans)
     layer.weight = nn.Parameter(adapted, requires_grad=weight.requires_grad)
     layer.in_channels = in_chans
     _note_channels(network, name, old, in_chans)
@@ -88,13 +88,13 @@ def input_layer(network: nn.Module) -> tuple[str, nn.Conv2d] | None:
     return next(((n, m) for n, m in modules.items() if isinstance(m, nn.Conv2d)), None)
 
 
-def channels_adapted(weight: Tensor, in_chans: int) -> Tensor:
+def adapt_channel_weights(weight: Tensor, in_chans: int) -> Tensor:
     """The weight (out, in, height, width) of a first convolution, for other channels.
 
     >>> import torch
-    >>> channels_adapted(torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1), 1).flatten()
+    >>> adapt_channel_weights(torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1), 1).flatten()
     tensor([6.])
-    >>> channels_adapted(torch.tensor([4.0, 8.0, 12.0]).view(1, 3, 1, 1), 4).flatten()
+    >>> adapt_channel_weights(torch.tensor([4.0, 8.0, 12.0]).view(1, 3, 1, 1), 4).flatten()
     tensor([3., 6., 9., 3.])
     """
     old = weight.shape[1]

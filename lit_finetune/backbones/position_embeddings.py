@@ -26,7 +26,7 @@ def is_positional(name: str) -> bool:
     return any(kind.search(name) for kind in (_ABSOLUTE, _TABLE, _AXIS, _OTHER))
 
 
-def resampled(name: str, positions: Tensor, shape: torch.Size) -> Tensor | None:
+def resample_positions(name: str, positions: Tensor, shape: torch.Size) -> Tensor | None:
     """What a parameter that speaks of positions becomes in another shape; None if that is unclear.
 
     Embeddings of a grid are resampled as timm does it, bicubic with antialiasing, and the tokens
@@ -71,7 +71,7 @@ def set_image_size(network: nn.Module, image_size: int) -> None:
     _, old, width = positions.shape
     before = (int(getattr(network, "image_size")) // patch) ** 2  # noqa: B009  # typed as a module
     length = (image_size // patch) ** 2 + old - before
-    new = resampled("pos_embedding", positions.detach(), torch.Size((1, length, width)))
+    new = resample_positions("pos_embedding", positions.detach(), torch.Size((1, length, width)))
     assert new is not None, "both grids are square"
     encoder.pos_embedding = nn.Parameter(new, requires_grad=positions.requires_grad)  # type: ignore[union-attr]
     for attribute, value in (("image_size", image_size), ("seq_length", length)):

@@ -56,7 +56,7 @@ def shared_part(checkpoint: str | Path) -> dict[str, Any]:
     return content
 
 
-def is_of_shards(path: str | Path) -> bool:
+def is_sharded_folder(path: str | Path) -> bool:
     """Whether a path is a folder of shards that holds a network as `gather_checkpoint` reads it."""
     folder = Path(path)
     if not all((folder / name).is_file() for name in (_PLAIN_PART, INDEX)):

@@ -37,7 +37,7 @@ from lit_finetune.cli.errors import check_configs, check_writable, explained, fi
 from lit_finetune.cli.parser_messages import short_message
 from lit_finetune.files.terminal_text import printable
 
-MOST_CLASSES = 40
+MAX_CLASSES = 40
 """How many known classes the help lists for an argument."""
 LIKELY_CLASSES = ("callbacks.", "datamodules.", "lit_finetune.", "torch.optim.")
 """What the names of those begin with that it lists even so."""
@@ -74,7 +74,7 @@ class BriefHelp(DefaultHelpFormatter):
         text = super()._get_help_string(action)
         head, found, rest = text.partition(", known subclasses: ")
         classes = rest.removesuffix(")").split(", ")
-        if not found or len(classes) <= MOST_CLASSES:
+        if not found or len(classes) <= MAX_CLASSES:
             return text
         likely = [name for name in classes if name.startswith(LIKELY_CLASSES)]
         return f"{head}, known subclasses: {', '.join([*likely, 'and many more'])})"

@@ -11,13 +11,11 @@ from lit_finetune.modules.outputs import logits_of
 from lit_finetune.splitting.split import SplitError, forward_from, forward_prefix
 
 
-def check_splits(
-    network: nn.Module, x: Tensor, *, head_name: str | None = None
-) -> dict[str, str | None]:
+def splits(network: nn.Module, x: Tensor, *, head_name: str | None = None) -> dict[str, str | None]:
     """For each block, the reason why a network cannot be split there; None if it can.
 
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-    >>> check_splits(net, torch.ones(2, 4))
+    >>> splits(net, torch.ones(2, 4))
     {'0': None, 'head': None}
 
     Args:

@@ -58,7 +58,7 @@ from lit_finetune.training.precision_hint import precision_hint
 from lit_finetune.training.random_backbone import RandomLayers
 from lit_finetune.training.run_hooks import join_run, warn_of_random
 from lit_finetune.training.train_metrics import TrainingScores
-from lit_finetune.weights.own_checkpoint import KEY
+from lit_finetune.weights.own_checkpoint import CHECKPOINT_KEY
 
 
 class ClassifierSteps(LightningModule):
@@ -328,7 +328,7 @@ class ClassifierSteps(LightningModule):
         if self._stops_if_nonfinite:
             refuse_nonfinite_weights(self)
         save_run(self._trainer, checkpoint)
-        checkpoint[KEY] = {
+        checkpoint[CHECKPOINT_KEY] = {
             "classes": self.classes if self.head_classes.is_named else None,
             "class_weights": None if self.class_weights is None else self.class_weights.tolist(),
             "data_config": self.data_config.to_dict(),
@@ -338,7 +338,7 @@ class ClassifierSteps(LightningModule):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if (own := checkpoint.get(KEY)) is None:
+        if (own := checkpoint.get(CHECKPOINT_KEY)) is None:
             raise ValueError(
                 "The checkpoint was not written by a FinetuneClassifier. To start from its weights,"
                 " pass its path as `weights`."

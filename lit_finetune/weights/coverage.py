@@ -1,7 +1,7 @@
-"""How many layers of a network a weights file fills, beside how many of its numbers.
+"""Count the layers of a network that a weights file fills, in addition to its elements.
 
-In AlexNet or VGG most numbers are in one hidden linear layer, in a vision transformer hardly any in
-the patch embedding: a share of the numbers does not tell that every picture passes random layers.
+In AlexNet or VGG most elements are in one hidden linear layer; in a vision transformer hardly any
+are in the patch embedding: the share of elements does not show that some layers are random.
 """
 
 from collections.abc import Collection
@@ -14,35 +14,35 @@ from lit_finetune.backbones.position_embeddings import is_positional
 from lit_finetune.blocks.block import list_blocks
 from lit_finetune.modules.compiled import plain_name
 
-ENOUGH = 0.8
-"""The share of the layers that is asked for, unless less is asked for of the numbers.
+MIN_LAYER_SHARE = 0.8
+"""The least share of layers that has to be filled, unless `min_match` is lower.
 
-Below it a gap is allowed too."""
+Below it, a gap is allowed, too."""
 _STATISTICS = ("running_mean", "running_var")
 
 
 @dataclass(frozen=True, slots=True)
 class FilledLayers:
-    """How many layers of a backbone have all their tensors from a file."""
+    """The number of a backbone's layers that have all their tensors from a file."""
 
     filled: int = 0
     total: int = 0
     filled_convolutions: int = 0
     total_convolutions: int = 0
     gap: str = ""
-    """A block of which nothing is filled, in front of one of which something is."""
+    """A block without filled weights before one with some; empty if there is none."""
 
-    def are_at_least(self, share: float) -> bool:
-        """Whether such a share of all layers is filled, and of the convolutions, without a gap.
+    def reach(self, share: float) -> bool:
+        """Whether this share of all layers and of the convolutions is filled, without a gap.
 
-        >>> FilledLayers(9, 10, filled_convolutions=0, total_convolutions=1).are_at_least(0.8)
+        >>> FilledLayers(9, 10, filled_convolutions=0, total_convolutions=1).reach(0.8)
         False
         """
-        return share <= self.share and not (self.gap and share >= ENOUGH)
+        return share <= self.share and not (self.gap and share >= MIN_LAYER_SHARE)
 
     @property
     def share(self) -> float:
-        """The share of all layers that is filled, or of the convolutions, whichever is less."""
+        """The filled share of all layers, or of the convolutions, whichever is less."""
         pairs = (self.filled, self.total), (self.filled_convolutions, self.total_convolutions)
         return min(filled / total if total else 1.0 for filled, total in pairs)
 
@@ -57,49 +57,49 @@ def filled_layers(
     network: nn.Module,
     matched: Collection[str],
     *,
-    aside: tuple[str, ...] = (),
+    excluded: tuple[str, ...] = (),
     head_name: str | None = None,
 ) -> FilledLayers:
     """Count the layers whose parameters and running statistics are all filled.
 
     >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
-    >>> str(filled_layers(network, {"0.weight", "0.bias", "1.weight", "1.bias"}, aside=("2.",)))
+    >>> str(filled_layers(network, {"0.weight", "0.bias", "1.weight", "1.bias"}, excluded=("2.",)))
     '1 of 2 layers, 1 of 1 convolutions'
 
     Args:
-        network: A layer is a module of it with parameters of its own.
-        matched: The names of the tensors that are filled.
-        aside: The starts of the names that are no backbone's.
-        head_name: The network's head; found if it is not given.
+        network: Its layers are its modules with parameters of their own.
+        matched: The names of the filled tensors.
+        excluded: The prefixes of names that do not belong to the backbone.
+        head_name: The network's head; by default it is found.
     """
-    full, full_convolutions = [], []
+    is_filled, is_filled_convolution = [], []
     for path, module in network.named_modules():
         names = [f"{plain_name(path)}.{name}".lstrip(".") for name in _tensor_names(module)]
-        names = [name for name in names if not name.startswith(aside)]
+        names = [name for name in names if not name.startswith(excluded)]
         if names:
-            full.append(all(name in matched for name in names))
+            is_filled.append(all(name in matched for name in names))
             if isinstance(module, _ConvNd):
-                full_convolutions.append(full[-1])
+                is_filled_convolution.append(is_filled[-1])
     return FilledLayers(
-        filled=sum(full),
-        total=len(full),
-        filled_convolutions=sum(full_convolutions),
-        total_convolutions=len(full_convolutions),
-        gap=_gap(network, matched, head_name),
+        filled=sum(is_filled),
+        total=len(is_filled),
+        filled_convolutions=sum(is_filled_convolution),
+        total_convolutions=len(is_filled_convolution),
+        gap=_first_gap(network, matched, head_name),
     )
 
 
-def _gap(network: nn.Module, matched: Collection[str], head_name: str | None) -> str:
-    """The first block without a filled weight that stands before one with such; "" if none does.
+def _first_gap(network: nn.Module, matched: Collection[str], head_name: str | None) -> str:
+    """The first block without filled weights before a block with some; "" if there is none.
 
-    What comes behind it sees what random layers make of the pictures. Nothing else is asked of the
-    last blocks: a new one there learns as a head does.
+    The blocks behind a gap get the output of random layers. Unfilled last blocks are no gap: they
+    learn as a new head does.
     """
-    ranks = {plain_name(name): each.ndim for name, each in network.named_parameters()}
+    num_dims = {plain_name(name): each.ndim for name, each in network.named_parameters()}
     gaps: list[str] = []
     for block in list_blocks(network, head_name):
         names = [plain_name(name) for name in block.parameters]
-        matrices = [name for name in names if ranks.get(name, 0) > 1 and not is_positional(name)]
+        matrices = [name for name in names if num_dims.get(name, 0) > 1 and not is_positional(name)]
         weights = [name for name in matrices if name.endswith("weight")] or matrices
         if weights and block.name != "head":
             if any(name in matched for name in weights):
@@ -111,7 +111,7 @@ def _gap(network: nn.Module, matched: Collection[str], head_name: str | None) ->
 
 
 def _tensor_names(module: nn.Module) -> list[str]:
-    """The module's own parameters, and statistics where it has such."""
+    """The names of a module's own parameters and running statistics."""
     parameters = [name for name, _ in module.named_parameters(recurse=False)]
     if not parameters:
         return []

@@ -1,4 +1,4 @@
-"""Read weights files of any kind without running the code that may be in them."""
+"""Read weights files of any format without running code in them."""
 
 import os
 import warnings
@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lit_finetune._errors import nearest
-from lit_finetune.checkpoints.sharded import gather_checkpoint, is_of_shards
+from lit_finetune.checkpoints.sharded import gather_checkpoint, is_sharded_folder
 from lit_finetune.files.diagnose import (
     FIRST_BYTES,
     SAVE_STATE,
@@ -32,17 +32,17 @@ from lit_finetune.files.placeholder_objects import INERT, Inert, is_loaded_enum,
 from lit_finetune.files.terminal_text import printable
 from lit_finetune.files.torch_files import load_torch_file, open_torch_file
 
-_MOST_ENUMS = 16
-_MOST_LEVELS = 3
+_MAX_ENUMS = 16
+_MAX_LEVELS = 3
 
 
 def read_entries(path: str | Path) -> dict[str, dict[str, Tensor]]:
-    """All state dicts in a weights file, each under the dotted key at which it was found.
+    """All state dicts in a weights file, by their dotted keys in it.
 
-    The key of a file that is itself a state dict is "".
+    If the file itself is a state dict, its key is "".
 
     Raises:
-        FileNotFoundError: There is no such file; the message names the nearest ones.
+        FileNotFoundError: There is no such file; the message names the closest ones.
         ValueError: The file is damaged, holds no weights, or would have to run code.
     """
     path = Path(path).expanduser()
@@ -50,46 +50,46 @@ def read_entries(path: str | Path) -> dict[str, dict[str, Tensor]]:
     content = _read_shards(path) if path.name.endswith(".index.json") else read_content(path)
     entries = _find_state_dicts(content)
     if not entries:
-        what = what_it_has(content)
-        raise ValueError(f"{printable(path)} has no tensors by name, but a {what}. {SAVE_STATE}")
+        kind = what_it_has(content)
+        raise ValueError(f"{printable(path)} has no tensors by name, but a {kind}. {SAVE_STATE}")
     return entries
 
 
 def read_content(path: str | Path, *, skip_data: bool = False) -> Any:
-    """All that a weights file holds, as plain data.
+    """The whole content of a weights file, as plain data.
 
     Args:
         path: A file, or a folder of shards.
-        skip_data: Whether tensors of a file may be without their data.
+        skip_data: Whether to leave out the data of tensors in a file.
     """
     path = Path(path).expanduser()
     return gather_checkpoint(path) if path.is_dir() else _read(path, skip_data=skip_data)
 
 
 def _check_exists(path: Path) -> None:
-    if is_of_shards(path):
+    if is_sharded_folder(path):
         return
     if path.is_dir():
         raise ValueError(f"{path} is a folder, not a weights file.{folder_advice(path)}")
     if path.is_symlink() and not path.exists():
-        to = os.readlink(path)
-        fetch = " Run `git annex get` on it." if "annex/objects" in to else " Copy it again."
-        raise FileNotFoundError(f"{path} is a link to {to}, which is not there.{fetch}")
+        target = os.readlink(path)
+        fetch = " Run `git annex get` on it." if "annex/objects" in target else " Copy it again."
+        raise FileNotFoundError(f"{path} is a link to {target}, which is not there.{fetch}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"No weights file {path}: its folder does not exist.")
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is a pipe or a device, not a weights file: copy it to a file.")
     if not path.exists():
-        near = nearest(path.name, (file.name for file in path.parent.iterdir()))
-        hint = near or files_in(path.parent)
+        closest = nearest(path.name, (file.name for file in path.parent.iterdir()))
+        hint = closest or files_in(path.parent)
         raise FileNotFoundError(f"No weights file {path.name!r} in {path.parent}.{hint}")
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
-    """The tensors of all the files that a Hugging Face index names, from the index's folder."""
+    """The tensors of all files in a Hugging Face index, from the index's folder."""
     tensors: dict[str, Tensor] = {}
     try:
-        start, end = _ends(index)
+        start, end = _first_and_last_bytes(index)
         if not start.lstrip().startswith((b"{", b"[")):
             refuse_signature(start, end)
         for name in shard_names(index):
@@ -104,8 +104,8 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 
 
 def _read(path: Path, *, skip_data: bool) -> Any:
-    start, end = _ends(path)
-    # A damaged file makes the readers raise nearly anything: KeyError, EOFError, struct.error, …
+    start, end = _first_and_last_bytes(path)
+    # On damaged files the readers raise almost any error: KeyError, EOFError, struct.error, …
     try:
         refuse_signature(start, end)
         if not is_of_torch(start):
@@ -118,7 +118,7 @@ def _read(path: Path, *, skip_data: bool) -> Any:
     return content
 
 
-def _ends(path: Path) -> tuple[bytes, bytes]:
+def _first_and_last_bytes(path: Path) -> tuple[bytes, bytes]:
     """The first and the last bytes of a file."""
     with open_torch_file(path) as file:
         start = file.read(FIRST_BYTES)
@@ -127,23 +127,23 @@ def _ends(path: Path) -> tuple[bytes, bytes]:
 
 
 def _load(path: Path, start: bytes, *, skip_data: bool) -> Any:
-    """What a file holds, by its first bytes, of data only."""
+    """Load a file of plain data, in the format that its first bytes show."""
     if is_safetensors(start):
-        return load_file(path, backend="pread")  # mapped, a file cut short ends the process
+        return load_file(path, backend="pread")  # memory-mapped, a truncated file ends the process
     if start.startswith(b"PK\x03\x04"):
         refuse_archive(path)
     enums: list[tuple[type, str]] = []
     while True:
         try:
-            return _load_inert([*INERT, *enums], path, skip_data=skip_data)
+            return _load_with_placeholders([*INERT, *enums], path, skip_data=skip_data)
         except UnpicklingError as error:
             name = unknown_name(error)
-            if not name or not is_loaded_enum(name) or len(enums) >= _MOST_ENUMS:
+            if not name or not is_loaded_enum(name) or len(enums) >= _MAX_ENUMS:
                 raise
             enums.append((Inert, name))
 
 
-def _load_inert(names: list[Any], path: Path, *, skip_data: bool) -> Any:
+def _load_with_placeholders(names: list[Any], path: Path, *, skip_data: bool) -> Any:
     with torch.serialization.safe_globals(names), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript: the error below says it
         with open_torch_file(path) as file:
@@ -151,19 +151,19 @@ def _load_inert(names: list[Any], path: Path, *, skip_data: bool) -> Any:
 
 
 def _find_state_dicts(content: Any) -> dict[str, dict[str, Tensor]]:
-    """Every mapping of names to tensors in a checkpoint, but for the optimizer's."""
+    """Every mapping of names to tensors in a checkpoint, except those of optimizers."""
     found: dict[str, dict[str, Tensor]] = {}
     seen: set[int] = set()
-    waiting: list[tuple[tuple[str, ...], Any]] = [((), content)]
-    for keys, mapping in waiting:
-        if id(mapping) in seen or not isinstance(mapping, Mapping) or len(keys) > _MOST_LEVELS:
+    pending: list[tuple[tuple[str, ...], Any]] = [((), content)]
+    for keys, mapping in pending:
+        if id(mapping) in seen or not isinstance(mapping, Mapping) or len(keys) > _MAX_LEVELS:
             continue
         seen.add(id(mapping))
-        named = {key: value for key, value in mapping.items() if isinstance(key, str)}
-        unpacked = {key: _unpacked(value) for key, value in named.items()}
-        if tensors := {key: value for key, value in unpacked.items() if _is_weight(value)}:
+        by_name = {key: value for key, value in mapping.items() if isinstance(key, str)}
+        values = {key: _unpack_quantised(value) for key, value in by_name.items()}
+        if tensors := {key: value for key, value in values.items() if _is_weight(value)}:
             found[".".join(keys)] = tensors
-        waiting += [((*keys, key), value) for key, value in named.items() if "optim" not in key]
+        pending += [((*keys, key), value) for key, value in by_name.items() if "optim" not in key]
     return found
 
 
@@ -172,7 +172,7 @@ def _is_weight(value: Any) -> bool:
     return is_dense and not value.is_meta
 
 
-def _unpacked(value: Any) -> Any:
-    """A quantised weight that torch has saved in one with the bias; anything else as it is."""
+def _unpack_quantised(value: Any) -> Any:
+    """The quantised weight of a tuple with the bias, as torch saves it; other values unchanged."""
     is_packed = isinstance(value, tuple) and value and isinstance(value[0], Tensor)
     return value[0] if is_packed and value[0].is_quantized else value

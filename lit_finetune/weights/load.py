@@ -1,4 +1,4 @@
-"""Load a weights file into a network, and say what of it fitted."""
+"""Load a weights file into a network, and report which tensors matched."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,65 +8,65 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from lit_finetune._errors import nearest
-from lit_finetune.backbones.input_adaptation import channels_adapted, input_layer
-from lit_finetune.backbones.position_embeddings import is_positional, resampled
+from lit_finetune.backbones.input_adaptation import adapt_channel_weights, input_layer
+from lit_finetune.backbones.position_embeddings import is_positional, resample_positions
 from lit_finetune.files.diagnose import NoWeightsError, advice_on
 from lit_finetune.files.terminal_text import printable
 from lit_finetune.heads.find import auxiliary_heads, find_head, replaced_layers
 from lit_finetune.modules.compiled import plain_name
 from lit_finetune.modules.python_types import refuse_other_than_module, refuse_other_than_path
-from lit_finetune.weights.coverage import ENOUGH, FilledLayers, filled_layers
+from lit_finetune.weights.coverage import MIN_LAYER_SHARE, FilledLayers, filled_layers
 from lit_finetune.weights.files import read_entries
 from lit_finetune.weights.key_matching import (
-    Reading,
-    best_reading,
+    KeyMapping,
+    best_mapping,
     fits,
     fold_weight_norm,
     main_entry,
 )
-from lit_finetune.weights.quantized import quantised_layers, told, unlike
-from lit_finetune.weights.transformers_keys import in_names_of
-from lit_finetune.weights.useless_numbers import refuse_useless
+from lit_finetune.weights.quantized import format_quantised, quantised_layers, without_prefixes
+from lit_finetune.weights.transformers_keys import to_network_names
+from lit_finetune.weights.useless_numbers import refuse_unusable
 
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """What of a weights file went into a network, by the network's names without `_orig_mod`."""
+    """The result of loading a weights file, by the network's names without `_orig_mod`."""
 
     path: str
     entry: str
-    """The entry of the file that was taken, as `model_ema`, or "" for the file itself."""
+    """The entry of the file that was read, such as `model_ema`; "" for the file itself."""
     stripped: str
-    """The prefix taken off the file's names, as `module.`."""
+    """The prefix stripped from the file's names, such as `module.`."""
     added: str
-    """The prefix put in front of them, where the network wraps the one that was saved."""
+    """The prefix added to them, if the network wraps the saved one."""
     matched: tuple[str, ...]
     missing: tuple[str, ...]
     """The network's tensors that the file does not have."""
     unexpected: tuple[str, ...]
     """The file's tensors that the network does not have."""
     mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
-    """Name, shape in the file, and shape in the network; those of a dropped head too."""
+    """Name, shape in the file, and shape in the network; also of a dropped head."""
     head_dropped: tuple[str, ...]
-    """The head's tensors in the file, where they are not of this network's head."""
+    """The head's tensors in the file, if they do not fit this network's head."""
     adapted: tuple[str, ...]
-    """The tensors that were made to fit: a first convolution for other channels, position
-    embeddings for another image size."""
+    """The tensors that were converted: a first convolution for other channels, position embeddings
+    for another image size."""
     share: float
-    """The share of the backbone's parameters, head excluded, that the file filled."""
+    """The share of the backbone's parameters, without the head, that the file filled."""
     layers: FilledLayers = field(default_factory=FilledLayers)
-    """How many of the backbone's layers the file filled."""
+    """The number of the backbone's layers that the file filled."""
     quantised: Mapping[str, str] = field(default_factory=dict)
-    """The layers that are quantised in the file, and so were not read, and how they are."""
+    """The layers that are quantised in the file and so were not loaded, with a description."""
 
     def __str__(self) -> str:
         return f"{self.path}: {self.share:.1%} of the backbone's parameters loaded\n{self.table()}"
 
     def table(self) -> str:
-        """A line for each thing that there is to say."""
+        """The report as a table, one line for each field that is not empty."""
         shapes = [
-            f"{name} ({_by(file)} in the file, {_by(own)} here)"
-            for name, file, own in self.mismatched
+            f"{name} ({_shape_text(saved)} in the file, {_shape_text(own)} here)"
+            for name, saved, own in self.mismatched
         ]
         rows = {
             "entry": self.entry,
@@ -74,12 +74,12 @@ class LoadReport:
             "prefix on": self.added,
             "matched": str(len(self.matched)),
             "filled": str(self.layers) if self.layers.total else "",
-            "missing": _some(self.missing),
-            "unexpected": _some(self.unexpected),
-            "other shape": _some(shapes),
-            "head dropped": _some(self.head_dropped),
-            "adapted": _some(self.adapted),
-            "quantised": told(self.quantised),
+            "missing": _first_names(self.missing),
+            "unexpected": _first_names(self.unexpected),
+            "other shape": _first_names(shapes),
+            "head dropped": _first_names(self.head_dropped),
+            "adapted": _first_names(self.adapted),
+            "quantised": format_quantised(self.quantised),
         }
         return "\n".join(f"  {title:<13}{printable(row)}" for title, row in rows.items() if row)
 
@@ -87,12 +87,12 @@ class LoadReport:
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The tensors in a weights file, by the names in the file.
 
-    Read are `.pth .pt .th .bin .safetensors .ckpt .tar .t7` and the like, whatever the suffix, and
-    an index of sharded files. No code in the file is run. Of several entries the largest is taken,
+    Reads the formats of `.pth .pt .th .bin .safetensors .ckpt .tar .t7`, whatever the suffix, and
+    an index of sharded files. No code in the file is run. Of several entries, the largest is read,
     or an averaged copy (EMA) of it.
 
     Raises:
-        FileNotFoundError: There is no such file; the message names the nearest ones.
+        FileNotFoundError: There is no such file; the message names the closest ones.
         ValueError: The file is damaged, holds no weights, or would have to run code.
     """
     entries = read_entries(path)
@@ -106,97 +106,97 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 def load_weights(
     network: nn.Module, path: str | Path, *, min_match: float = 0.9, head_name: str | None = None
 ) -> LoadReport:
-    """Copy the weights in a file into a network: all that fit, or none.
+    """Copy the weights in a file into a network: all that match, or none.
 
-    Of all entries of the file, and of all prefixes that can be taken off its names, those are used
-    that fit the network best, by name and shape. A head that does not fit is left out. What
-    `torch.compile` put into names, in the file or in the network, does not count. The first
-    convolution of a file for other channels is summed or repeated, and position embeddings for
-    another image size are resampled; both are told.
+    Uses the entry of the file and the prefixes of its names that match the network best, by name
+    and shape. A head that does not fit is left out. The parts that `torch.compile` adds to names,
+    in the file or in the network, are ignored. The first convolution for other channels is summed
+    or repeated, and position embeddings for another image size are resampled; the report names
+    both.
 
     Args:
         network: The network to fill. It keeps its dtype and device.
         path: A weights file, see `read_state_dict`.
-        min_match: The least share of the backbone's parameters that the file has to fill. Of its
-            layers, and of its convolutions alone, it has to fill as much or four fifths. Below four
-            fifths, blocks of which it has nothing may stand before those that it fills, and layers
-            may be quantised in it, which are not read.
-        head_name: The name of the module that is the head; found if it is not given.
+        min_match: The least share of the backbone's parameters that the file has to fill. It also
+            has to fill this share, or 0.8 if that is less, of the layers and of the convolutions.
+            Below 0.8, blocks without weights in the file may come before filled ones, and layers
+            that are quantised in the file are not loaded.
+        head_name: The name of the head's module; by default it is found.
 
     Raises:
-        FileNotFoundError: There is no such file; the message names the nearest ones.
-        ValueError: The file cannot be read, or fits too little; the network is as it was.
+        FileNotFoundError: There is no such file; the message names the closest ones.
+        ValueError: The file cannot be read, or matches too little; the network is unchanged.
     """
     if not 0 <= min_match <= 1:
         raise ValueError(f"`min_match` is a share between 0 and 1, but got {min_match}.")
     refuse_other_than_module(network)
     refuse_other_than_path(path)
-    head, aside = _head_prefixes(network, head_name)
-    targets = _tensors_of(network)
+    head, excluded = _head_prefixes(network, head_name)
+    targets = _network_tensors(network)
     entries: Mapping[str, Mapping[str, Tensor]] = _with_plain_names(read_entries(path))
-    entries = in_names_of(network, entries)
+    entries = to_network_names(network, entries)
     if not any(name.endswith(("weight_g", "weight.original0")) for name in targets):
         entries = {entry: fold_weight_norm(tensors) for entry, tensors in entries.items()}
     try:
-        reading = best_reading(entries, targets)
+        mapping = best_mapping(entries, targets)
     except NoWeightsError as error:
         raise ValueError(f"{path} {error}") from error
-    tensors = reading.of(entries)
-    adapted, unclear = _adapted(network, tensors, targets)
+    tensors = mapping.apply(entries)
+    adapted, unresampled = _adapt_tensors(network, tensors, targets)
     tensors |= adapted
-    report = _compare(tensors, targets, head=head, aside=aside, path=path, reading=reading)
+    report = _compare(tensors, targets, head=head, excluded=excluded, path=path, mapping=mapping)
     matched = set(report.matched)
     report = replace(
         report,
         adapted=tuple(name for name in adapted if name in matched),
-        layers=filled_layers(network, matched, aside=aside, head_name=head_name),
+        layers=filled_layers(network, matched, excluded=excluded, head_name=head_name),
         quantised=quantised_layers({n: t for n, t in tensors.items() if n not in matched}),
     )
     has_weights = any(targets[name].ndim > 1 for name in matched)
-    _refuse_quantised(report, min_match if has_weights else 1, aside=aside)
-    _refuse_little(report, min_match)
-    filling = {name: tensors[name] for name in report.matched}
-    refuse_useless(filling, targets, path=path, aside=aside)
-    if unclear:
+    _refuse_quantised(report, min_match if has_weights else 1, excluded=excluded)
+    _refuse_low_match(report, min_match)
+    matched_tensors = {name: tensors[name] for name in report.matched}
+    refuse_unusable(matched_tensors, targets, path=path, excluded=excluded)
+    if unresampled:
         raise ValueError(
             f"{path} has position embeddings for another image size that cannot be resampled, so "
             f"the network was left as it is.\n{report.table()}\nBuild the network for the size and "
-            f"the tokens that the file was made with: {', '.join(unclear)}."
+            f"the tokens that the file was made with: {', '.join(unresampled)}."
         )
-    state = network.state_dict()  # with the version numbers that some modules ask for
-    own = {plain_name(name): name for name in state}
-    state.update((own[name], tensor) for name, tensor in filling.items())
+    state = network.state_dict()  # with the version numbers that some modules need
+    own_names = {plain_name(name): name for name in state}
+    state.update((own_names[name], tensor) for name, tensor in matched_tensors.items())
     network.load_state_dict(state)
     return report
 
 
-def _refuse_little(report: LoadReport, min_match: float) -> None:
-    """Raise where a file fills too little of the backbone's numbers, or of its layers."""
+def _refuse_low_match(report: LoadReport, min_match: float) -> None:
+    """Raise if a file fills too few of the backbone's parameters or layers."""
     fits = f"{report.path} fits {report.share:.1%} of the backbone's parameters"
     if report.share < min_match:
-        little = f"{fits}, less than min_match={min_match}"
-    elif not report.layers.are_at_least(min(min_match, ENOUGH)):
-        little = f"{fits}, but only {report.layers}"
+        problem = f"{fits}, less than min_match={min_match}"
+    elif not report.layers.reach(min(min_match, MIN_LAYER_SHARE)):
+        problem = f"{fits}, but only {report.layers}"
     else:
         return
-    most = floor(100 * min(report.share, report.layers.share, 0.79 if report.layers.gap else 1))
+    limit = floor(100 * min(report.share, report.layers.share, 0.79 if report.layers.gap else 1))
     raise ValueError(
-        f"{little}, so the network was left as it is.\n{report.table()}\n"
+        f"{problem}, so the network was left as it is.\n{report.table()}\n"
         "Is the file of another architecture? If only the head differs, name it with "
-        f"`head_name`; to load what fits, lower `min_match`, to {most / 100:g} or less."
+        f"`head_name`; to load what fits, lower `min_match`, to {limit / 100:g} or less."
         f"{advice_on(report.unexpected)}"
     )
 
 
-def _refuse_quantised(report: LoadReport, min_match: float, *, aside: tuple[str, ...]) -> None:
-    """Raise where layers of the backbone are quantised, unless few are asked for."""
-    layers = unlike(report.quantised, aside) if aside else report.quantised
-    if layers and min_match >= ENOUGH:
+def _refuse_quantised(report: LoadReport, min_match: float, *, excluded: tuple[str, ...]) -> None:
+    """Raise if layers of the backbone are quantised, unless `min_match` is low."""
+    layers = without_prefixes(report.quantised, excluded) if excluded else report.quantised
+    if layers and min_match >= MIN_LAYER_SHARE:
         raise ValueError(
             f"{report.path} fits {report.share:.1%} of the backbone's parameters: it has quantised "
-            f"layers, {printable(told(layers))}, whose numbers mean nothing without their scales. "
-            "Give the file of before quantisation (float32, float16, bfloat16), or dequantise and "
-            "save it again."
+            f"layers, {printable(format_quantised(layers))}, whose numbers mean nothing without "
+            "their scales. Give the file of before quantisation (float32, float16, bfloat16), or "
+            "dequantise and save it again."
         )
 
 
@@ -207,15 +207,15 @@ def _with_plain_names(entries: Mapping[str, Mapping[str, Tensor]]) -> dict[str, 
     }
 
 
-def _tensors_of(network: nn.Module) -> dict[str, Tensor]:
+def _network_tensors(network: nn.Module) -> dict[str, Tensor]:
     state = network.state_dict(keep_vars=True)
     return {plain_name(name): value for name, value in state.items() if isinstance(value, Tensor)}
 
 
-def _adapted(
+def _adapt_tensors(
     network: nn.Module, tensors: Mapping[str, Tensor], targets: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """What can be made to fit of the tensors that do not, and what should be and cannot."""
+    """Convert tensors of other shapes that can be converted; and the names of those that cannot."""
     first = input_layer(network)
     adapted: dict[str, Tensor | None] = {}
     for name, target in targets.items():
@@ -225,26 +225,26 @@ def _adapted(
         if first and name == f"{plain_name(first[0])}.weight":
             channels = target.shape[1]
             if tensor.ndim == 4 and tensor[:, :1].shape == target[:, :1].shape:
-                adapted[name] = channels_adapted(tensor, channels)
+                adapted[name] = adapt_channel_weights(tensor, channels)
         elif is_positional(name):
-            adapted[name] = resampled(name, tensor, target.shape)
-    unclear = [name for name, tensor in adapted.items() if tensor is None]
-    return {name: tensor for name, tensor in adapted.items() if tensor is not None}, unclear
+            adapted[name] = resample_positions(name, tensor, target.shape)
+    unresampled = [name for name, tensor in adapted.items() if tensor is None]
+    return {name: tensor for name, tensor in adapted.items() if tensor is not None}, unresampled
 
 
 def _head_prefixes(
     network: nn.Module, head_name: str | None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The start of the names in each head, and in all that is no backbone: auxiliary heads too.
+    """The prefixes of the heads' names, and of all names outside of the backbone.
 
-    There are none where there is no head beside a backbone.
+    The latter include auxiliary heads. Both are empty if the network has no head or is one.
     """
     found = _find_head(network) if head_name is None else head_name
     name = None if found is None else plain_name(found)
     in_head = [plain_name(start).startswith(f"{name}.") for start, _ in network.named_parameters()]
     if head_name is not None and not any(in_head):
-        near = nearest(head_name, (module for module, _ in network.named_modules()))
-        raise ValueError(f"The network has no parameters in a head {head_name!r}.{near}")
+        hint = nearest(head_name, (module for module, _ in network.named_modules()))
+        raise ValueError(f"The network has no parameters in a head {head_name!r}.{hint}")
     if found is None or all(in_head):
         return (), ()
     heads = [_prefix(path) for path in replaced_layers(network, found)]
@@ -258,7 +258,7 @@ def _prefix(path: str) -> str:
 def _find_head(network: nn.Module) -> str | None:
     try:
         return find_head(network)
-    except ValueError:  # A network that ends in features: all of it is backbone.
+    except ValueError:  # a network without a head: all of it is backbone
         return None
 
 
@@ -267,57 +267,59 @@ def _compare(
     targets: Mapping[str, Tensor],
     *,
     head: tuple[str, ...],
-    aside: tuple[str, ...],
+    excluded: tuple[str, ...],
     path: str | Path,
-    reading: Reading,
+    mapping: KeyMapping,
 ) -> LoadReport:
     shared = [name for name in targets if name in tensors]
     fitting = {name for name in shared if fits(tensors[name], targets[name])}
-    unfit = tuple(
+    unfit_heads = tuple(
         start
         for start in head
-        if not fitting.issuperset(_to_tell(name for name in targets if name.startswith(start)))
+        if not fitting.issuperset(_reportable(name for name in targets if name.startswith(start)))
     )
-    dropped = [name for name in tensors if name.startswith(unfit)]
+    dropped = [name for name in tensors if name.startswith(unfit_heads)]
     matched = [name for name in shared if name in fitting and name not in dropped]
     others = [name for name in shared if name not in fitting]
     known = {*targets, *dropped}
     return LoadReport(
         path=str(path),
-        entry=reading.entry,
-        stripped=reading.stripped,
-        added=reading.added,
+        entry=mapping.entry,
+        stripped=mapping.stripped,
+        added=mapping.added,
         matched=tuple(matched),
-        missing=_to_tell(name for name in targets if name not in tensors),
-        unexpected=_to_tell(name for name in tensors if name not in known),
+        missing=_reportable(name for name in targets if name not in tensors),
+        unexpected=_reportable(name for name in tensors if name not in known),
         mismatched=tuple(
             (name, tuple(tensors[name].shape), tuple(targets[name].shape))
-            for name in _to_tell(others)
+            for name in _reportable(others)
         ),
         head_dropped=tuple(dropped),
         adapted=(),
-        share=_share(matched, targets, aside),
+        share=_loaded_share(matched, targets, excluded),
     )
 
 
-def _to_tell(names: Iterable[str]) -> tuple[str, ...]:
-    """The names but for BatchNorm's counters: without them nothing is lost."""
+def _reportable(names: Iterable[str]) -> tuple[str, ...]:
+    """The names without BatchNorm's counters, which are not needed."""
     return tuple(name for name in names if not name.endswith("num_batches_tracked"))
 
 
-def _share(matched: Sequence[str], targets: Mapping[str, Tensor], aside: tuple[str, ...]) -> float:
+def _loaded_share(
+    matched: Sequence[str], targets: Mapping[str, Tensor], excluded: tuple[str, ...]
+) -> float:
     sizes = {
         name: target.numel()
         for name, target in targets.items()
-        if isinstance(target, nn.Parameter) and not name.startswith(aside)
+        if isinstance(target, nn.Parameter) and not name.startswith(excluded)
     }
     return sum(sizes.get(name, 0) for name in matched) / max(1, sum(sizes.values()))
 
 
-def _by(shape: Sequence[int]) -> str:
+def _shape_text(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
-def _some(names: Sequence[str]) -> str:
+def _first_names(names: Sequence[str]) -> str:
     more = ", …" if len(names) > 3 else ""
     return f"{len(names)}: {', '.join(names[:3])}{more}" if names else ""

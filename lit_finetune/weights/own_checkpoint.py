@@ -1,4 +1,4 @@
-"""What a checkpoint of a FinetuneClassifier says of itself beside weights and arguments."""
+"""The classes in a checkpoint of a FinetuneClassifier."""
 
 import zipfile
 from collections.abc import Mapping
@@ -8,22 +8,22 @@ from typing import Any
 from lit_finetune.checkpoints.sharded import plain_part
 from lit_finetune.weights.files import read_content
 
-KEY = "lit_finetune"
-"""Where a checkpoint holds it."""
-MOST_CLASSES = 10**7
-"""A head of more outputs is no head."""
+CHECKPOINT_KEY = "lit_finetune"
+"""The key of our own data in a checkpoint."""
+MAX_CLASSES = 10**7
+"""The limit of a head's outputs in a checkpoint that is not trusted."""
 
 
 def classes_in(content: Any) -> list[str] | None:
-    """The class names that a checkpoint holds; None where it holds none, or is not of ours.
+    """The class names in a checkpoint; None if it has none, or is not one of ours.
 
     >>> classes_in({"lit_finetune": {"classes": ["ant", "bee"]}, "state_dict": {}})
     ['ant', 'bee']
 
     Raises:
-        ValueError: What it holds as class names is something else.
+        ValueError: The checkpoint's class names are not a list of different names.
     """
-    own = content.get(KEY) if isinstance(content, Mapping) else None
+    own = content.get(CHECKPOINT_KEY) if isinstance(content, Mapping) else None
     names = own.get("classes") if isinstance(own, Mapping) else None
     if names is None:
         return None
@@ -37,28 +37,28 @@ def classes_in(content: Any) -> list[str] | None:
 
 
 def num_classes_in(content: Mapping[str, Any]) -> int | None:
-    """How many classes a checkpoint's head tells apart, by its hyper-parameters."""
+    """The number of classes in a checkpoint's hyper-parameters; None if it has none."""
     hparams = content.get("hyper_parameters")
     count = hparams.get("num_classes") if isinstance(hparams, Mapping) else None
-    return count if isinstance(count, int) and 1 < count < MOST_CLASSES else None
+    return count if isinstance(count, int) and 1 < count < MAX_CLASSES else None
 
 
 def read_classes(path: str | Path) -> list[str] | None:
-    """The class names in a weights file, or in a folder of shards, where it is of ours.
+    """The class names in a weights file or a folder of shards; None if it is not one of ours.
 
     Args:
-        path: It has been read as weights before.
+        path: A file or folder that was read as weights before.
     """
     path = Path(path).expanduser()
     if path.is_dir():
         return classes_in(plain_part(path, skip_data=True))
-    return classes_in(read_content(path, skip_data=True)) if _speaks_of_us(path) else None
+    return classes_in(read_content(path, skip_data=True)) if _has_own_key(path) else None
 
 
-def _speaks_of_us(path: Path) -> bool:
-    """Whether a file of torch's holds our key: what lies beside the tensors is small."""
+def _has_own_key(path: Path) -> bool:
+    """Whether a file of `torch.save` has our key: searches the pickle, which is small."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
         names = [name for name in archive.namelist() if name.split("/")[-1] == "data.pkl"]
-        return any(KEY.encode() in archive.read(name) for name in names)
+        return any(CHECKPOINT_KEY.encode() in archive.read(name) for name in names)

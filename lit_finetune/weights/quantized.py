@@ -1,7 +1,7 @@
-"""Quantised weights: which layers of a file have them, and whose they are.
+"""Find the layers of a file with quantised weights, and the library that quantised them.
 
-They are whole numbers (or very short floats) that mean nothing without scales, zero points or code
-books, which stand elsewhere in the file under names that each library has of its own.
+Quantised weights are integers (or float8) that mean nothing without scales, zero points or code
+books, which are stored in the file under the names of each library.
 """
 
 import re
@@ -21,43 +21,43 @@ _BY_NAME = {
     r"weight\._(data|scale|shift)$": "quanto",
     r"_weight_(qdata|scale|zero_point)$": "torchao",
 }
-"""By how the name of a tensor of a quantised layer ends, behind the layer's own name."""
+"""The libraries, by the ends of the tensors' names behind the quantised layer's name."""
 
 
 def quantised_layers(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """The layers whose weights are quantised in a file, and which tensor of each is, and how.
+    """The layers with quantised weights, each with its quantised tensor and the library.
 
     >>> half = torch.ones(2, 2, dtype=torch.float16)
     >>> quantised_layers({"fc.weight": half.to(torch.int8), "fc.SCB": half[0], "conv.weight": half})
     {'fc': 'fc.weight (int8) of bitsandbytes'}
     """
-    found: dict[str, str] = {}
+    layers: dict[str, str] = {}
     libraries: dict[str, str] = {}
     for name, tensor in tensors.items():
         is_weight = name.endswith("weight") and tensor.ndim > 1
-        is_whole = not is_float(tensor) and not tensor.is_complex()
-        said = f"{name} ({str(tensor.dtype).removeprefix('torch.')})"
-        if tensor.is_quantized or (is_weight and is_whole and tensor.dtype != torch.bool):
+        is_integer = not is_float(tensor) and not tensor.is_complex()
+        description = f"{name} ({str(tensor.dtype).removeprefix('torch.')})"
+        if tensor.is_quantized or (is_weight and is_integer and tensor.dtype != torch.bool):
             layer = re.sub(r"(^|\.)(_packed_params\._packed_params|\w*weight)$", "", name)
-            found.setdefault(layer, said)
+            layers.setdefault(layer, description)
         for pattern, library in _BY_NAME.items():
-            if named := re.search(rf"(^|\.)({pattern})", name):
-                found.setdefault(name[: named.start()], said)
-                libraries.setdefault(name[: named.start()], f" of {library}")
-    return {layer: said + libraries.get(layer, "") for layer, said in found.items()}
+            if match := re.search(rf"(^|\.)({pattern})", name):
+                layers.setdefault(name[: match.start()], description)
+                libraries.setdefault(name[: match.start()], f" of {library}")
+    return {layer: description + libraries.get(layer, "") for layer, description in layers.items()}
 
 
-def told(layers: Mapping[str, str]) -> str:
-    """Some of the quantised layers, and how they are.
+def format_quantised(layers: Mapping[str, str]) -> str:
+    """The first few quantised layers, in words.
 
-    >>> told({str(number): f"{number}.weight (int8)" for number in range(4)})
+    >>> format_quantised({str(number): f"{number}.weight (int8)" for number in range(4)})
     '4: 0.weight (int8), 1.weight (int8), 2.weight (int8), …'
     """
     some = list(layers.values())
     return f"{len(some)}: {', '.join(some[:3])}{', …' if len(some) > 3 else ''}" if some else ""
 
 
-def unlike(layers: Mapping[str, str], starts: Iterable[str]) -> dict[str, str]:
-    """The layers whose names begin otherwise."""
-    starts = tuple(starts)
-    return {name: how for name, how in layers.items() if not f"{name}.".startswith(starts)}
+def without_prefixes(layers: Mapping[str, str], prefixes: Iterable[str]) -> dict[str, str]:
+    """The layers whose names have none of the prefixes."""
+    prefixes = tuple(prefixes)
+    return {name: how for name, how in layers.items() if not f"{name}.".startswith(prefixes)}

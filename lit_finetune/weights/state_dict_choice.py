@@ -1,4 +1,4 @@
-"""Which of several state dicts in a file is the network, where more than one could be."""
+"""Choose the network among several state dicts in a file."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -9,45 +9,45 @@ from torch import Tensor
 
 from lit_finetune.files.diagnose import NoWeightsError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
-# With the names and shapes of a network, but no network: importances (EWC), masks of pruning,
-# gradients, moments, and the weights before a training.
-_NOT_TRAINED = re.compile(
+# State dicts with the names and shapes of a network that are no trained network: importances (EWC),
+# pruning masks, gradients, moments, initial weights.
+_UNTRAINED = re.compile(
     r"(^|[._])(fishers?|hessian|importances?|omegas?|saliency|masks?|grads?|gradients?|moments?|"
     r"exp_avg(_sq)?|momentum_buffer|momentum|velocity|init|initial|old|prev|previous|deltas?|diff)"
     r"([._]|$)"
 )
-_NETWORK = {
+_NETWORK_KEYS = {
     *("model", "model_state", "model_state_dict", "model_weights", "module", "net", "network"),
     *("backbone", "ema", "net_state_dict", "params", "state", "state_dict", "weights"),
 }
 
 
-def is_not_trained(label: str) -> bool:
-    """Whether an entry or prefix names something else than a trained network.
+def is_untrained(label: str) -> bool:
+    """Whether an entry or prefix names something other than a trained network.
 
-    >>> [label for label in ("fisher", "init_state", "model", "masked_ae") if is_not_trained(label)]
+    >>> [label for label in ("fisher", "init_state", "model", "masked_ae") if is_untrained(label)]
     ['fisher', 'init_state']
     """
-    return bool(_NOT_TRAINED.search(label.lower()))
+    return bool(_UNTRAINED.search(label.lower()))
 
 
-def choose(
-    candidates: Sequence[T],
+def choose_state_dict(
+    candidates: Sequence[_T],
     *,
-    label: Callable[[T], str],
-    tensors: Callable[[T], Mapping[str, Tensor]],
-) -> T:
-    """The one of several candidates that is the network, the first if all are the same.
+    label: Callable[[_T], str],
+    tensors: Callable[[_T], Mapping[str, Tensor]],
+) -> _T:
+    """The candidate that is the network; the first one if all are equal.
 
     Args:
         candidates: The best one first.
-        label: Under what each stands in the file, such as `model.module.`.
-        tensors: What each holds, by names that are comparable.
+        label: Returns a candidate's prefix in the file, such as `model.module.`.
+        tensors: Returns a candidate's tensors, by comparable names.
 
     Raises:
-        NoWeightsError: Their names do not tell, and they differ.
+        NoWeightsError: They differ, and their names do not show which one is the network.
     """
     first, *others = candidates
     if not others or all(_is_same(tensors(first), tensors(other)) for other in others):
@@ -66,10 +66,10 @@ def choose(
 
 def _is_network(label: str) -> bool:
     parts = [part for part in label.lower().split(".") if part]
-    return all(part in _NETWORK for part in parts)
+    return all(part in _NETWORK_KEYS for part in parts)
 
 
-def _is_same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+def _is_same(first: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     """Whether all tensors that both have are equal."""
-    shared = [(tensor, other[name]) for name, tensor in one.items() if name in other]
+    shared = [(tensor, other[name]) for name, tensor in first.items() if name in other]
     return all(a is b or (a.dtype == b.dtype and torch.equal(a, b)) for a, b in shared)

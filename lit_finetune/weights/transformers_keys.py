@@ -1,6 +1,6 @@
-"""Names of weights under which Hugging Face transformers saves a network, but does not run it.
+"""Translate the names in a file of Hugging Face transformers to those of its modules.
 
-From its version 5 on, many a network's modules are called otherwise than its tensors in a file:
+Since version 5, many networks' modules have other names than their tensors in a file:
 `layers.0.attention.q_proj` is saved as `encoder.layer.0.attention.attention.query`.
 """
 
@@ -19,76 +19,78 @@ from torch import Tensor, nn
 from lit_finetune.backbones.hub_offline import hub_offline
 from lit_finetune.modules.compiled import plain_name
 
-_MOST_PREFIXES = 4
+_MAX_PREFIXES = 4
 
 
-def in_names_of(
+def to_network_names(
     network: nn.Module, entries: Mapping[str, Mapping[str, Tensor]]
 ) -> Mapping[str, Mapping[str, Tensor]]:
-    """The entries of a weights file, in the names that a network of transformers has here.
+    """Translate the entries of a weights file to the names of a network of transformers.
 
-    A network that holds none is given what came in. Tensors keep the prefix before their name.
+    For other networks, the entries are returned unchanged. Prefixes before the names are kept.
     """
-    inner = _from_transformers(network)
+    inner = _transformers_model(network)
     if inner is None:
         return entries
-    return {entry: _translated(inner, tensors) for entry, tensors in entries.items()}
+    return {entry: _translate(inner, tensors) for entry, tensors in entries.items()}
 
 
-def _from_transformers(network: nn.Module) -> Any:
-    """The outermost module that is a network of transformers, if there is one."""
-    transformers = sys.modules.get("transformers")  # not loaded: then there is none
+def _transformers_model(network: nn.Module) -> Any:
+    """The outermost module that is a model of transformers; None if there is none."""
+    transformers = sys.modules.get("transformers")  # not imported: there is no such model
     if transformers is None:
         return None
     models = (m for m in network.modules() if isinstance(m, transformers.PreTrainedModel))
     return next(models, None)
 
 
-def _translated(inner: Any, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """The tensors under the prefix that lets the most of them be understood."""
-    own = {plain_name(name) for name in inner.state_dict()}
-    best, most = tensors, _num_known(tensors, own)
+def _translate(inner: Any, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Translate the names under the prefix with which most of them are recognised."""
+    own_names = {plain_name(name) for name in inner.state_dict()}
+    best, best_count = tensors, _num_own_names(tensors, own_names)
     for prefix in _prefixes(tensors):
-        if most >= min(len(own), len(tensors)):
+        if best_count >= min(len(own_names), len(tensors)):
             break
-        inside = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-        known = _understood(inner, inside)
-        if len(known) > most:
-            outside = {n: t for n, t in tensors.items() if not n.startswith(prefix)}
-            best = {**outside, **{prefix + n: t for n, t in known.items()}}
-            most = len(known)
+        with_prefix = {
+            n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)
+        }
+        renamed = _load_with_transformers(inner, with_prefix)
+        if len(renamed) > best_count:
+            without_prefix = {n: t for n, t in tensors.items() if not n.startswith(prefix)}
+            best = {**without_prefix, **{prefix + n: t for n, t in renamed.items()}}
+            best_count = len(renamed)
     return best
 
 
-def _num_known(names: Iterable[str], own: set[str]) -> int:
-    """How many names are the network's own, after the one prefix for which it is the most."""
+def _num_own_names(names: Iterable[str], own_names: set[str]) -> int:
+    """The number of names that are the network's, after the prefix with which most are."""
     prefixes: Counter[str] = Counter()
     for name in names:
         parts = name.split(".")
         ends = (".".join(parts[start:]) for start in range(len(parts)))
-        prefixes.update(name.removesuffix(end) for end in ends if end in own)
+        prefixes.update(name.removesuffix(end) for end in ends if end in own_names)
     return max(prefixes.values(), default=0)
 
 
 def _prefixes(tensors: Mapping[str, Tensor]) -> list[str]:
-    """No prefix, and those that most of the names have in common, shortest first."""
-    prefixes, counted = [""], list(tensors)
-    while counted and len(prefixes) < _MOST_PREFIXES:
+    """The empty prefix, and those that most of the names share, shortest first; at most four."""
+    prefixes, names = [""], list(tensors)
+    while names and len(prefixes) < _MAX_PREFIXES:
         last = prefixes[-1]
-        starts = [last + n[len(last) :].partition(".")[0] + "." for n in counted]
-        start = max(set(starts), key=starts.count)
-        counted = [n for n in counted if n.startswith(start)]
-        if 2 * len(counted) < len(tensors):
+        longer = [last + n[len(last) :].partition(".")[0] + "." for n in names]
+        prefix = max(set(longer), key=longer.count)
+        names = [n for n in names if n.startswith(prefix)]
+        if 2 * len(names) < len(tensors):
             break
-        prefixes.append(start)
+        prefixes.append(prefix)
     return prefixes
 
 
-def _understood(inner: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors by the names here, where transformers finds a place for them."""
+def _load_with_transformers(inner: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors by the names of the model's modules, as transformers loads them."""
     config = deepcopy(inner.config)
-    config.dtype = None  # that of the tensors
-    with _quiet(), hub_offline():
+    config.dtype = None  # keep the tensors' dtype
+    with _silence_transformers(), hub_offline():
         loaded, info = type(inner).from_pretrained(
             None,
             config=config,
@@ -97,25 +99,27 @@ def _understood(inner: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             ignore_mismatched_sizes=True,
         )
     not_found = re.compile("|".join(loaded._keys_to_ignore_on_load_missing or ["$^"]))
-    known = {name: tensor for name, tensor in tensors.items() if name in info["unexpected_keys"]}
+    renamed = {name: tensor for name, tensor in tensors.items() if name in info["unexpected_keys"]}
     for name, tensor in loaded.state_dict().items():
         if name not in info["missing_keys"] and (name in tensors or not not_found.search(name)):
-            known[name] = tensor
+            renamed[name] = tensor
     for name, shape, _ in info["mismatched_keys"]:
-        known[name] = _of_shape(shape, name, tensors)
-    return known
+        renamed[name] = _find_by_shape(shape, name, tensors)
+    return renamed
 
 
-def _of_shape(shape: torch.Size, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
-    """The tensor of another shape than the network's that belongs to a name."""
+def _find_by_shape(shape: torch.Size, name: str, tensors: Mapping[str, Tensor]) -> Tensor:
+    """The tensor in the file that belongs to a name but has another shape than the network's."""
     ends = (f".{name}", name.partition(".")[2])
-    alike = (t for n, t in tensors.items() if t.shape == shape and f".{n}".endswith(ends))
-    return next(alike, torch.empty(shape, device="meta"))  # without values: it cannot be loaded
+    candidates = (t for n, t in tensors.items() if t.shape == shape and f".{n}".endswith(ends))
+    return next(
+        candidates, torch.empty(shape, device="meta")
+    )  # on the meta device: it cannot be loaded
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep to ourselves what transformers says of a file: there is a report of our own."""
+def _silence_transformers() -> Iterator[None]:
+    """Silence the messages of transformers about a file: our own report follows."""
     logging: Any = import_module("transformers.utils.logging")
     level, shows_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

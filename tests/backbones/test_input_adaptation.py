@@ -14,7 +14,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from benchmarks.hf_families import TINY_CONFIGS
 from lit_finetune import FinetuneClassifier
 from lit_finetune.backbones.adapted import create_adapted
-from lit_finetune.backbones.input_adaptation import adapt_channels, channels_adapted, input_layer
+from lit_finetune.backbones.input_adaptation import (
+    adapt_channel_weights,
+    adapt_channels,
+    input_layer,
+)
 from lit_finetune.datamodules import DigitsDataModule, ImageFolderDataModule
 from lit_finetune.images.data_config import DataConfig, eval_transform
 from lit_finetune.weights.load import load_weights
@@ -46,13 +50,13 @@ def test_a_convolution_is_adapted_as_in_timm(in_chans: int, dtype: torch.dtype) 
     timm = pytest.importorskip("timm.models._manipulate")
     weight = torch.randn(4, 3, 5, 5).to(dtype)
     wanted = timm.adapt_input_conv(in_chans, weight.clone())
-    assert channels_adapted(weight, in_chans).equal(wanted)
+    assert adapt_channel_weights(weight, in_chans).equal(wanted)
 
 
 def test_a_grey_picture_looks_the_same_to_one_channel_and_to_three() -> None:
     colour, grey = Net(), Net(1)
     grey.load_state_dict({**colour.state_dict(), "conv.weight": torch.zeros(4, 1, 3, 3)})
-    grey.conv.weight = nn.Parameter(channels_adapted(colour.conv.weight.detach(), 1))
+    grey.conv.weight = nn.Parameter(adapt_channel_weights(colour.conv.weight.detach(), 1))
     picture = torch.rand(2, 1, 8, 8)
     torch.testing.assert_close(grey(picture), colour(picture.expand(-1, 3, -1, -1)))
 
@@ -123,7 +127,7 @@ def test_a_file_for_other_channels_fills_the_network(tmp_path: Path, old: int, n
     torch.save({"state_dict": saved.state_dict()}, tmp_path / "a.pth")
     report = load_weights(network, tmp_path / "a.pth")
     assert (report.share, report.adapted) == (1.0, ("conv.weight",))
-    assert network.conv.weight.equal(channels_adapted(saved.conv.weight.detach(), new))
+    assert network.conv.weight.equal(adapt_channel_weights(saved.conv.weight.detach(), new))
     assert network.layer1.weight.equal(saved.layer1.weight)
     assert "adapted      1: conv.weight" in str(report)
 

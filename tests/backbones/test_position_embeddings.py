@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_finetune.backbones.position_embeddings import resampled
+from lit_finetune.backbones.position_embeddings import resample_positions
 
 CHANNELS = 6
 
@@ -18,7 +18,7 @@ def positions(*shape: int) -> Tensor:
 def test_tokens_are_resampled_as_in_timm(prefix: int, old: int, new: int) -> None:
     timm = pytest.importorskip("timm.layers.pos_embed")
     saved = positions(1, old * old + prefix, CHANNELS)
-    found = resampled("pos_embed", saved, torch.Size((1, new * new + prefix, CHANNELS)))
+    found = resample_positions("pos_embed", saved, torch.Size((1, new * new + prefix, CHANNELS)))
     wanted = timm.resample_abs_pos_embed(saved, [new, new], num_prefix_tokens=prefix)
     assert found is not None
     assert found.equal(wanted)
@@ -27,8 +27,8 @@ def test_tokens_are_resampled_as_in_timm(prefix: int, old: int, new: int) -> Non
 
 def test_a_table_of_embeddings_is_resampled_like_a_parameter() -> None:
     saved = positions(17, CHANNELS)
-    found = resampled("position_embedding.weight", saved, torch.Size((37, CHANNELS)))
-    wanted = resampled("position_embeddings", saved[None], torch.Size((1, 37, CHANNELS)))
+    found = resample_positions("position_embedding.weight", saved, torch.Size((37, CHANNELS)))
+    wanted = resample_positions("position_embeddings", saved[None], torch.Size((1, 37, CHANNELS)))
     assert found is not None
     assert wanted is not None
     assert found.equal(wanted[0])
@@ -39,10 +39,10 @@ def test_a_grid_is_resampled_whichever_way_it_lies(channels_first: bool) -> None
     grid = positions(1, CHANNELS, 4, 4)
     wanted = torch.nn.functional.interpolate(grid, (7, 7), mode="bicubic", antialias=True)
     if channels_first:
-        found = resampled("pos_embed", grid, wanted.shape)
+        found = resample_positions("pos_embed", grid, wanted.shape)
     else:
         wanted = wanted.permute(0, 2, 3, 1)
-        found = resampled("pos_embed", grid.permute(0, 2, 3, 1), wanted.shape)
+        found = resample_positions("pos_embed", grid.permute(0, 2, 3, 1), wanted.shape)
     assert found is not None
     assert found.equal(wanted)
 
@@ -51,21 +51,23 @@ def test_a_grid_is_resampled_whichever_way_it_lies(channels_first: bool) -> None
 def test_a_table_of_relative_biases_is_resampled_as_in_timm(extra: int) -> None:
     timm = pytest.importorskip("timm.layers.pos_embed_rel")
     saved, shape = positions(13 * 13 + extra, 4), torch.Size((23 * 23 + extra, 4))
-    found = resampled("attn.relative_position_bias_table", saved, shape)
+    found = resample_positions("attn.relative_position_bias_table", saved, shape)
     wanted = timm.resize_rel_pos_bias_table_simple(saved, (12, 12), shape)
     assert found is not None
     assert found.equal(wanted)
 
 
 def test_offsets_along_an_axis_are_resampled() -> None:
-    found = resampled("attn.rel_pos_h", torch.linspace(0, 1, 7)[:, None], torch.Size((13, 1)))
+    found = resample_positions(
+        "attn.rel_pos_h", torch.linspace(0, 1, 7)[:, None], torch.Size((13, 1))
+    )
     assert found is not None
     assert found.shape == (13, 1)
     assert found.flatten().diff().min() >= 0
 
 
 def test_half_precision_stays_half() -> None:
-    found = resampled("pos_embed", positions(1, 17, 4).half(), torch.Size((1, 26, 4)))
+    found = resample_positions("pos_embed", positions(1, 17, 4).half(), torch.Size((1, 26, 4)))
     assert found is not None
     assert found.dtype == torch.float16
 
@@ -82,4 +84,4 @@ def test_half_precision_stays_half() -> None:
     ],
 )
 def test_what_is_unclear_is_left_alone(name: str, old: tuple[int], new: tuple[int]) -> None:
-    assert resampled(name, positions(*old), torch.Size(new)) is None
+    assert resample_positions(name, positions(*old), torch.Size(new)) is None

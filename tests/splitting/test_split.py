@@ -7,7 +7,7 @@ from torchvision import models
 from lit_finetune import FinetuneClassifier
 from lit_finetune.blocks.block import list_blocks
 from lit_finetune.modules.outputs import logits_of
-from lit_finetune.splitting.check import check_split, check_splits
+from lit_finetune.splitting.check import check_split, splits
 from lit_finetune.splitting.split import SplitError, forward_between, forward_from, forward_prefix
 
 
@@ -289,7 +289,7 @@ def test_the_table_says_where_and_why_not_and_leaves_the_network_as_it_was() -> 
     net, x = LongSkip(), torch.randn(4, 6)
     before = {key: value.clone() for key, value in net.state_dict().items()}
 
-    table = check_splits(net, x)
+    table = splits(net, x)
 
     assert [name for name, problem in table.items() if problem is None] == ["one", "two", "head"]
     assert "the output of `one`" in str(table["three"])
@@ -319,6 +319,6 @@ def test_the_classifier_can_be_split() -> None:
 def test_a_network_on_a_gpu_can_be_split(name: str) -> None:
     make, shape = CHAINS[name]
 
-    table = check_splits(make().cuda(), torch.randn(shape).cuda())
+    table = splits(make().cuda(), torch.randn(shape).cuda())
 
     assert set(table.values()) == {None}

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lit_finetune.weights.key_matching import best_reading
+from lit_finetune.weights.key_matching import best_mapping
 from lit_finetune.weights.load import load_weights, read_state_dict
 
 MARKER = Path("sprung")
@@ -251,7 +251,7 @@ def test_a_small_tensor_may_be_an_expanded_one(tmp_path: Path) -> None:
 
 def test_a_name_of_many_dots_does_no_harm() -> None:
     tensors: dict[str, Tensor] = {".".join("a" * 20_000): torch.ones(1)}
-    assert best_reading({"": tensors}, {"weight": torch.ones(1)}).stripped == ""
+    assert best_mapping({"": tensors}, {"weight": torch.ones(1)}).stripped == ""
 
 
 @pytest.mark.skipif(
