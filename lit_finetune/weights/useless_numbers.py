@@ -38,8 +38,8 @@ def refuse_unusable(
     if nonfinite:
         names = printable(", ".join(nonfinite[:3])) + (", …" if len(nonfinite) > 3 else "")
         raise ValueError(
-            f"{printable(path)} has numbers that are nan or infinite in {len(nonfinite)}: {names}, so"
-            " the network was left as it is. The training that wrote it had diverged: take a"
+            f"{printable(path)} has numbers that are nan or infinite in {len(nonfinite)}: {names},"
+            " so the network was left as it is. The training that wrote it had diverged: take a"
             " checkpoint of before that."
         )
     weights = [t for n, t in checked.items() if t.ndim > 1 and not n.startswith(excluded or (" ",))]
