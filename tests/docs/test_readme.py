@@ -1,85 +1,52 @@
-"""What the README shows works as it stands, but for what a download would bring."""
+"""The README and the site hold together: links, figures, navigation."""
 
 import re
-from pathlib import Path
 
 import pytest
 import yaml
 
-from lit_finetune import FinetuneClassifier
-from lit_finetune.cli.command_line import main
+from tests.docs.pages import PAGES, ROOT
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-
-
-@pytest.fixture
-def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder `photos` where the README has one."""
-    monkeypatch.syspath_prepend(ROOT)
-    from examples.demo_data import draw_shapes
-
-    draw_shapes(2, per_class=10).rename(tmp_path / "photos")
-    return tmp_path / "photos"
+README = PAGES["README.md"]
+LINKS = [
+    (page, *link.split("#"))
+    for page in ("README.md", "CONTRIBUTING.md", "SECURITY.md")
+    for link in re.findall(r"\]\(((?!https?:)[^)]+)\)", PAGES[page])
+]
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("photos")
-def test_the_ten_lines_train() -> None:
-    (code,) = (block for block in blocks("python") if "trainer.fit" in block)
-    offline = code.replace('weights="DEFAULT", ', "").replace("max_epochs=10", "max_epochs=6")
-    names: dict[str, object] = {}
-    exec(offline, names)
-
-    model = names["model"]
-    assert isinstance(model, FinetuneClassifier)
-    assert len(model.classes) == 2
-    assert len([line for line in code.splitlines() if line]) <= 10
+def anchors(page: str) -> set[str]:
+    """The ids that the headings of a page get, on the site and on a repository's page alike."""
+    headings = re.findall(r"(?m)^#+ (.+)$", PAGES[page])
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("photos")
-def test_the_configuration_runs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
-    (config,) = blocks("yaml")
-    (tmp_path / "my.yaml").write_text(config)
-    words = ["fit", "--config", "my.yaml", "--model.weights=null", "--trainer.fast_dev_run=true"]
+@pytest.mark.parametrize("link", LINKS, ids="#".join)
+def test_a_link_leads_somewhere(link):
+    _, path, *anchor = link
 
-    main(args=words)
-
-    assert "Epoch 0: training head" in caplog.text
-
-
-def test_the_configuration_says_what_the_ten_lines_say() -> None:
-    config = yaml.safe_load(blocks("yaml")[0])
-    callback = config["trainer"]["callbacks"][0]["init_args"]
-
-    assert str(callback["schedule"][2]) in blocks("python")[1]
-    assert config["model"]["backbone"] in blocks("python")[1]
-
-
-def test_a_loss_of_ones_own_is_one_method() -> None:
-    import torch
-
-    (code,) = (block for block in blocks("python") if "class Focal" in block)
-    names: dict[str, object] = {"FinetuneClassifier": FinetuneClassifier, "torch": torch}
-    exec(code, names)
-    focal = names["Focal"]
-    assert isinstance(focal, type)
-    model = focal(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2)), num_classes=2)
-
-    assert model.loss(torch.zeros(3, 2), torch.tensor([0, 1, 0])) > 0
-
-
-@pytest.mark.parametrize("path", re.findall(r"\]\(((?!https?:)[^)#]+)\)", README))
-def test_what_it_links_to_is_there(path: str) -> None:
     assert (ROOT / path).exists()
+    assert not anchor or anchor[0] in anchors(path)
 
 
-@pytest.mark.parametrize("config", re.findall(r"--config (configs/\S+)", README))
-def test_the_configurations_that_it_names_are_there(config: str) -> None:
-    assert (ROOT / config).is_file()
+def test_the_readme_is_short():
+    assert len(README.splitlines()) < 150
+
+
+@pytest.mark.parametrize("figure", re.findall(r"\d+ of \d+", README))
+def test_a_score_in_the_readme_was_measured(figure):
+    assert figure in PAGES["docs/correctness.md"] + PAGES["docs/backbones.md"]
+
+
+@pytest.mark.parametrize("figure", ["12.42", "100.8", "4.2"])
+def test_a_time_in_the_readme_was_measured(figure):
+    assert figure in README
+    assert f"| {figure} |" in PAGES["docs/performance.md"]
+
+
+def test_every_page_is_in_the_navigation():
+
+    config = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    named = re.findall(r"[\w/]+\.md", str(config["nav"]))
+
+    assert sorted(f"docs/{name}" for name in named) == sorted(p for p in PAGES if "docs/" in p)
