@@ -16,10 +16,16 @@ from typing_extensions import override
 
 from lit_finetune.checkpoints.earlier_runs import (
     best_checkpoint,
-    checkpoint_places,
+    checkpoint_dirpaths,
     last_checkpoint,
 )
-from lit_finetune.checkpoints.removal import RUN_ID, checked_state, is_in, is_local, was_written_by
+from lit_finetune.checkpoints.removal import (
+    RUN_ID,
+    is_directly_in,
+    is_local,
+    is_written_by,
+    validate_state,
+)
 from lit_finetune.distributed.wrapping import shards_parameters
 from lit_finetune.files.atomic_write import temporary_folder
 from lit_finetune.files.terminal_text import printable
@@ -49,7 +55,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     @override
     def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
-        return {str(last_checkpoint(checkpoint_places(trainer)))}  # of earlier runs too
+        return {str(last_checkpoint(checkpoint_dirpaths(trainer)))}  # of earlier runs too
 
     @staticmethod
     def find_best(trainer: Trainer) -> str:
@@ -58,7 +64,7 @@ class BestCheckpoint(ModelCheckpoint):
         Raises:
             FileNotFoundError: There is none.
         """
-        return str(best_checkpoint(checkpoint_places(trainer)))
+        return str(best_checkpoint(checkpoint_dirpaths(trainer)))
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -66,9 +72,9 @@ class BestCheckpoint(ModelCheckpoint):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        state = checked_state(state_dict)
+        state = validate_state(state_dict)
         best, run_id = state["best_model_path"], state.get(RUN_ID)
-        if not is_local(best) and not is_in(best, str(self.dirpath)):
+        if not is_local(best) and not is_directly_in(best, str(self.dirpath)):
             rank_zero_warn(f"The best checkpoint of before is elsewhere: '{printable(best)}'.")
             state["best_model_path"] = ""
         # Lightning forgets all scores when the folder is another.
@@ -89,7 +95,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     def _wrote_before(self, path: str) -> bool:
         key, folder = self.state_key, str(self.dirpath)
-        return was_written_by(path, folder, state_key=key, run_id=self._run_id)
+        return is_written_by(path, folder, state_key=key, run_id=self._run_id)
 
     @override
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
@@ -214,7 +220,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     @override
     def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
-        return {str(last_checkpoint(checkpoint_places(trainer)))}  # of earlier runs too
+        return {str(last_checkpoint(checkpoint_dirpaths(trainer)))}  # of earlier runs too
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -18,8 +18,8 @@ from typing_extensions import Self, override
 
 from lit_finetune._errors import one_of
 from lit_finetune.checkpoints.read import read_checkpoint
-from lit_finetune.checkpoints.source import local_or_fetched
-from lit_finetune.checkpoints.structure import seed_in
+from lit_finetune.checkpoints.source import resolve_checkpoint
+from lit_finetune.checkpoints.structure import read_run_seed
 from lit_finetune.images.data_config import DataConfig, Interpolation, eval_geometry
 from lit_finetune.loading.few_pictures import refuse_few_pictures
 from lit_finetune.loading.run_position import RunPosition, position_in_run
@@ -235,13 +235,13 @@ class ImageDataModule(LightningDataModule):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._run_seed = seed_in(state_dict)
+        self._run_seed = read_run_seed(state_dict)
 
     @classmethod
     @override
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
         """The data module of these keywords, with the order of a run; the file names nothing."""
-        content = read_checkpoint(local_or_fetched(checkpoint_path))
+        content = read_checkpoint(resolve_checkpoint(checkpoint_path))
         module = cls(**kwargs)
         if state := content.get(cls.__qualname__):
             module.load_state_dict(state)

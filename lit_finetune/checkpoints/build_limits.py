@@ -1,7 +1,7 @@
-"""Refuse to build a network that a file describes and that no memory could hold.
+"""Refuse to build a network that is too large for its weights or for memory.
 
-The numbers in a checkpoint or a config say how wide and how deep a network is. Somebody else may
-have written them: they are held against what the file has in weights, before memory is taken.
+The numbers in a checkpoint or a config define how wide and how deep a network is. The file may not
+be trusted: the numbers are compared with the size of its weights before memory is allocated.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,20 +18,20 @@ from typing_extensions import override
 
 from lit_finetune.files.memory import free_memory, readable
 
-LARGEST_SIDE = 1 << 13
-"""The side of a picture, in pixels, that a file may ask for."""
-_SHAPE_A_NETWORK = ("num_classes", "in_chans", "image_size", "backbone_kwargs", "lora")
-_ANY_NETWORK = 1 << 16
-"""Numbers up to this one stand in the configs of small networks too, as ids of words."""
-_ANY_HEAD = 10_000
-_MOST_PARAMETERS = 10_000
-"""Tensors in a network: the deepest that are published have some thousands."""
-_UNKNOWN_MEMORY = 1 << 33
-_MAKES_NONE = ("item", "tolist", "size", "dim", "numel", "stride")
+MAX_IMAGE_SIDE = 1 << 13
+"""The largest side of an image, in pixels, that a file may define."""
+_SIZE_KEYS = ("num_classes", "in_chans", "image_size", "backbone_kwargs", "lora")
+_MAX_UNCHECKED_NUMBER = 1 << 16
+"""Smaller numbers occur in the configs of small networks, too, such as ids of tokens."""
+_MAX_UNCHECKED_CLASSES = 10_000
+_MAX_TENSORS = 10_000
+"""The most tensors of a network: the deepest published ones have some thousands."""
+_DEFAULT_MEMORY = 1 << 33
+_NO_TENSOR_FUNCTIONS = ("item", "tolist", "size", "dim", "numel", "stride")
 
 
 def refuse_huge_numbers(hparams: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-    """Refuse hyper-parameters of a network that cannot be the one whose weights stand beside them.
+    """Refuse hyper-parameters with numbers that are too large for the weights in the checkpoint.
 
     >>> refuse_huge_numbers({"num_classes": 2}, {"weight": torch.zeros(2, 8)})
     >>> refuse_huge_numbers({"num_classes": 10**12}, {"weight": torch.zeros(2, 8)})
@@ -39,48 +39,50 @@ def refuse_huge_numbers(hparams: Mapping[str, Any], state: Mapping[str, Any]) ->
     ValueError: The checkpoint says `num_classes` 1,000,000,000,000, but ...
 
     Args:
-        hparams: What a checkpoint says, without what the user says anew.
+        hparams: The checkpoint's hyper-parameters, without those that the user overrides.
         state: Its state dict.
 
     Raises:
         ValueError: Names the key and the value.
     """
-    held = sum(each.numel() for each in state.values() if isinstance(each, Tensor))
-    for place, number in _numbers(hparams):
-        most = max(held, _ANY_HEAD if place == "num_classes" else _ANY_NETWORK)
-        if place.endswith("image_size"):
-            most = LARGEST_SIDE
-        if abs(number) > most:
+    weights_size = sum(each.numel() for each in state.values() if isinstance(each, Tensor))
+    for path, number in _numbers(hparams):
+        max_size = max(
+            weights_size, _MAX_UNCHECKED_CLASSES if path == "num_classes" else _MAX_UNCHECKED_NUMBER
+        )
+        if path.endswith("image_size"):
+            max_size = MAX_IMAGE_SIDE
+        if abs(number) > max_size:
             raise ValueError(
-                f"The checkpoint says `{place}` {number:,}, but all its weights together are"
-                f" {held:,} numbers: it is damaged, or was made to do harm."
+                f"The checkpoint says `{path}` {number:,}, but all its weights together are"
+                f" {weights_size:,} numbers: it is damaged, or was made to do harm."
             )
 
 
 @contextmanager
 def limited_build(
-    hparams: Mapping[str, Any], state: Mapping[str, Any], *, said: Iterable[str]
+    hparams: Mapping[str, Any], state: Mapping[str, Any], *, overrides: Iterable[str]
 ) -> Iterator[None]:
-    """Let a network be built as a checkpoint describes it, if that is no larger than can be.
+    """Limit the memory of a network that is built from a checkpoint, within a context.
 
     Args:
-        hparams: What the checkpoint says.
-        state: Its state dict, which says how large the network is.
-        said: The names of the hyper-parameters that the user gives anew.
+        hparams: The checkpoint's hyper-parameters.
+        state: Its state dict, whose size sets the limit.
+        overrides: The names of the hyper-parameters that the user overrides.
 
     Raises:
         ValueError: Names the hyper-parameter and its value.
     """
-    theirs = {key: value for key, value in hparams.items() if key not in said}
-    refuse_huge_numbers(theirs, state)
-    held = sum(each.nbytes for each in state.values() if isinstance(each, Tensor))
-    told = f"The checkpoint describes a network, with {largest_number(theirs)}"
-    with limited_memory(told, held=held):
+    followed = {key: value for key, value in hparams.items() if key not in overrides}
+    refuse_huge_numbers(followed, state)
+    weights_size = sum(each.nbytes for each in state.values() if isinstance(each, Tensor))
+    description = f"The checkpoint describes a network, with {largest_number(followed)}"
+    with limited_memory(description, weights_size=weights_size):
         yield
 
 
-def largest_number(hparams: Mapping[str, Any], keys: Iterable[str] = _SHAPE_A_NETWORK) -> str:
-    """The largest number in some parts of hyper-parameters, with its key, for a message.
+def largest_number(hparams: Mapping[str, Any], keys: Iterable[str] = _SIZE_KEYS) -> str:
+    """The largest number in some of the hyper-parameters, with its key, for a message.
 
     >>> largest_number({"backbone_kwargs": {"width": 4096, "groups": 2}, "num_classes": 2})
     '`backbone_kwargs.width` 4,096'
@@ -90,51 +92,52 @@ def largest_number(hparams: Mapping[str, Any], keys: Iterable[str] = _SHAPE_A_NE
 
 
 def _numbers(
-    hparams: Mapping[str, Any], keys: Iterable[str] = _SHAPE_A_NETWORK
+    hparams: Mapping[str, Any], keys: Iterable[str] = _SIZE_KEYS
 ) -> Iterator[tuple[str, int | float]]:
-    waiting = [(key, hparams[key]) for key in keys if key in hparams]
-    for place, value in waiting:  # it grows
+    pending = [(key, hparams[key]) for key in keys if key in hparams]
+    for path, value in pending:  # it grows
         if isinstance(value, Mapping):
-            waiting += [(f"{place}.{key}", inner) for key, inner in value.items()]
+            pending += [(f"{path}.{key}", item) for key, item in value.items()]
         elif isinstance(value, list | tuple):
-            waiting += [(place, inner) for inner in value]
+            pending += [(path, item) for item in value]
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            yield place, value
+            yield path, value
 
 
 @contextmanager
-def limited_memory(told: str, *, held: int = 0) -> Iterator[None]:
-    """Refuse to make a network larger than half of the memory that is free.
+def limited_memory(description: str, *, weights_size: int = 0) -> Iterator[None]:
+    """Refuse to build a network larger than half of the free memory, within a context.
 
     Args:
-        told: What describes it, as the beginning of a sentence.
-        held: Bytes of weights that are there for it: eight times as much is always possible.
+        description: The beginning of the message.
+        weights_size: The bytes of the network's weights in the file: eight times as much is always
+            allowed.
 
     Raises:
-        ValueError: A tensor, or all parameters, would be larger, or there are too many.
+        ValueError: A tensor or all parameters are larger, or there are too many tensors.
     """
-    most = max(8 * held, (free_memory() or _UNKNOWN_MEMORY) // 2)
-    limit = _Limit(most, told)
-    handle = register_module_parameter_registration_hook(limit.count)
+    max_size = max(8 * weights_size, (free_memory() or _DEFAULT_MEMORY) // 2)
+    mode = _SizeLimitMode(max_size, description)
+    handle = register_module_parameter_registration_hook(mode.count)
     try:
-        with limit:
+        with mode:
             yield
     except (RuntimeError, MemoryError, OverflowError) as error:
         text = str(error)
         if not isinstance(error, RuntimeError) or "allocate" in text or "overflow" in text:
-            raise ValueError(f"{told}, more than can be: {text[:200]}") from error
+            raise ValueError(f"{description}, more than can be: {text[:200]}") from error
         raise
     finally:
         handle.remove()
 
 
-class _Limit(TorchFunctionMode):
-    """Looks at the size of what is made, without memory, before it is made."""
+class _SizeLimitMode(TorchFunctionMode):
+    """Computes the size of each new tensor on the meta device before it is created."""
 
-    def __init__(self, most: int, told: str) -> None:
+    def __init__(self, max_size: int, description: str) -> None:
         super().__init__()
-        self.most, self.told = most, told
-        self.taken, self.parameters = 0, 0
+        self.max_size, self.description = max_size, description
+        self.allocated, self.num_parameters = 0, 0
 
     @override
     def __torch_function__(
@@ -142,44 +145,50 @@ class _Limit(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if not name.startswith("__") and not name.endswith("_") and name not in _MAKES_NONE:
-            self._refuse(_bytes(_tried(func, args, kwargs)))
+        if (
+            not name.startswith("__")
+            and not name.endswith("_")
+            and name not in _NO_TENSOR_FUNCTIONS
+        ):
+            self._refuse(_num_bytes(_meta_result(func, args, kwargs)))
         return func(*args, **kwargs)
 
     def count(self, module: Any, name: str, parameter: Any) -> None:
-        """Take note of a parameter of a module."""
+        """Count a parameter that a module registers."""
         if isinstance(parameter, Tensor):
-            self.parameters += 1
-            self.taken += parameter.nbytes if parameter.device.type != "meta" else 0
-            self._refuse(self.taken)
+            self.num_parameters += 1
+            self.allocated += parameter.nbytes if parameter.device.type != "meta" else 0
+            self._refuse(self.allocated)
 
     def _refuse(self, size: int) -> None:
-        if size > self.most or self.parameters > _MOST_PARAMETERS:
-            what = readable(size) if size > self.most else f"{self.parameters:,} parameters"
+        if size > self.max_size or self.num_parameters > _MAX_TENSORS:
+            size_text = (
+                readable(size) if size > self.max_size else f"{self.num_parameters:,} parameters"
+            )
             raise ValueError(
-                f"{self.told}, of {what} and more: that is more than can be. It is damaged, or was"
-                " made to do harm."
+                f"{self.description}, of {size_text} and more: that is more than can be. It is"
+                " damaged, or was made to do harm."
             )
 
 
-def _tried(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """What a function of torch gives on tensors without data; None where it needs them."""
-    options = tree_map(_without_data, kwargs)
+def _meta_result(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """The result of a torch function on meta tensors; None if it needs values."""
+    options = tree_map(_to_meta, kwargs)
     if func in _device_constructors():
         options["device"] = "meta"
     try:
         with torch._C.DisableTorchFunction():
-            return func(*tree_map(_without_data, args), **options)
-    except Exception:  # it needs data, or will fail by itself
+            return func(*tree_map(_to_meta, args), **options)
+    except Exception:  # it needs values, or the real call fails as well
         return None
 
 
-def _without_data(value: Any) -> Any:
+def _to_meta(value: Any) -> Any:
     if isinstance(value, Tensor) and value.layout == torch.strided:
         strides = value.stride()
         return torch.empty_strided(value.shape, strides, dtype=value.dtype, device="meta")
     return value
 
 
-def _bytes(value: Any) -> int:
+def _num_bytes(value: Any) -> int:
     return value.untyped_storage().nbytes() if isinstance(value, Tensor) else 0

@@ -1,4 +1,4 @@
-"""The checkpoints of earlier runs, found by the folder that the next one would write to."""
+"""Find the checkpoints of earlier runs, from the folder that the next run would write to."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -12,55 +12,55 @@ from lit_finetune.checkpoints.sharded import plain_part
 LAST, FOLDER, SUFFIX = "last", "checkpoints", ".ckpt"
 
 
-def checkpoint_places(trainer: Any) -> list[Path]:
-    """Where a Trainer's callbacks keep checkpoints, or will."""
-    find = "_ModelCheckpoint__resolve_ckpt_dir"
-    kept = [each for each in trainer.checkpoint_callbacks if hasattr(each, find)]
-    places = [str(getattr(each, find)(trainer)) for each in kept]
-    return [Path(place).absolute() for place in dict.fromkeys(places) if is_local(place)]
+def checkpoint_dirpaths(trainer: Any) -> list[Path]:
+    """The folders that a Trainer's callbacks write checkpoints to."""
+    method = "_ModelCheckpoint__resolve_ckpt_dir"
+    callbacks = [each for each in trainer.checkpoint_callbacks if hasattr(each, method)]
+    dirpaths = [str(getattr(each, method)(trainer)) for each in callbacks]
+    return [Path(dirpath).absolute() for dirpath in dict.fromkeys(dirpaths) if is_local(dirpath)]
 
 
-def folders_of_runs(place: Path) -> list[Path]:
-    """Where the runs of one logger keep checkpoints: `<logger>/<version>/checkpoints`.
+def run_dirpaths(dirpath: Path) -> list[Path]:
+    """The checkpoint folders of all runs of one logger: `<logger>/<version>/checkpoints`.
 
     Args:
-        place: Where the next run would; a folder of another form stands for itself.
+        dirpath: The next run's folder; if it has another form, it is the only one.
     """
-    if place.name != FOLDER:
-        return [place]
-    return sorted({place, *place.parent.parent.glob(f"*/{FOLDER}")})
+    if dirpath.name != FOLDER:
+        return [dirpath]
+    return sorted({dirpath, *dirpath.parent.parent.glob(f"*/{FOLDER}")})
 
 
-def last_checkpoint(places: Iterable[Path]) -> Path:
-    """The newest `last.ckpt` of runs that write, or would write, to these places.
+def last_checkpoint(dirpaths: Iterable[Path]) -> Path:
+    """The newest `last.ckpt` of the runs in these folders and next to them.
 
     Raises:
         FileNotFoundError: There is none.
     """
-    return _newest(LAST, _checkpoints(places, is_last=True), places)
+    return _newest(LAST, _checkpoints(dirpaths, is_last=True), dirpaths)
 
 
-def best_checkpoint(places: Iterable[Path]) -> Path:
-    """The best checkpoint of the newest run that has kept one.
+def best_checkpoint(dirpaths: Iterable[Path]) -> Path:
+    """The best checkpoint of the newest run that has one.
 
     Raises:
         FileNotFoundError: There is none.
     """
-    found = _checkpoints(places, is_last=False)
-    newest = _newest("best", found, places)
-    # Of several it knows which is best; of its path no more is believed than the name.
-    named = newest.with_name(Path(_best_in(plain_part(newest, skip_data=True)) or newest).name)
-    return named if named in found else newest
+    found = _checkpoints(dirpaths, is_last=False)
+    newest = _newest("best", found, dirpaths)
+    # The newest one names the best; only the file name of that path is trusted.
+    best = newest.with_name(Path(_best_path(plain_part(newest, skip_data=True)) or newest).name)
+    return best if best in found else newest
 
 
 def refuse_missing_last(trainer: Any, module: Any) -> None:
-    """Let a Trainer refuse `ckpt_path="last"` where there is none, as long as it runs this module.
+    """Let a Trainer refuse `ckpt_path="last"` if there is none, as long as it runs this module.
 
-    Lightning warns of it, and begins anew or judges the weights at hand.
+    Lightning only warns, and starts a new run or evaluates the current weights.
     """
     connector = trainer._checkpoint_connector
     parse = connector._parse_ckpt_path
-    if isinstance(parse, partial):  # for a module of before
+    if isinstance(parse, partial):  # of an earlier module
         parse = parse.args[0]
     connector._parse_ckpt_path = partial(_parse_or_refuse, parse, trainer, module)
 
@@ -75,50 +75,50 @@ def _parse_or_refuse(
 ) -> Any:
     found = parse(state_fn, ckpt_path, **options)
     if found is None and ckpt_path == LAST and trainer.lightning_module is module:
-        raise _not_found(LAST, checkpoint_places(trainer))
+        raise _not_found(LAST, checkpoint_dirpaths(trainer))
     return found
 
 
-def _checkpoints(places: Iterable[Path], *, is_last: bool) -> list[Path]:
-    """Those called `last`, or all others."""
+def _checkpoints(dirpaths: Iterable[Path], *, is_last: bool) -> list[Path]:
+    """The checkpoints named `last…`, or all others."""
     return [
         path
-        for place in places
-        for folder in folders_of_runs(place)
+        for dirpath in dirpaths
+        for folder in run_dirpaths(dirpath)
         for path in folder.glob(f"*{SUFFIX}")
         if path.name.startswith(LAST) == is_last
     ]
 
 
-def _newest(which: str, found: list[Path], places: Iterable[Path]) -> Path:
+def _newest(name: str, found: list[Path], dirpaths: Iterable[Path]) -> Path:
     if not found:
-        raise _not_found(which, places)
-    return max(found, key=_written_at)
+        raise _not_found(name, dirpaths)
+    return max(found, key=_modified_at)
 
 
-def _best_in(checkpoint: dict[str, Any]) -> str:
-    """The path of the best checkpoint, as the callback that keeps it has written it down."""
+def _best_path(checkpoint: dict[str, Any]) -> str:
+    """The path of the best checkpoint in the state of the callback that saved it."""
     states = checkpoint.get("callbacks", {}).values()
     paths = [s.get("best_model_path") for s in states if isinstance(s, dict) and s.get("monitor")]
     return next((path for path in paths if isinstance(path, str) and path), "")
 
 
-def _written_at(path: Path) -> int:
+def _modified_at(path: Path) -> int:
     return path.stat().st_mtime_ns
 
 
-def _not_found(which: str, places: Iterable[Path]) -> FileNotFoundError:
-    where = ", ".join(f"'{place}'" for place in dict.fromkeys(places))
+def _not_found(name: str, dirpaths: Iterable[Path]) -> FileNotFoundError:
+    where = ", ".join(f"'{dirpath}'" for dirpath in dict.fromkeys(dirpaths))
     if not where:
         return FileNotFoundError(
-            f"`ckpt_path` is '{which}', but this Trainer keeps no checkpoints beside which an"
-            " earlier one could be found. Give the path of a checkpoint."
+            f"`ckpt_path` is '{name}', but this Trainer keeps no checkpoints, so there is no"
+            " folder to search for earlier ones. Give the path of a checkpoint."
         )
-    kept = {*_checkpoints(places, is_last=True), *_checkpoints(places, is_last=False)}
-    names = [f"'{path}'" for path in sorted(kept)]
-    there_is = f" There is: {some_of(names, 3)}." if kept else ""
+    checkpoints = {*_checkpoints(dirpaths, is_last=True), *_checkpoints(dirpaths, is_last=False)}
+    names = [f"'{path}'" for path in sorted(checkpoints)]
+    there_is = f" There is: {some_of(names, 3)}." if checkpoints else ""
     return FileNotFoundError(
-        f"`ckpt_path` is '{which}', but no earlier run has left such a checkpoint in {where} or"
-        f" beside it.{there_is} Give the path of a checkpoint, or leave `ckpt_path` out to start"
-        " anew."
+        f"`ckpt_path` is '{name}', but no earlier run has left such a checkpoint in {where} or"
+        f" next to it.{there_is} Give the path of a checkpoint, or leave `ckpt_path` out to start"
+        " a new run."
     )

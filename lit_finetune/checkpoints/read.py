@@ -1,4 +1,4 @@
-"""Read checkpoints as plain data, with messages of our own."""
+"""Read checkpoints as plain data, with clear error messages."""
 
 import re
 import zipfile
@@ -22,30 +22,30 @@ from lit_finetune.files.torch_files import load_torch_file, open_torch_file, ten
 
 
 def read_checkpoint(file: Any, *, name: str | Path | None = None, **options: Any) -> dict[str, Any]:
-    """What a checkpoint of Lightning holds; nothing in it is imported or called.
+    """The content of a Lightning checkpoint; nothing in it is imported or called.
 
     Args:
         file: A path, or an open file.
-        name: What messages call it; by default its path.
+        name: Its name in messages; by default its path.
         **options: As for `load_plain`.
 
     Raises:
-        ValueError: It holds more than plain data, is damaged, or is no checkpoint of Lightning.
+        ValueError: It has more than plain data, is damaged, or is no Lightning checkpoint.
     """
     content = load_plain(file, name=name, **options)
     is_checkpoint = isinstance(content, dict) and isinstance(content.get("state_dict"), Mapping)
     if not is_checkpoint or not isinstance(content.get("pytorch-lightning_version"), str):
         raise ValueError(
-            f"{_called(file, name)} is no checkpoint of Lightning, but a {what_it_has(content)}. To"
-            " start from the weights in it, pass its path as `weights`."
+            f"{_display_name(file, name)} is no checkpoint of Lightning, but a"
+            f" {what_it_has(content)}. To start from the weights in it, pass its path as `weights`."
         )
-    refuse_damaged(content, name or _called(file, name))
+    refuse_damaged(content, name or _display_name(file, name))
     checkpoint: dict[str, Any] = content
     return checkpoint
 
 
-def refuse_damaged(content: Any, called: str | Path) -> None:
-    """Refuse a checkpoint with a part that cannot be what should stand there.
+def refuse_damaged(content: Any, name: str | Path) -> None:
+    """Refuse a checkpoint with an invalid part.
 
     Raises:
         ValueError: Names the part.
@@ -53,23 +53,23 @@ def refuse_damaged(content: Any, called: str | Path) -> None:
     part = damaged_part(content) if isinstance(content, Mapping) else "pytorch-lightning_version"
     if part:
         raise ValueError(
-            f"{printable(called)} is damaged, or was changed: its part `{printable(part)}` cannot"
-            " be what it says. Copy or download it again, or start from its weights alone: pass its"
+            f"{printable(name)} is damaged, or was changed: its part `{printable(part)}` is not"
+            " valid. Copy or download it again, or start from its weights alone: pass its"
             " path as `weights`."
         )
 
 
 def refuse_unsafe(weights_only: bool | None) -> None:
-    """Refuse to unpickle whatever a checkpoint holds.
+    """Refuse `weights_only=False`, which would run any code in a checkpoint.
 
     Raises:
         ValueError: `weights_only` is False; the message says what to do instead.
     """
     if weights_only is False:
         raise ValueError(
-            "`weights_only=False` would run any code that a checkpoint holds, and is not followed:"
-            " leave it out. If the checkpoint holds objects of classes of your own, name these"
-            " first: `torch.serialization.add_safe_globals([MyClass])`."
+            "`weights_only=False` would run any code in a checkpoint, and is not supported: leave"
+            " it out. If the checkpoint holds objects of your own classes, allow these first:"
+            " `torch.serialization.add_safe_globals([MyClass])`."
         )
 
 
@@ -80,27 +80,27 @@ def load_plain(
     map_location: Any = "cpu",
     skip_data: bool = False,
 ) -> Any:
-    """What a file of `torch.save` holds, if that is plain data.
+    """The content of a file of `torch.save`, if it is plain data.
 
     Args:
         file: A path, or an open file.
-        name: What messages call it; by default its path.
+        name: Its name in messages; by default its path.
         map_location: As for `torch.load`.
-        skip_data: Whether tensors may be without their data, for whoever needs but the rest.
+        skip_data: Whether to leave out the data of tensors.
 
     Raises:
-        ValueError: It holds more than plain data, or is damaged.
+        ValueError: It has more than plain data, or is damaged.
     """
     if isinstance(file, str | Path):
-        with open_torch_file(file) as opened:
+        with open_torch_file(file) as open_file:
             options = {"map_location": map_location, "skip_data": skip_data}
-            return load_plain(opened, name=name or file, **options)
+            return load_plain(open_file, name=name or file, **options)
     start = file.read(FIRST_BYTES)
     file.seek(0)
     if is_safetensors(start):
         raise ValueError(
-            f"{_called(file, name)} holds weights (safetensors), and is no checkpoint: load it with"
-            " `weights`, on the command line `--model.weights`."
+            f"{_display_name(file, name)} holds weights (safetensors), and is no checkpoint: load"
+            " it with `weights`, on the command line `--model.weights`."
         )
     try:
         refuse_signature(start)
@@ -113,22 +113,22 @@ def load_plain(
         content = load_torch_file(file, map_location=map_location, skip_data=skip_data)
         refuse_inflated(dict(tensors_in(content)), size)
         return content
-    # A damaged file makes torch raise nearly anything. What it says of code that it did not run is
-    # how to run it, so its error is not shown as the cause either.
+    # On damaged files torch raises almost any error. Its errors on code tell how to run the code, so
+    # they are not shown as the cause.
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise ValueError(f"{_called(file, name)} {_what_is_wrong(error)}") from None
+        raise ValueError(f"{_display_name(file, name)} {_what_is_wrong(error)}") from None
     finally:
         file.seek(0)
 
 
-def _called(file: Any, name: str | Path | None) -> str:
+def _display_name(file: Any, name: str | Path | None) -> str:
     return printable(name or (file if isinstance(file, str | Path) else "The checkpoint"))
 
 
 def _what_is_wrong(error: Exception) -> str:
-    """What torch's error says of a file, and what to do."""
+    """A sentence on an error of torch, and what to do."""
     if isinstance(error, NoWeightsError):
         return f"is no checkpoint: it {error}".replace("weights file", "checkpoint")
     if isinstance(error, PickleError):

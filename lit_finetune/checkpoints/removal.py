@@ -1,7 +1,7 @@
-"""Which checkpoint files a run may remove: those that it wrote, whatever a checkpoint says of them.
+"""Decide which checkpoint files a run may remove: only those that it wrote.
 
-A checkpoint lists earlier ones by their paths. It may come from somebody else, so such a path is no
-more than a claim: it is believed of a file in the run's own folder that bears the mark of the run.
+A checkpoint lists the paths of earlier ones. It may not be trusted, so a path is only removed if it
+is in the run's own folder and has the run's id.
 """
 
 import os
@@ -16,14 +16,14 @@ from torch import Tensor
 from lit_finetune.checkpoints.sharded import plain_part
 
 RUN_ID = "run_id"
-"""Under this key a callback's state holds what tells one run from all others."""
+"""The key of the run's unique id in a callback's state."""
 _PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
 _SCORES = ("best_model_score", "current_score", "kth_value")
-_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # of two letters and more: `C:` is a drive
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")  # at least two letters: `C:` is a drive
 
 
 def is_local(path: str) -> bool:
-    """Whether a path is one of this file system, and no address that fsspec would follow.
+    """Whether a path is on the local file system, and not a URL for fsspec.
 
     >>> [is_local(path) for path in ("a/b.ckpt", "local://a", "file:/a", "zip://a::s3://b")]
     [True, False, False, False]
@@ -31,36 +31,36 @@ def is_local(path: str) -> bool:
     return not _SCHEME.match(path) and "::" not in path
 
 
-def is_in(path: str, folder: str) -> bool:
-    """Whether a path names something directly in a folder, by a plain name.
+def is_directly_in(path: str, folder: str) -> bool:
+    """Whether a path is a plain name directly in a folder.
 
-    >>> is_in("kept/a.ckpt", "kept"), is_in("kept/../a.ckpt", "kept"), is_in("a/b", "kept")
-    (True, False, False)
+    >>> [is_directly_in(path, "kept") for path in ("kept/a.ckpt", "kept/../a.ckpt", "a/b")]
+    [True, False, False]
     """
     if not is_local(path):
         return path.rpartition("/")[0] == folder.rstrip("/")
-    above, name = os.path.split(path)
-    return name not in ("", ".", "..") and os.path.realpath(above) == os.path.realpath(folder)
+    parent, name = os.path.split(path)
+    return name not in ("", ".", "..") and os.path.realpath(parent) == os.path.realpath(folder)
 
 
-def was_written_by(path: str, folder: str, *, state_key: str, run_id: str) -> bool:
-    """Whether a file or a folder of shards is a checkpoint that a callback of a run wrote there.
+def is_written_by(path: str, folder: str, *, state_key: str, run_id: str) -> bool:
+    """Whether a file or a folder of shards is a checkpoint that a callback of a run wrote.
 
     Args:
-        path: What a checkpoint says of it.
-        folder: The one that the callback writes to.
-        state_key: The callback's.
-        run_id: The run's, which nobody can guess.
+        path: The path in a checkpoint.
+        folder: The folder that the callback writes to.
+        state_key: The callback's `state_key`.
+        run_id: The run's id, which is random.
     """
-    if not run_id or not is_local(path) or not is_in(path, folder) or os.path.islink(path):
+    if not run_id or not is_local(path) or not is_directly_in(path, folder) or os.path.islink(path):
         return False
-    if not os.path.isfile(path) and not os.path.isdir(path):  # a pipe would be waited for
+    if not os.path.isfile(path) and not os.path.isdir(path):  # reading a pipe would block
         return False
     try:
         state = plain_part(path, skip_data=True)["callbacks"][state_key]
-        listed = [*state["best_k_models"], state["best_model_path"], state["last_model_path"]]
-        names = {Path(each).name for each in listed}
-    # What is no checkpoint makes torch raise nearly anything.
+        paths = [*state["best_k_models"], state["best_model_path"], state["last_model_path"]]
+        names = {Path(each).name for each in paths}
+    # On files that are no checkpoints torch raises almost any error.
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, EOFError):
         return False
     except pickle.UnpicklingError:
@@ -68,11 +68,11 @@ def was_written_by(path: str, folder: str, *, state_key: str, run_id: str) -> bo
     return bool(state.get(RUN_ID) == run_id and Path(path).name in names)
 
 
-def checked_state(state: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint says of earlier ones, if it is made as Lightning's `ModelCheckpoint` does.
+def validate_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Validate the state of Lightning's `ModelCheckpoint` in a checkpoint; add missing keys.
 
     Raises:
-        ValueError: It is not.
+        ValueError: The state has another form.
     """
     scores = state.get("best_k_models", {})
     paths = [state.get(key, "") for key in _PATHS]
@@ -83,8 +83,8 @@ def checked_state(state: Mapping[str, Any]) -> dict[str, Any]:
         or not all(_is_score(state[key]) for key in _SCORES if state.get(key) is not None)
     ):
         raise ValueError(
-            "The checkpoint's list of earlier checkpoints is damaged: start anew from its weights"
-            " (`weights`)."
+            "The checkpoint's list of earlier checkpoints is damaged: start a new run from its"
+            " weights (`weights`)."
         )
     return {"best_model_score": None, **dict.fromkeys(_PATHS, ""), **state}
 

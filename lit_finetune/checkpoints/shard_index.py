@@ -1,8 +1,8 @@
-"""The index of a sharded checkpoint: a pickle, read as the data that it consists of alone.
+"""Read the index of a sharded checkpoint, a pickle, as plain data.
 
-An index refers to a few classes and functions of torch. They are called to build its entries, and
-that is all: nothing but such an entry is ever given attributes. Else a pickle could set those of
-the classes and functions themselves.
+An index refers to a few classes and functions of torch, which are called to build its entries.
+Only entries may be given attributes: otherwise a pickle could set those of the classes and
+functions themselves.
 """
 
 import os
@@ -29,11 +29,11 @@ from lit_finetune.files.terminal_text import printable
 from lit_finetune.files.torch_files import open_torch_file
 
 INDEX = ".metadata"
-"""What torch calls the file."""
+"""The name of torch's index file."""
 _PATHS = {"Path", "PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath"}
-_IN_AN_INDEX = {
+_ALLOWED_NAMES = {
     "pathlib": _PATHS,
-    "pathlib._local": _PATHS,  # their home in Python 3.13
+    "pathlib._local": _PATHS,  # their module in Python 3.13
     "torch": {"Size"},
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
     "torch.distributed.checkpoint.metadata": {
@@ -48,8 +48,8 @@ _IN_AN_INDEX = {
     },
     "torch.serialization": {"_get_layout"},
 }
-"""The names that an index refers to, by module, besides the numbers' types."""
-_ENTRIES = (
+"""The names that an index may refer to, by module, besides dtypes."""
+_ENTRY_TYPES = (
     BytesStorageMetadata,
     ChunkStorageMetadata,
     Metadata,
@@ -59,14 +59,14 @@ _ENTRIES = (
     TensorStorageMetadata,
     _StorageInfo,
 )
-"""The classes whose objects a pickle gives attributes."""
+"""The classes whose objects a pickle may give attributes."""
 
 
 def read_index(folder: str | Path) -> Metadata:
-    """The index of a folder of shards, from data alone, of files in that folder alone.
+    """The index of a folder of shards, read as plain data; it may name only files in that folder.
 
     Raises:
-        ValueError: It would have to run code, is damaged, names another place, or declares more
+        ValueError: It would have to run code, is damaged, names files elsewhere, or declares more
             than the files hold.
     """
     path = Path(folder) / INDEX
@@ -75,43 +75,43 @@ def read_index(folder: str | Path) -> Metadata:
             check_pickle(file)
             file.seek(0)
             index = _IndexUnpickler(file).load()
-        names = _checked_names(index)
+        names = _validated_names(index)
     except OSError:
         raise
-    except Exception as error:  # a damaged pickle makes its reader raise nearly anything
-        told = str(error) if isinstance(error, ValueError) else "It is damaged."
+    except Exception as error:  # on damaged pickles the reader raises almost any error
+        message = str(error) if isinstance(error, ValueError) else "It is damaged."
         if isinstance(error, PickleError):
-            told = f"It {error}."
+            message = f"It {error}."
         raise ValueError(
-            f"{printable(path)} is no index of a sharded checkpoint. {told}"
+            f"{printable(path)} is no index of a sharded checkpoint. {message}"
         ) from error
     for name in names:
         if not is_plain_name(name):
             raise ValueError(
                 f"{printable(path)} names {name!r}, which is not a file beside it: the files of a"
-                " sharded checkpoint stand in one folder."
+                " sharded checkpoint are in one folder."
             )
     _refuse_inflated(index, path)
     return index
 
 
-def _checked_names(index: Any) -> set[Any]:
+def _validated_names(index: Any) -> set[Any]:
     """The files that an index names.
 
     Raises:
-        ValueError: It is made otherwise than torch's.
+        ValueError: The index has another form than torch's.
     """
-    is_whole = isinstance(index, Metadata) and (
+    is_valid = isinstance(index, Metadata) and (
         all(
             isinstance(name, str) and _is_entry(entry)
             for name, entry in index.state_dict_metadata.items()
         )
         and all(
-            isinstance(place, MetadataIndex) and _is_place(info)
-            for place, info in index.storage_data.items()
+            isinstance(key, MetadataIndex) and _is_storage_info(info)
+            for key, info in index.storage_data.items()
         )
     )
-    if not is_whole:
+    if not is_valid:
         raise ValueError("It is damaged.")
     return {info.relative_path for info in index.storage_data.values()}
 
@@ -126,8 +126,8 @@ def _is_entry(entry: Any) -> bool:
     )
 
 
-def _is_place(info: Any) -> bool:
-    """Whether an entry says where in a file something stands, as it is and not compressed."""
+def _is_storage_info(info: Any) -> bool:
+    """Whether an entry is a valid position in a file, without transforms such as compression."""
     return (
         isinstance(info, _StorageInfo)
         and all(type(number) is int and number >= 0 for number in (info.offset, info.length))
@@ -136,7 +136,7 @@ def _is_place(info: Any) -> bool:
 
 
 def _refuse_inflated(index: Metadata, path: Path) -> None:
-    """Refuse to make room for tensors that the files beside an index cannot hold."""
+    """Refuse to allocate tensors that are larger than the files of an index."""
     tensors = [
         entry
         for entry in index.state_dict_metadata.values()
@@ -145,16 +145,16 @@ def _refuse_inflated(index: Metadata, path: Path) -> None:
     declared = sum(entry.size.numel() * entry.properties.dtype.itemsize for entry in tensors)
     names = {info.relative_path for info in index.storage_data.values()}
     files = [path.with_name(name) for name in names]
-    held = sum(file.stat().st_size for file in files if file.is_file())
-    if declared > held:
+    available = sum(file.stat().st_size for file in files if file.is_file())
+    if declared > available:
         raise ValueError(
             f"{printable(path)} declares {declared:,} bytes of tensors, and its files hold"
-            f" {held:,}: the checkpoint is damaged, or not whole. Copy or download it again."
+            f" {available:,}: the checkpoint is damaged, or not whole. Copy or download it again."
         )
 
 
 _Unpickler: Any = pickle._Unpickler
-"""The one of Python's whose steps can be replaced; those of `pickle.Unpickler` are in C."""
+"""The unpickler in Python, whose steps can be overridden; `pickle.Unpickler` is in C."""
 
 
 class _IndexUnpickler(_Unpickler):  # type: ignore[misc]
@@ -163,7 +163,7 @@ class _IndexUnpickler(_Unpickler):  # type: ignore[misc]
     @override
     def find_class(self, module: str, name: str) -> Any:
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if is_dtype or name in _IN_AN_INDEX.get(module, ()):
+        if is_dtype or name in _ALLOWED_NAMES.get(module, ()):
             return super().find_class(module, name)
         raise ValueError(
             f"The checkpoint's index refers to {printable(f'{module}.{name}')}, which it should"
@@ -172,8 +172,10 @@ class _IndexUnpickler(_Unpickler):  # type: ignore[misc]
 
     def load_build(self) -> None:
         entry, state = self.stack[-2:]
-        is_own = type(entry) is TensorProperties  # which has a `__setstate__`, for a tuple
-        if type(entry) not in _ENTRIES or not isinstance(state, tuple if is_own else dict):
+        uses_setstate = type(entry) is TensorProperties  # it has a `__setstate__` for tuples
+        if type(entry) not in _ENTRY_TYPES or not isinstance(
+            state, tuple if uses_setstate else dict
+        ):
             raise ValueError("The checkpoint's index would change more than what it builds.")
         super().load_build()
 

@@ -1,4 +1,4 @@
-"""Where a checkpoint comes from: a file, an address, a folder of shards, an open file."""
+"""Open a checkpoint from a file, a URL, a folder of shards, or an open file."""
 
 import io
 from collections.abc import Iterator
@@ -14,20 +14,20 @@ from lit_finetune.checkpoints.sharded import as_file
 from lit_finetune.files.torch_files import open_torch_file
 
 
-def local_or_fetched(checkpoint: Any) -> Any:
-    """A checkpoint as a path of a file, or as an open file with what was fetched or gathered.
+def resolve_checkpoint(checkpoint: Any) -> Any:
+    """A checkpoint as a path of a file, or as an open file with the fetched or gathered content.
 
     Args:
-        checkpoint: A path, an address (`https://…`, `s3://…`), a folder of shards, an open file.
+        checkpoint: A path, a URL (`https://…`, `s3://…`), a folder of shards, or an open file.
 
     Raises:
-        FileNotFoundError: There is no such file; the message names the nearest ones.
-        ConnectionError: The address cannot be read.
+        FileNotFoundError: There is no such file; the message names the closest ones.
+        ConnectionError: The URL cannot be read.
     """
     if not isinstance(checkpoint, str | Path):
         return checkpoint
     if not is_local(str(checkpoint)):
-        return _fetched(str(checkpoint))
+        return _fetch(str(checkpoint))
     path = Path(checkpoint).expanduser()
     if path.is_dir():
         return as_file(path)
@@ -38,24 +38,24 @@ def local_or_fetched(checkpoint: Any) -> Any:
 
 
 @contextmanager
-def opened(checkpoint: Any) -> Iterator[Any]:
-    """A checkpoint as an open file; one of the user's is left open.
+def open_checkpoint(checkpoint: Any) -> Iterator[Any]:
+    """A checkpoint as an open file; a file that was open before stays open.
 
     Raises:
         OSError: There is no such file, or it cannot be read.
     """
-    source = local_or_fetched(checkpoint)
+    source = resolve_checkpoint(checkpoint)
     if not isinstance(source, Path):
         yield source
         return
-    with open_torch_file(source) as file:  # once: another one could come in its place
+    with open_torch_file(source) as file:  # opened once: it could be replaced in between
         yield file
 
 
-def _fetched(address: str) -> io.BytesIO:
-    """A file from elsewhere; torch's own way would keep it among published weights, by its name."""
+def _fetch(address: str) -> io.BytesIO:
+    """Fetch a URL into memory; torch's own function would cache it by its name only."""
     try:
         with fsspec.open(address, "rb") as file:
             return io.BytesIO(file.read())
-    except Exception as error:  # each file system and each protocol has its own
+    except Exception as error:  # each file system and protocol raises its own
         raise ConnectionError(f"The checkpoint {address} cannot be read: {error!r}") from error

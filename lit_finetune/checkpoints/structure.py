@@ -1,4 +1,4 @@
-"""Whether a checkpoint is made as Lightning and this package make one, part by part."""
+"""Check the form of a checkpoint, part by part."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -7,73 +7,76 @@ from typing import Any
 from packaging.version import InvalidVersion, Version
 from torch import Tensor
 
-OWN, RUN, MONITORED = "lit_finetune", "lit_finetune_run", "lit_finetune_monitored"
-_LARGEST = 2**63
-_TENSORS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum")
-"""What torch's optimizers keep of each parameter under these names."""
+_OWN_KEY, _RUN_KEY, _MONITORED_KEY = "lit_finetune", "lit_finetune_run", "lit_finetune_monitored"
+_MAX_COUNT = 2**63
+_STATE_TENSORS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum")
+"""The names of tensors in the state of torch's optimizers."""
 _NUMBER, _SEQUENCE = float | int, list | tuple
-_KINDS: tuple[Any, ...] = (Mapping, _SEQUENCE, str, Tensor, _NUMBER)
+_TYPES: tuple[Any, ...] = (Mapping, _SEQUENCE, str, Tensor, _NUMBER)
 
 
 def damaged_part(content: Mapping[Any, Any]) -> str:
-    """The part of a checkpoint that cannot be what should stand there; "" where all can.
+    """The first part of a checkpoint that has an invalid form; "" if all are valid.
 
-    What a callback or an optimizer knows is not looked into: only they can tell.
+    The states of callbacks and optimizers are not checked in detail.
 
     >>> damaged_part({"state_dict": {}, "callbacks": ["best"]})
     'callbacks'
 
     Args:
-        content: Plain data; what it leaves out is not missed.
+        content: Plain data; parts may be missing.
     """
     unnamed = (str(key)[:40] for key in content if not isinstance(key, str))
-    wrong = (key for key, can_be in _PARTS.items() if key in content and not can_be(content[key]))
-    return next(unnamed, "") or next(wrong, "")
+    invalid = (
+        key for key, is_valid in _PARTS.items() if key in content and not is_valid(content[key])
+    )
+    return next(unnamed, "") or next(invalid, "")
 
 
-def other_form(ours: Any, found: Any, place: str = "", *, takes_none: bool = True) -> str:
-    """Where a state that was found is of another form than one of ours; "" if nowhere.
+def mismatched_part(expected: Any, actual: Any, path: str = "", *, allow_none: bool = True) -> str:
+    """The part of a checkpoint's state whose form differs from this run's; "" if there is none.
 
-    What only one of the two has, or what is None in ours, is not looked at.
+    Parts that only one of them has, and parts that are None in this run, are not compared.
 
     Args:
-        ours: A state as it is in this run.
-        found: The one in a checkpoint.
-        place: Where the two stand.
-        takes_none: Whether None may be found in the place of anything.
+        expected: The state in this run.
+        actual: The state in a checkpoint.
+        path: The path of the part that is compared.
+        allow_none: Whether the checkpoint may have None for any part.
 
-    >>> other_form({"wait": 0, "best": {"score": 0.1}}, {"wait": 2, "best": {"score": "high"}})
+    >>> mismatched_part({"wait": 0, "best": {"score": 0.1}}, {"wait": 2, "best": {"score": "high"}})
     'best.score'
     """
-    if ours is None or (found is None and (takes_none or isinstance(ours, bool))):
+    if expected is None or (actual is None and (allow_none or isinstance(expected, bool))):
         return ""
-    kind: Any = next((kind for kind in _KINDS if isinstance(ours, kind)), None)
+    kind: Any = next((kind for kind in _TYPES if isinstance(expected, kind)), None)
     if kind is None:
         return ""
-    is_scalar = kind is _NUMBER and isinstance(found, Tensor) and found.numel() == 1
-    if not is_scalar and not isinstance(found, kind):
-        return place or "state"
+    is_scalar = kind is _NUMBER and isinstance(actual, Tensor) and actual.numel() == 1
+    if not is_scalar and not isinstance(actual, kind):
+        return path or "state"
     pairs: list[tuple[Any, Any, Any]] = []
     if kind is Mapping:
-        pairs = [(key, ours[key], found[key]) for key in ours if key in found]
+        pairs = [(key, expected[key], actual[key]) for key in expected if key in actual]
     elif kind is _SEQUENCE:
-        pairs = [(number, *both) for number, both in enumerate(zip(ours, found, strict=False))]
-    places = (
-        other_form(a, b, f"{place}.{key}".strip("."), takes_none=takes_none) for key, a, b in pairs
+        pairs = [(number, *pair) for number, pair in enumerate(zip(expected, actual, strict=False))]
+    paths = (
+        mismatched_part(a, b, f"{path}.{key}".strip("."), allow_none=allow_none)
+        for key, a, b in pairs
     )
-    return next(filter(None, places), "")
+    return next(filter(None, paths), "")
 
 
-def seed_in(state: Any) -> int | None:
-    """The seed of a run's order, in what a data module noted.
+def read_run_seed(state: Any) -> int | None:
+    """The seed of a run's sample order, in a data module's state.
 
     Raises:
-        ValueError: There is none.
+        ValueError: The state has no valid seed.
     """
     if not isinstance(state, Mapping) or not _is_seed(state.get("run_seed", "")):
         raise ValueError(
-            "What the checkpoint says of the order of pictures is damaged: it has no `run_seed`."
-            " Start anew from its weights alone, passed as `weights`."
+            "The checkpoint's state of the order of pictures is damaged: it has no `run_seed`."
+            " Start a new run from its weights alone, passed as `weights`."
         )
     seed: int | None = state["run_seed"]
     return seed
@@ -87,11 +90,11 @@ def _is_version(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value < _LARGEST
+    return type(value) is int and 0 <= value < _MAX_COUNT
 
 
 def _is_seed(value: Any) -> bool:
-    return value is None or (type(value) is int and abs(value) < 2 * _LARGEST)
+    return value is None or (type(value) is int and abs(value) < 2 * _MAX_COUNT)
 
 
 def _are_weights(value: Any) -> bool:
@@ -102,7 +105,7 @@ def _are_weights(value: Any) -> bool:
 
 
 def _are_states(value: Any) -> bool:
-    """Whether a value is a mapping from names to what each of them knows."""
+    """Whether a value is a mapping from names to states."""
     return isinstance(value, Mapping) and all(
         isinstance(name, str) and isinstance(each, Mapping) for name, each in value.items()
     )
@@ -121,24 +124,24 @@ def _is_optimizer(value: Any) -> bool:
         and all(isinstance(group, Mapping) for group in groups)
         and all(isinstance(group.get("params"), list) for group in groups)
         and _are_numbers_or_names([each for group in groups for each in group["params"]])
-        and all(map(_is_of_parameter, value["state"].values()))
+        and all(map(_is_parameter_state, value["state"].values()))
     )
 
 
 def _are_numbers_or_names(parameters: list[Any]) -> bool:
-    """Whether parameters are called by numbers, or, in a sharded run, by names; each once."""
+    """Whether parameters are unique numbers, or, from a sharded run, unique names."""
     kinds = {type(each) for each in parameters}
     return kinds in (set(), {int}, {str}) and len(set(parameters)) == len(parameters)
 
 
-def _is_of_parameter(state: Any) -> bool:
-    """Whether a value is what an optimizer of torch knows of a parameter, as far as that tells."""
+def _is_parameter_state(state: Any) -> bool:
+    """Whether a value has the form of a torch optimizer's state of a parameter."""
     if not isinstance(state, Mapping) or any(isinstance(each, str) for each in state.values()):
         return False
-    found = {key: state[key] for key in _TENSORS if key in state}
+    actual = {key: state[key] for key in _STATE_TENSORS if key in state}
     return all(
         isinstance(each, Tensor) or (each is None and key == "momentum_buffer")
-        for key, each in found.items()
+        for key, each in actual.items()
     )
 
 
@@ -152,8 +155,8 @@ def _are_numbers(value: Any) -> bool:
     )
 
 
-def _is_own(value: Any) -> bool:
-    """Whether a value is what a FinetuneClassifier notes; names of classes have their own check."""
+def _is_own_data(value: Any) -> bool:
+    """Whether a value has the form of a FinetuneClassifier's data, without the class names."""
     return (
         isinstance(value, Mapping)
         and isinstance(value.get("data_config"), Mapping)
@@ -170,7 +173,7 @@ def _are_class_weights(value: Any) -> bool:
     )
 
 
-def _is_run(value: Any) -> bool:
+def _is_run_state(value: Any) -> bool:
     batching = value.get("batching", {}) if isinstance(value, Mapping) else None
     return _are_numbers(batching)
 
@@ -185,7 +188,7 @@ _PARTS: Mapping[str, Callable[[Any], bool]] = {
     "loops": _are_states,
     "optimizer_states": _are_optimizers,
     "lr_schedulers": _are_mappings,
-    OWN: _is_own,
-    RUN: _is_run,
-    MONITORED: _are_numbers,
+    _OWN_KEY: _is_own_data,
+    _RUN_KEY: _is_run_state,
+    _MONITORED_KEY: _are_numbers,
 }

@@ -28,7 +28,11 @@ from lit_finetune.callbacks import (
     RunReport,
     SparingProgressBar,
 )
-from lit_finetune.checkpoints.command_defaults import SPECIAL, CheckpointModel, read_model
+from lit_finetune.checkpoints.command_defaults import (
+    LIGHTNING_CHECKPOINTS,
+    CheckpointModel,
+    read_model,
+)
 from lit_finetune.checkpoints.removal import is_local
 from lit_finetune.classifier import FinetuneClassifier
 from lit_finetune.cli.arguments import CommandWords, read_command
@@ -151,11 +155,11 @@ class FinetuneCLI(LightningCLI):
     def _take_from_checkpoint(self, words: CommandWords) -> None:
         """Let a checkpoint say what the command leaves out, of the network and of the data."""
         path, parser = str(words.ckpt_path), self._parser(words.command)
-        if path in SPECIAL or path.startswith("registry:"):
+        if path in LIGHTNING_CHECKPOINTS or path.startswith("registry:"):
             return
         taken = [*vars(parser.get_defaults()["model"])]
         try:
-            found = self._of_checkpoint = read_model(path, said=words.model, taken=taken)
+            found = self._of_checkpoint = read_model(path, overrides=words.model, accepted=taken)
         except (ValueError, OSError) as error:
             parser.error(str(error))
         parser.set_defaults({f"model.{key}": value for key, value in found.arguments.items()})
@@ -234,7 +238,7 @@ class FinetuneCLI(LightningCLI):
 
     @override
     def instantiate_classes(self) -> None:
-        limited = self._of_checkpoint.limited if self._of_checkpoint else nullcontext
+        limited = self._of_checkpoint.build_context if self._of_checkpoint else nullcontext
         with explained(self.config.get(self.subcommand, self.config)), limited():
             super().instantiate_classes()
 

@@ -22,7 +22,7 @@ from torch import nn
 from torch.distributed.fsdp import MixedPrecision, ShardingStrategy
 from torch.distributed.fsdp.wrap import CustomPolicy
 
-from lit_finetune.checkpoints.sharded import plain_data_only, shared_part
+from lit_finetune.checkpoints.sharded import mmap_plain_part, plain_data_only
 from lit_finetune.distributed.fsdp2 import (
     broadcast_buffers,
     broadcast_buffers_after_forward,
@@ -267,7 +267,7 @@ def prepare_before_load(
         checkpoint_path: str | Path, weights_only: bool | None = None
     ) -> dict[str, Any]:
         del strategy.load_checkpoint  # of this object: the method of the class remains
-        data = shared_part(strategy.broadcast(checkpoint_path))
+        data = mmap_plain_part(strategy.broadcast(checkpoint_path))
         if prepare is None:
             strategy.optimizers = []
         else:

@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from lit_finetune._errors import nearest, one_of
-from lit_finetune.checkpoints.build_limits import LARGEST_SIDE
+from lit_finetune.checkpoints.build_limits import MAX_IMAGE_SIDE
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -90,7 +90,7 @@ class DataConfig:
         try:
             config = cls.from_dict(data)
             sides = (*config.image_size, config.resize_size)
-            if not all(type(side) is int and side <= LARGEST_SIDE for side in sides):
+            if not all(type(side) is int and side <= MAX_IMAGE_SIDE for side in sides):
                 raise ValueError(f"pictures of {config.image_size}, from {config.resize_size} on.")
             return config
         except (TypeError, AttributeError, ValueError) as error:

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from lit_finetune.checkpoints.read import read_checkpoint, refuse_unsafe
 from lit_finetune.checkpoints.removal import is_local
-from lit_finetune.checkpoints.source import local_or_fetched
+from lit_finetune.checkpoints.source import resolve_checkpoint
 from lit_finetune.distributed.wrapping import shards_parameters
 from lit_finetune.files.atomic_write import atomic_write
 from lit_finetune.files.terminal_text import printable
@@ -67,7 +67,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> dict[str, Any]:
         """What a file or an address holds, or the weights in a folder of a sharded run."""
         refuse_unsafe(weights_only)
-        source = local_or_fetched(path)
+        source = resolve_checkpoint(path)
         return read_checkpoint(source, name=path, map_location=map_location or "cpu")
 
     @override

@@ -14,7 +14,7 @@ import yaml
 
 from lit_finetune.checkpoints.build_limits import limited_build
 from lit_finetune.checkpoints.read import read_checkpoint, refuse_unsafe
-from lit_finetune.checkpoints.source import opened
+from lit_finetune.checkpoints.source import open_checkpoint
 from lit_finetune.checkpoints.trusted_hparams import read_hparams, trusted_hparams
 from lit_finetune.resuming.restore import migrate
 
@@ -46,7 +46,7 @@ def readable(
     """
     refuse_unsafe(weights_only)
     name = checkpoint if isinstance(checkpoint, str | Path) else None
-    with opened(checkpoint) as file:
+    with open_checkpoint(checkpoint) as file:
         content = read_checkpoint(file, name=name, skip_data=True)
         migrate(content)  # as Lightning will: what is judged is what it sees
         judged: AbstractContextManager[Path | None] = nullcontext()
@@ -56,7 +56,10 @@ def readable(
             )
             judged = _written(hparams)
         overrides = trusted_overrides(cls, content, said=said)
-        with judged as path, limited_build(read_hparams(content), content["state_dict"], said=said):
+        with (
+            judged as path,
+            limited_build(read_hparams(content), content["state_dict"], overrides=said),
+        ):
             yield file, {"hparams_file": path, "weights_only": True, **overrides, **said}
 
 
@@ -118,7 +121,7 @@ def trusted_overrides(
     takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
     is_packed = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_NAME) in parameters
     taken = None if takes_any or is_packed else parameters
-    trusted = trusted_hparams(hparams, said=said, taken=taken)
+    trusted = trusted_hparams(hparams, overrides=said, accepted=taken)
     changed = {key: value for key, value in trusted.items() if value is not hparams.get(key)}
     # Lightning would call it, with all classes that the hyper-parameters name in it.
     return {**changed, "_instantiator": None} if "_instantiator" in hparams else changed

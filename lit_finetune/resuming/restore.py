@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.migration.utils import migrate_checkpoint
 
 from lit_finetune.checkpoints.read import refuse_unsafe
 from lit_finetune.checkpoints.sharded import plain_data_only, plain_part
-from lit_finetune.checkpoints.structure import other_form
+from lit_finetune.checkpoints.structure import mismatched_part
 from lit_finetune.distributed.wrapping import shards_parameters
 
 _STEPS = ("restore_model", "restore_datamodule", "restore_callbacks", "restore_training_state")
@@ -63,7 +63,7 @@ def _restore(restore: Callable[[], None], trainer: Any, name: str) -> None:
     with _told_as_damage():
         found = trainer._checkpoint_connector._loaded_checkpoint or {}
         wrong = [
-            (part, other_form(ours, state, takes_none=part in _of_users(trainer)))
+            (part, mismatched_part(ours, state, allow_none=part in _of_users(trainer)))
             for part, ours, state in _states(trainer, name, found)
         ]
         restore()  # whoever has a message of its own for what is wrong comes first

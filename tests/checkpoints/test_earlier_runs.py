@@ -87,7 +87,7 @@ def fit(folder: Path, epochs: int, ckpt_path: str | None = None) -> Trainer:
 def test_python_goes_on_with_the_newest_run_and_refuses_where_there_is_none(
     tmp_path: Path,
 ) -> None:
-    with pytest.raises(FileNotFoundError, match="leave `ckpt_path` out to start anew"):
+    with pytest.raises(FileNotFoundError, match="leave `ckpt_path` out to start a new run"):
         fit(tmp_path, 1, "last")
     fit(tmp_path, 2)
     fit(tmp_path, 1)

@@ -357,7 +357,7 @@ def forget(name: str) -> None:
     """As in a new program."""
     from lit_finetune.checkpoints import trusted_hparams
 
-    trusted_hparams._SAID.discard(name)
+    trusted_hparams._TRUSTED_NAMES.discard(name)
 
 
 def pickled(path: Path) -> None:

@@ -176,7 +176,7 @@ def test_the_command_line_names_what_the_file_may_not(
     photos: Path, new: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, _ = train(photos, NET)
-    said = "lit_finetune.checkpoints.trusted_hparams._SAID"
+    said = "lit_finetune.checkpoints.trusted_hparams._TRUSTED_NAMES"
     monkeypatch.setattr(said, set())  # as in a new program
     words = [f"--ckpt_path={path}", f"--data.predict_dir={new}", "--predictions.path=table.csv"]
     with pytest.raises(SystemExit, match="2"):
