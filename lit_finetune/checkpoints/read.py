@@ -113,8 +113,8 @@ def load_plain(
         content = load_torch_file(file, map_location=map_location, skip_data=skip_data)
         refuse_inflated(dict(tensors_in(content)), size)
         return content
-    # On damaged files torch raises almost any error. Its errors on code tell how to run the code, so
-    # they are not shown as the cause.
+    # On damaged files torch raises almost any error. Its errors tell how to run the code, so they
+    # are not shown as the cause.
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
