@@ -43,7 +43,9 @@ from .samplers import (
     PictureLoader,
     ResumableLoader,
     UnpaddedSampler,
+    UnshuffledEpochSampler,
     even_batch_size,
+    is_overfit,
 )
 from .sources.class_counts import count_table
 from .transforms.channels import given_options, per_channel
@@ -344,7 +346,8 @@ class ImageDataModule(LightningDataModule):
 
     def _train_sampler(self) -> EpochSampler:
         trainer = self.trainer
-        return EpochSampler(
+        make = UnshuffledEpochSampler if is_overfit(trainer) else EpochSampler
+        return make(
             self._dataset("train"),
             **self._ranks(),
             seed=torch.initial_seed() if self._run_seed is None else self._run_seed,

@@ -5,7 +5,7 @@ from itertools import chain, count, repeat
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, SequentialSampler
 from typing_extensions import override
 
 from lit_finetune.loading.few_pictures import refuse_few_pictures
@@ -54,10 +54,29 @@ class EpochSampler(DistributedSampler[int]):
     def __iter__(self) -> Iterator[Draw]:  # type: ignore[override]  # an index with a seed
         epoch, batches = self._place()
         seed = derive_seed(self._run_seed, epoch)
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(self.dataset), generator=generator)  # type: ignore[arg-type]
+        order = self._order(seed)
         own = torch.tensor(list(super().__iter__())[batches * self._batch_size :], dtype=torch.long)
         return map(Draw, order[own].tolist(), repeat(seed))
+
+    def _order(self, seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randperm(len(self.dataset), generator=generator)  # type: ignore[arg-type]
+
+
+class UnshuffledEpochSampler(EpochSampler, SequentialSampler):  # type: ignore[misc]  # of draws
+    """The same pictures in each epoch, varied anew: for `overfit_batches`.
+
+    Lightning replaces whatever is no `SequentialSampler` then, and draws and place would be lost.
+    """
+
+    @override
+    def _order(self, seed: int) -> torch.Tensor:
+        return torch.arange(len(self.dataset))  # type: ignore[arg-type]
+
+
+def is_overfit(trainer: Any) -> bool:
+    """Whether a Trainer trains on the same few batches in each epoch."""
+    return getattr(trainer, "overfit_batches", 0) > 0
 
 
 class UnpaddedSampler(DistributedSampler[int]):

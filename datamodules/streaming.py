@@ -29,7 +29,7 @@ from .litdata_shards import (
     picture_of,
     read_classes,
 )
-from .samplers import Draw
+from .samplers import Draw, is_overfit
 
 
 class StreamingImageDataModule(ImageDataModule):
@@ -100,7 +100,7 @@ class StreamingImageDataModule(ImageDataModule):
         seed = torch.initial_seed() if self._run_seed is None else self._run_seed
         dataset = open_stream(
             self._address("train"),
-            shuffle=True,
+            shuffle=not is_overfit(self.trainer),
             drop_last=True,
             seed=derive_seed(seed) % 2**31,
             **self._options(),

@@ -8,7 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    SequentialSampler,
+)
 
 from lit_finetune.loading.loader_order import RepeatableSampler
 from lit_finetune.loading.seeded_dataset import seeded, unseeded_loader
@@ -99,7 +105,10 @@ class LoaderSamples:
     @property
     def has_fixed_batches(self) -> bool:
         """Whether the loader gives the same batches in each epoch."""
-        return self.part == "validation" or isinstance(self.loader.sampler, SequentialSampler)
+        sampler = self.loader.sampler
+        is_ours = isinstance(sampler, DistributedSampler)  # it begins where the run stands
+        is_fixed = isinstance(sampler, SequentialSampler) and not is_ours
+        return self.part == "validation" or is_fixed
 
     def batches(self) -> list[tuple[ViewBatch, int]]:
         """The batches of one pass over all views, and how many images of each count.

@@ -10,7 +10,6 @@ import numpy as np
 from torch.utils.data import IterableDataset
 
 from lit_finetune.files.fingerprint import digest
-from lit_finetune.loading.seeded_dataset import unseeded_dataset
 
 _MOST = 1024
 """So many pictures are looked at, evenly spread; of all others the names and labels are."""
@@ -22,7 +21,6 @@ def dataset_digest(dataset: Any) -> str | None:
     None where the dataset does not tell: it is neither one of ours nor of the kinds of torch and
     torchvision that list their files or hold their tensors.
     """
-    dataset = unseeded_dataset(dataset)
     if isinstance(dataset, IterableDataset):
         return None
     parts = _parts(dataset)

@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from lit_finetune.loading.seeded_dataset import (
     SeededBatch,
-    SeededDataset,
     SeededIndex,
     seed_loader,
     warn_of_own_generator,
@@ -132,7 +131,7 @@ class RepeatableSampler:
 
     def _warn_once(self, batch: Any) -> None:
         self._goes_on = False
-        if isinstance(self._dataset, SeededDataset) and self._rank == 0:
+        if hasattr(self._dataset, "__len__") and self._rank == 0:
             index = batch[0] if isinstance(batch, list | tuple | Tensor) else batch
             warn_of_own_generator(self._dataset, index)
 

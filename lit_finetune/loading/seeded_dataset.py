@@ -18,6 +18,7 @@ from lit_finetune.files.fingerprint import digest
 from lit_finetune.loading.seeding import derive_seed, drawing_from
 
 _INNER = "_unseeded"
+_KIND = "_unseeded_kind"
 
 
 class SeededBatch(list[Any]):
@@ -57,6 +58,18 @@ class SeededDataset(Dataset[Any]):
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(vars(self)[_INNER], name, value)  # a `worker_init_fn` opens files so
+
+    @property
+    def __class__(self) -> Any:
+        """That of the dataset: a `worker_init_fn` asks for it."""
+        return type(vars(self)[_INNER])
+
+    @__class__.setter
+    def __class__(self, kind: type) -> None:
+        raise TypeError(f"A dataset does not become a {kind.__name__} while a run reads it.")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return SeededDataset, (vars(self)[_INNER],)
 
     def __len__(self) -> int:
         return len(vars(self)[_INNER])
@@ -98,25 +111,33 @@ class SeededCollate:
 
 
 def seed_loader(loader: DataLoader[Any]) -> None:
-    """Let a loader, a copy of the user's, draw from the seeds that its sampler brings."""
-    dataset: Any = loader.dataset
-    if hasattr(dataset, "__len__"):
-        collate = SeededCollate(loader.collate_fn)
-        vars(loader).update(dataset=SeededDataset(dataset), collate_fn=collate)
+    """Let a loader, a copy of the user's, draw from the seeds that its sampler brings.
 
-
-def unseeded_dataset(dataset: Any) -> Any:
-    """The user's dataset."""
-    return vars(dataset)[_INNER] if isinstance(dataset, SeededDataset) else dataset
+    Its `dataset` and `collate_fn` stay the user's; its iterators alone are of others.
+    """
+    if hasattr(loader.dataset, "__len__"):
+        object.__setattr__(loader, "__class__", _seeded_kind(type(loader)))
 
 
 def unseeded_loader(loader: DataLoader[Any]) -> DataLoader[Any]:
     """The loader as it was before `seed_loader`."""
-    if not isinstance(loader.dataset, SeededDataset):
+    if (kind := getattr(type(loader), _KIND, None)) is None:
         return loader
-    other, collate = copy.copy(loader), vars(loader)["collate_fn"]
-    vars(other).update(dataset=unseeded_dataset(loader.dataset), collate_fn=collate.collate)
+    other = copy.copy(loader)
+    object.__setattr__(other, "__class__", kind)
     return other
+
+
+def _seeded_kind(kind: Any) -> type:
+    """The class of a loader, with iterators that draw from seeds."""
+
+    def _get_iterator(self: Any) -> Any:
+        twin = copy.copy(self)
+        collate = SeededCollate(self.collate_fn)
+        vars(twin).update(dataset=SeededDataset(self.dataset), collate_fn=collate)
+        return kind._get_iterator(twin)
+
+    return type(kind.__name__, (kind,), {"_get_iterator": _get_iterator, _KIND: kind})
 
 
 def warn_of_own_generator(dataset: Any, index: Any) -> None:
@@ -126,7 +147,7 @@ def warn_of_own_generator(dataset: Any, index: Any) -> None:
         dataset: A run goes on with it.
         index: Of a picture.
     """
-    own = copy.copy(unseeded_dataset(dataset))  # a file that it opens is not shared with workers
+    own = copy.copy(dataset)  # a file that it opens is not shared with workers
     found = []
     for _ in range(2):
         with seeded(0):

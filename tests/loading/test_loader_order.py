@@ -239,11 +239,38 @@ class Numbered(Dataset[Any]):
 def open_files(_: int) -> None:
     info = get_worker_info()
     assert info is not None
+    assert isinstance(info.dataset, Numbered)
     info.dataset.files = "opened"  # type: ignore[attr-defined]
 
 
 def test_a_worker_prepares_the_users_own_dataset(tmp_path: Path) -> None:
     train(tmp_path, DataLoader(Numbered(), BATCH, num_workers=1, worker_init_fn=open_files))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_hooks_find_the_users_own_dataset(num_workers: int) -> None:
+    dataset = data()
+    found: list[Any] = []
+
+    class Look(Callback):
+        def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+            found.append(trainer.train_dataloader.dataset)  # type: ignore[union-attr]
+
+    loader = DataLoader(dataset, BATCH, shuffle=True, num_workers=num_workers)
+    trainer = Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        callbacks=[Look()],
+    )
+    trainer.fit(FinetuneClassifier(Net(), num_classes=3), loader)
+
+    assert all(each is dataset for each in found)
+    assert len(found) == 2
+    assert isinstance(trainer.train_dataloader, DataLoader)
+    assert trainer.train_dataloader.collate_fn is loader.collate_fn
 
 
 def other_pictures(change: str) -> TensorDataset:

@@ -8,8 +8,16 @@ from typing import Any
 import pytest
 
 from lit_finetune.resuming.position import ResumePoint, read_point, tidy
-from tests.resuming.resumed_kinds import KINDS
-from tests.resuming.resumed_runs import BATCHES, CADENCES, Run, Situation, compare, run
+from tests.resuming.resumed_kinds import KINDS, kept_pictures
+from tests.resuming.resumed_runs import (
+    BATCHES,
+    CADENCES,
+    Run,
+    Situation,
+    compare,
+    run,
+    three_digits,
+)
 
 TELLING = [
     ("cosine", "3 steps", (14, 16)),
@@ -71,6 +79,17 @@ def test_wherever_it_is_stopped(
     situation = Situation(keep=CADENCES[cadence], **KINDS[kind])
 
     assert compare(situation, tmp_path, *stops, unbroken=unbroken(kind)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("datamodule", [three_digits, kept_pictures])
+def test_a_run_that_overfits_a_few_batches_goes_on_amid_an_epoch(
+    tmp_path: Path, datamodule: Callable[..., Any]
+) -> None:
+    options: dict[str, Any] = {"overfit_batches": 3}
+    situation = Situation(keep=CADENCES["time"], datamodule=datamodule, trainer=options)
+
+    assert compare(situation, tmp_path, 5) == []
 
 
 @pytest.mark.parametrize(
