@@ -43,9 +43,8 @@ from .samplers import (
     PictureLoader,
     ResumableLoader,
     UnpaddedSampler,
-    UnshuffledEpochSampler,
     even_batch_size,
-    is_overfit,
+    sampler_class,
 )
 from .sources.class_counts import count_table
 from .transforms.channels import given_options, per_channel
@@ -346,8 +345,7 @@ class ImageDataModule(LightningDataModule):
 
     def _train_sampler(self) -> EpochSampler:
         trainer = self.trainer
-        make = UnshuffledEpochSampler if is_overfit(trainer) else EpochSampler
-        return make(
+        return sampler_class(trainer)(
             self._dataset("train"),
             **self._ranks(),
             seed=torch.initial_seed() if self._run_seed is None else self._run_seed,

@@ -79,6 +79,11 @@ def is_overfit(trainer: Any) -> bool:
     return getattr(trainer, "overfit_batches", 0) > 0
 
 
+def sampler_class(trainer: Any) -> type[EpochSampler]:
+    """What samples the training pictures of a Trainer."""
+    return UnshuffledEpochSampler if is_overfit(trainer) else EpochSampler
+
+
 class UnpaddedSampler(DistributedSampler[int]):
     """Share pictures out among processes, each once, so that metrics count every one once.
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from lit_finetune.images.data_config import statistics_problems
+
 
 def per_channel(value: float | tuple[float, ...], channels: int, name: str) -> tuple[float, ...]:
     """One number for all channels, or what was given.
@@ -18,5 +20,17 @@ def per_channel(value: float | tuple[float, ...], channels: int, name: str) -> t
 
 
 def given_options(**options: Any) -> dict[str, Any]:
-    """The options that were given at all."""
-    return {name: value for name, value in options.items() if value is not None}
+    """The options that were given at all.
+
+    Raises:
+        ValueError: `mean` or `std` cannot be.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    statistics = {
+        name: value if isinstance(value, list | tuple) else (value,)
+        for name, value in given.items()
+        if name in ("mean", "std")
+    }
+    if problems := statistics_problems(**statistics):
+        raise ValueError(f"The data cannot be normalised so: {'; '.join(problems)}.")
+    return given

@@ -91,6 +91,7 @@ def _build(
 ) -> Backbone:
     """The network of a config's fields, with `kwargs` in the place of some of them."""
     _refuse_kernels(name, fields)
+    _refuse_quantised(name, fields)
     _refuse_huge_numbers(name, fields)
     sizes = {**fields, **kwargs}
     told = f"The config of {name} describes a network, with {largest_number(sizes, sizes)}"
@@ -107,11 +108,14 @@ def _built(
 ) -> Backbone:
     factory, has_head = _class_of(name, config)
     rebuild_args = f"hf/{config.model_type}", _plain(config)
-    data_config = _data_config(config, processor, kwargs)
+    try:
+        data_config = _data_config(config, processor, kwargs)
+    except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
+        raise ValueError(f"The image processor of {name} cannot be used: {error}") from error
     try:
         network: nn.Module = factory(config)
     except Exception as error:  # a config's fields may be wrong together in any way
-        raise ValueError(f"{name} cannot be built from its config: {error}") from error
+        raise ValueError(f"{name} cannot be built from its config: {_why(error)}") from error
     _drop_what_is_not_used(network, config.model_type)
     if "interpolate_pos_encoding" in inspect.signature(network.forward).parameters:
         network.register_forward_pre_hook(_interpolate_positions, with_kwargs=True)
@@ -136,6 +140,16 @@ def _refuse_kernels(name: str, fields: Any) -> None:
                 " never run: remove that field from it."
             )
         _refuse_kernels(name, value)
+
+
+def _refuse_quantised(name: str, fields: Mapping[str, Any]) -> None:
+    """Refuse a network whose weights are whole numbers, which nothing can train."""
+    if how := fields.get("quantization_config"):
+        kind = how.get("quant_method") if isinstance(how, Mapping) else how
+        raise ValueError(
+            f"The weights of {name} are quantised (`quantization_config`: {str(kind)[:100]}) and"
+            " cannot be fine-tuned. Use the model that they were made from, in float32 or bfloat16."
+        )
 
 
 def _refuse_huge_numbers(name: str, fields: Any) -> None:
@@ -171,6 +185,7 @@ def _config(name: str, fields: Mapping[str, Any], kwargs: Mapping[str, Any]) -> 
         raise ValueError(f"{name} is of the type {kind!r}, unknown to transformers{own}.{hint}")
     if kind == "timm_wrapper":
         raise ValueError(f"{name} is a network of timm: use `timm/{fields.get('architecture')}`.")
+    _refuse_no_classifier(name, mapping[kind], fields)
     known = {"attn_implementation", "num_labels", *mapping[kind]().to_dict()}
     for key in kwargs:
         if key not in known:
@@ -183,13 +198,36 @@ def _config(name: str, fields: Mapping[str, Any], kwargs: Mapping[str, Any]) -> 
     try:
         return mapping[kind].from_dict({k: v for k, v in merged.items() if k != "model_type"})
     except Exception as error:  # transformers has exceptions of its own for it
-        raise ValueError(f"The config of {name} cannot be: {error}") from error
+        raise ValueError(f"The config of {name} cannot be: {_why(error)}") from error
+
+
+def _why(error: Exception) -> str:
+    """What is wrong with a config, without advice to connect to the hub."""
+    text = str(error)
+    if "HF_HUB_OFFLINE" in text or "offline mode" in text:
+        return (
+            "it names another model of the hub for a part of the network, and nothing is fetched"
+            " for a local config. Use a network that its config describes whole"
+        )
+    return text
 
 
 def _merged(before: Any, value: Any) -> Any:
     """A field, or of one that has fields itself, as `vision_config`, those that are given."""
     both = isinstance(before, Mapping) and isinstance(value, Mapping)
     return {**before, **value} if both else value
+
+
+def _refuse_no_classifier(name: str, kind: Any, fields: Mapping[str, Any]) -> None:
+    """Refuse what transformers has neither as a classifier of pictures nor as a plain network."""
+    transformers = _import_transformers()
+    classifiers = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    if kind not in classifiers and kind not in transformers.MODEL_MAPPING:
+        built = ", ".join(map(str, fields.get("architectures") or ())) or "no classifier"
+        raise ValueError(
+            f"{name} is of the type {fields['model_type']!r} ({built}), which is no image"
+            " classifier, nor a network that could become one. Use its backbone's own model."
+        )
 
 
 def _class_of(name: str, config: Any) -> tuple[Any, bool]:

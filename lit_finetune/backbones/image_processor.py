@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from lit_finetune.checkpoints.build_limits import LARGEST_SIDE
 from lit_finetune.images.data_config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, Interpolation
 
 _BY_NUMBER: Mapping[int, Interpolation] = {0: "nearest", 2: "bilinear", 3: "bicubic"}
@@ -33,6 +34,9 @@ def processor_data_config(processor: Mapping[str, Any]) -> DataConfig:
         )
     mean, std = _normalisation(processor)
     image_size, resize_size = _sizes(processor)
+    sides = (*image_size, resize_size)
+    if not all(type(side) is int and 0 < side <= LARGEST_SIDE for side in sides):
+        raise ValueError(f"it asks for pictures of {image_size}, from {resize_size} on.")
     return DataConfig(
         mean=mean,
         std=std,
@@ -106,5 +110,7 @@ def _height_and_width(size: Any) -> tuple[int, int]:
         return size.get("height", side), size.get("width", side)
     if isinstance(size, int):
         return size, size
+    if not isinstance(size, list | tuple) or len(size) != 2:
+        raise ValueError(f"a size is a number, two, or named ones, but it says {size!r}.")
     height, width = size
     return height, width

@@ -1,6 +1,7 @@
 """The images that a network expects, as plain data, and the transforms that make them."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import cycle, islice
 from typing import Any, Literal
@@ -18,6 +19,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
+_LARGEST = {"mean": 1.0, "std": 2.0}
+"""Of pixels from 0 to 1, and beyond what anybody normalises with."""
 CropMode = Literal["center", "squash", "border", "pad"]
 
 
@@ -44,8 +47,7 @@ class DataConfig:
         problems = []
         if len(self.mean) != len(self.std):
             problems.append(f"`mean` has {len(self.mean)} channels, `std` has {len(self.std)}")
-        if not all(value > 0 for value in self.std):
-            problems.append(f"`std` must be above 0, but got {self.std}")
+        problems += statistics_problems(self.mean, self.std)
         if len(self.image_size) != 2 or min(self.image_size) < 1:
             problems.append(f"`image_size` is (height, width), but got {self.image_size}")
         elif self.resize_size < min(self.image_size) and self.crop_mode != "pad":
@@ -132,6 +134,31 @@ class DataConfig:
             return replace(self, mean=average[0], std=average[1])
         mean, std = (tuple(islice(cycle(values), num_channels)) for values in (self.mean, self.std))
         return replace(self, mean=mean, std=std)
+
+
+def statistics_problems(mean: Sequence[float] = (), std: Sequence[float] = ()) -> list[str]:
+    """What is wrong with the mean and the standard deviation of pixels from 0 to 1.
+
+    >>> statistics_problems((0.5,), (0.0,)), statistics_problems(mean=(127.5,))
+    (['`std` must be above 0, but got (0.0,)'], ['`mean` (127.5,) is ... divided by 255, (0.5,)'])
+    """
+    problems = []
+    for name, values in (("mean", mean), ("std", std)):
+        shown = tuple(values)
+        are_numbers = all(isinstance(each, int | float) for each in values)
+        if not are_numbers or not all(map(math.isfinite, values)):
+            problems.append(f"`{name}` must be finite numbers, but got {shown}")
+        elif name == "std" and min(values, default=1) <= 0:
+            problems.append(f"`std` must be above 0, but got {shown}")
+        elif max(values, default=0) > _LARGEST[name]:
+            of_one = tuple(round(each / 255, 4) for each in values)
+            problems.append(
+                f"`{name}` {shown} is of no pixels from 0 to 1: of those from 0 to 255, give it"
+                f" divided by 255, {of_one}"
+            )
+        elif min(values, default=0) < -1:
+            problems.append(f"`mean` is of pixels from 0 to 1, but got {shown}")
+    return problems
 
 
 class ResizeToCover(nn.Module):

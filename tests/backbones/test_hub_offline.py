@@ -100,6 +100,8 @@ REFUSED: dict[str, dict[str, Any]] = {
         "use_pretrained_backbone": True,
         "backbone": "hf_hub:someone/net",
     },
+    "a network for segmentation": {"model_type": "upernet", "backbone": "someone/net"},
+    "a detector without its backbone": {"model_type": "maskformer", "backbone": "someone/net"},
 }
 
 
@@ -109,7 +111,8 @@ def test_a_config_that_needs_the_hub_is_refused_without_a_connection(
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(fields))
 
-    with pytest.raises(ValueError, match="config"):
+    with pytest.raises(ValueError, match="config") as refused:
         FinetuneClassifier(f"hf/{tmp_path}/config.json", num_classes=3)
 
     assert not asked
+    assert "HF_HUB_OFFLINE" not in str(refused.value)

@@ -1,6 +1,7 @@
 """Networks of Hugging Face transformers, at sizes for tests and without a network connection."""
 
 import json
+import math
 import shutil
 import sys
 from collections.abc import Mapping
@@ -507,6 +508,29 @@ def test_a_model_of_the_hub_is_taken_from_the_cache_without_a_connection(
     assert create_backbone("hf/someone/tiny-vit").weights_file is None
     with pytest.raises(ConnectionError, match=r"no folder 'someone/else' here.*name a folder"):
         create_backbone("hf/someone/else")
+
+
+@pytest.mark.parametrize(
+    ("file", "fields", "words"),
+    [
+        ("config.json", {"quantization_config": {"quant_method": "bitsandbytes"}}, "bitsandbytes"),
+        ("config.json", {"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq"),
+        ("preprocessor_config.json", {"size": "x"}, "'x'"),
+        ("preprocessor_config.json", {"size": {"height": 10**9, "width": 10**9}}, "1000000000"),
+        ("preprocessor_config.json", {"image_mean": [123.0] * 3}, "0.4824"),
+        ("preprocessor_config.json", {"image_std": [0.0] * 3}, "above 0"),
+        ("preprocessor_config.json", {"image_mean": [math.nan] * 3}, "finite"),
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_told_with_its_value(
+    tmp_path: Path, file: str, fields: dict[str, Any], words: str
+) -> None:
+    folder = saved(original("vit"), tmp_path / "net")
+    before = json.loads((folder / file).read_text()) if (folder / file).exists() else {}
+    (folder / file).write_text(json.dumps({**before, **fields}))
+
+    with pytest.raises(ValueError, match=words):
+        FinetuneClassifier(f"hf/{folder}", num_classes=CLASSES)
 
 
 def test_without_transformers_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

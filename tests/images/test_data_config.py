@@ -1,11 +1,14 @@
 import json
+import math
 
 import pytest
 import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from lit_finetune.backbones.image_processor import processor_data_config
 from lit_finetune.backbones.timm import data_config
+from lit_finetune.datamodules import DigitsDataModule, ImageFolderDataModule
 from lit_finetune.images.data_config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, eval_transform
 
 
@@ -98,3 +101,48 @@ def test_tensors_are_transformed_as_pictures_are():
     picture = noise(16, 16)
     tensor = v2.functional.pil_to_tensor(picture)
     assert torch.equal(eval_transform(config)(tensor), eval_transform(config)(picture))
+
+
+TIMM = {
+    "input_size": (3, 96, 96),
+    "crop_pct": 0.9,
+    "crop_mode": "center",
+    "interpolation": "bicubic",
+}
+WRONG = {
+    "mean of 0 to 255": ({"mean": (123.675, 116.28, 103.53)}, r"by 255, \(0.485, 0.456, 0.406\)"),
+    "std of 0 to 255": ({"std": (58.395, 57.12, 57.375)}, r"by 255, \(0.229, 0.224, 0.225\)"),
+    "mean of nan": ({"mean": (math.nan, 0.5, 0.5)}, "`mean` must be finite"),
+    "mean of infinity": ({"mean": (0.5, math.inf, 0.5)}, "`mean` must be finite"),
+    "text": ({"mean": ("0.5", "0.5", "0.5")}, "`mean` must be finite"),
+    "below": ({"mean": (-123.0, 0.5, 0.5)}, "`mean` is of pixels from 0 to 1"),
+    "std of 0": ({"std": (0.5, 0.0, 0.5)}, "`std` must be above 0"),
+    "negative std": ({"std": (0.5, -0.5, 0.5)}, "`std` must be above 0"),
+    "std of nan": ({"std": (0.5, math.nan, 0.5)}, "`std` must be finite"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_statistics_that_cannot_be_are_refused_from_wherever_they_come(kind):
+    values, words = WRONG[kind]
+    both = {"mean": (0.5,) * 3, "std": (0.5,) * 3} | values
+    processor = {f"image_{name}": list(each) for name, each in both.items()}
+    places = [
+        lambda: DataConfig(**both),
+        lambda: DataConfig.from_checkpoint({name: list(each) for name, each in both.items()}),
+        lambda: data_config({**TIMM, **both}),
+        lambda: ImageFolderDataModule("nowhere", **both),
+        lambda: DigitsDataModule(**both),
+        *([] if kind == "text" else [lambda: processor_data_config(processor)]),
+    ]
+    for place in places:
+        with pytest.raises(ValueError, match=words):
+            place()
+
+
+@pytest.mark.parametrize(
+    "statistics", [((0.0,), (1.0,)), ((0.0,), (1 / 255,)), ((0.485 / 255,), (0.229 / 255,))]
+)
+def test_whatever_published_networks_expect_is_let_in(statistics):
+    mean, std = statistics
+    assert DataConfig(mean=mean, std=std).mean == mean
