@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lit_finetune.checkpoints.build_limits import LARGEST_SIDE
+from lit_finetune.checkpoints.build_limits import MAX_IMAGE_SIDE
 from lit_finetune.images.data_config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, Interpolation
 
 _BY_NUMBER: Mapping[int, Interpolation] = {0: "nearest", 2: "bilinear", 3: "bicubic"}
@@ -35,7 +35,7 @@ def processor_data_config(processor: Mapping[str, Any]) -> DataConfig:
     mean, std = _normalisation(processor)
     image_size, resize_size = _sizes(processor)
     sides = (*image_size, resize_size)
-    if not all(type(side) is int and 0 < side <= LARGEST_SIDE for side in sides):
+    if not all(type(side) is int and 0 < side <= MAX_IMAGE_SIDE for side in sides):
         raise ValueError(f"it asks for pictures of {image_size}, from {resize_size} on.")
     return DataConfig(
         mean=mean,
