@@ -30,7 +30,7 @@ from lit_finetune.lora import Lora, add_lora
 from lit_finetune.modules.dry_run import init_lazy_layers, num_channels
 from lit_finetune.training.random_backbone import RandomLayers, random_backbone, unfilled_layers
 from lit_finetune.weights.load import LoadReport, load_weights
-from lit_finetune.weights.own_checkpoint import read_classes
+from lit_finetune.weights.own_checkpoint import read_own
 
 Head = str | nn.Module | Callable[[int, int], nn.Module]
 
@@ -137,7 +137,7 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
             network, head_name, backbone=backbone, name=built.name, kwargs=backbone_kwargs
         )
     path = file or built.weights_file
-    saved_classes = read_classes(file) if file else None
+    saved_classes, untrained = read_own(file) if file else (None, None)
     first_head = head_state(network, head_name) if saved_classes and not keeps else None
     report = load_weights(network, path, min_match=min_match, head_name=head_name) if path else None
     if random and report:
@@ -165,6 +165,7 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
             network,
             head_name,
             report,
+            untrained=untrained,
             is_built=not keeps,
             is_random=isinstance(head, str)
             if not keeps
@@ -219,11 +220,14 @@ def _new_head(
     head_name: str,
     report: LoadReport | None,
     *,
+    untrained: str | None,
     is_built: bool,
     is_random: bool,
 ) -> NewHead | None:
-    """The head, if it is new or random, and no file has filled it."""
+    """The head, if it is new or random, and no file has filled it with trained weights."""
     head_is_loaded = report and any(name.startswith(f"{head_name}.") for name in report.matched)
+    if head_is_loaded and untrained:  # a checkpoint of ours, from before its first step
+        return new_head(network, head_name, is_random=untrained == "random")
     if head_is_loaded or not (is_built or is_random):
         return None
     return new_head(network, head_name, is_random=is_random)

@@ -46,7 +46,8 @@ from lit_finetune.splitting.split import PrefixOutput, forward_from, forward_pre
 from lit_finetune.training.class_matching import refuse_unread_checkpoint
 from lit_finetune.training.hparams import check_hparams, plain_hparams
 from lit_finetune.training.module import ClassifierSteps
-from lit_finetune.weights.own_checkpoint import CHECKPOINT_KEY
+from lit_finetune.training.untrained import saved_new_head, tell_untrained, untrained_head
+from lit_finetune.weights.own_checkpoint import CHECKPOINT_KEY, UNTRAINED_KEY
 from lit_finetune.weights.transformers_keys import to_network_names
 
 
@@ -342,11 +343,7 @@ class FinetuneClassifier(ClassifierSteps):
         Raises:
             ValueError: It is random, and is to be used.
         """
-        head = self._new_head
-        if head and head.is_unchanged_in(self.backbone):
-            if refuse and head.is_random:
-                raise ValueError(str(head))
-            rank_zero_info(str(head))
+        tell_untrained(self, self._random_backbone, refuse=refuse)
 
     @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -360,14 +357,16 @@ class FinetuneClassifier(ClassifierSteps):
         # The weights are in the checkpoint: whoever loads it must not need files again.
         checkpoint[key] = {**checkpoint.get(key, {}), "weights": None, **self._rebuilt_by}
         checkpoint[CHECKPOINT_KEY]["weights"] = self.hparams["weights"]
+        checkpoint[CHECKPOINT_KEY][UNTRAINED_KEY] = untrained_head(self)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self._new_head = self._random_backbone = None
+        self._random_backbone = None
         if state := checkpoint.get("state_dict"):  # none where shards have been read by now
             # It may be of another version of transformers.
             checkpoint["state_dict"] = dict(to_network_names(self, {"": state})[""])
+        self._new_head = saved_new_head(self, checkpoint)
 
     @classmethod
     @override

@@ -387,6 +387,7 @@ def test_the_default_cosine_needs_a_length() -> None:
         endless.fit(FinetuneClassifier(Net(), num_classes=3), digits())
 
 
+@pytest.mark.filterwarnings("ignore:The network")
 def test_predict_image_leaves_the_modes_as_they_were() -> None:
     model = FinetuneClassifier(Net(), num_classes=3).train()
     model.backbone.body.eval()

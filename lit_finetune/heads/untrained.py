@@ -69,3 +69,22 @@ def begins_with(parameter: nn.Parameter, initial: Tensor) -> bool:
         return False
     elements = current.flatten()[: len(initial)].cpu()
     return torch.equal(elements, initial.to(elements.dtype))
+
+
+def new_head_in(
+    state: Mapping[str, Tensor], network: nn.Module, name: str, *, is_random: bool
+) -> NewHead:
+    """Record the new head of a checkpoint, whose weights will be loaded into a network.
+
+    Args:
+        state: The network's part of the checkpoint, by the network's names.
+        network: The network.
+        name: The head's name.
+        is_random: Whether its weights are random, not the user's.
+    """
+    initial_values = {
+        parameter_name: state[parameter_name].detach().flatten()[:_MAX_ELEMENTS].cpu().clone()
+        for parameter_name, _ in network.named_parameters()
+        if parameter_name.startswith(f"{name}.") and parameter_name in state
+    }
+    return NewHead(name, is_random, initial_values)

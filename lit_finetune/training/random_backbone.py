@@ -41,6 +41,10 @@ class RandomLayers:
         now = _named(network)
         return {n for n, begin in self.begins.items() if n in now and begins_with(now[n], begin)}
 
+    def is_unchanged_in(self, network: nn.Module) -> bool:
+        """Whether they are the whole backbone, and all are as they were."""
+        return self.is_whole and len(self.unchanged_in(network)) == len(self.begins)
+
 
 def random_backbone(
     network: nn.Module,
@@ -101,6 +105,17 @@ def unfilled_layers(
     return noted if noted.begins else None
 
 
+def was_never_trained(random: RandomLayers | None, network: nn.Module) -> bool:
+    """Whether a whole network is as it was drawn, and has norms that a training would have changed.
+
+    >>> network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    >>> was_never_trained(random_backbone(network, "2", backbone=network), network)
+    True
+    """
+    has_evidence = any(map(_is_telling, network.modules()))
+    return random is not None and has_evidence and random.is_unchanged_in(network)
+
+
 def frozen_share(
     network: nn.Module, head_name: str, *, optimised: Collection[nn.Parameter] | None = None
 ) -> float:
@@ -153,7 +168,7 @@ def warning_of_random(
     if not frozen:
         return None
     weights = "`weights`, on the command line `--model.weights`"
-    if random.is_whole and len(unchanged) == len(random.begins):
+    if random.is_unchanged_in(model.backbone):
         share = frozen_share(model.backbone, model.head_name, optimised=optimised)
         use = (
             f"{share:.0%} of it is frozen" if share else "a head is fitted to its features at once"

@@ -94,14 +94,14 @@ class RunHooks(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # In a training the labels are those of its own pictures: the sanity check knows them not.
         if self._runs(pl_module) and trainer.state.fn == "validate":
+            self.classifier.tell_new_head()  # before its outputs are put into another order
             _match(self.classifier, trainer.val_dataloaders)
-            self.classifier.tell_new_head()
 
     @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._runs(pl_module):
-            _match(self.classifier, trainer.test_dataloaders)
             self.classifier.tell_new_head()
+            _match(self.classifier, trainer.test_dataloaders)
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -10,6 +10,8 @@ from lit_finetune.weights.files import read_content
 
 CHECKPOINT_KEY = "lit_finetune"
 """The key of our own data in a checkpoint."""
+UNTRAINED_KEY = "untrained_head"
+"""The key in our own data of a head that nobody has trained: "random" or "given", else None."""
 MAX_CLASSES = 10**7
 """The limit of a head's outputs in a checkpoint that is not trusted."""
 
@@ -43,16 +45,33 @@ def num_classes_in(content: Mapping[str, Any]) -> int | None:
     return count if isinstance(count, int) and 1 < count < MAX_CLASSES else None
 
 
-def read_classes(path: str | Path) -> list[str] | None:
-    """The class names in a weights file or a folder of shards; None if it is not one of ours.
+def untrained_head_in(content: Any) -> str | None:
+    """Whether the head of a checkpoint was never trained; None in those that do not say.
+
+    >>> untrained_head_in({"lit_finetune": {"untrained_head": "random"}})
+    'random'
+    """
+    own = content.get(CHECKPOINT_KEY) if isinstance(content, Mapping) else None
+    mark = own.get(UNTRAINED_KEY) if isinstance(own, Mapping) else None
+    return mark if isinstance(mark, str) else None
+
+
+def read_own(path: str | Path) -> tuple[list[str] | None, str | None]:
+    """The class names in a weights file or a folder of shards, and whether its head is untrained.
+
+    Both are None if it is not one of ours.
 
     Args:
         path: A file or folder that was read as weights before.
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        return classes_in(plain_part(path, skip_data=True))
-    return classes_in(read_content(path, skip_data=True)) if _has_own_key(path) else None
+        content = plain_part(path, skip_data=True)
+    elif _has_own_key(path):
+        content = read_content(path, skip_data=True)
+    else:
+        return None, None
+    return classes_in(content), untrained_head_in(content)
 
 
 def _has_own_key(path: Path) -> bool:

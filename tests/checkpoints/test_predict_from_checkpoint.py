@@ -266,3 +266,57 @@ def test_half_precision_hides_no_new_head(photos: Path) -> None:
 def test_a_network_of_ones_own_may_have_been_trained_elsewhere(backbone: Any, photos: Path) -> None:
     model = FinetuneClassifier(backbone, num_classes=2)
     make_trainer().predict(model, ImageFolderDataModule(photos, num_workers=0))
+
+
+@pytest.fixture
+def untrained(photos: Path, tmp_path: Path) -> Path:
+    """The checkpoint of a run that ended before its first step."""
+    model = FinetuneClassifier("squeezenet1_1", num_classes=2, image_size=32)
+    trainer = make_trainer(max_epochs=0)
+    trainer.fit(model, ImageFolderDataModule(photos, num_workers=0))
+    trainer.save_checkpoint(tmp_path / "untrained.ckpt")
+    return tmp_path / "untrained.ckpt"
+
+
+def test_a_checkpoint_from_before_the_first_step_knows_that_its_head_is_new(
+    untrained: Path, photos: Path
+) -> None:
+    picture = next(photos.rglob("*.png"))
+    loaded = FinetuneClassifier.load_from_checkpoint(untrained)
+    with pytest.raises(ValueError, match="never trained"):
+        loaded.predict_image(picture)
+    data = ImageFolderDataModule(photos, num_workers=0)
+    fresh = FinetuneClassifier("squeezenet1_1", num_classes=2, image_size=32)
+    with pytest.raises(ValueError, match="never trained"):
+        make_trainer().predict(fresh, data, ckpt_path=untrained, weights_only=True)
+    as_weights = {"num_classes": 2, "image_size": 32, "weights": str(untrained)}
+    with pytest.raises(ValueError, match="never trained"):
+        FinetuneClassifier("squeezenet1_1", **as_weights).predict_image(picture)
+
+    make_trainer(max_epochs=1, limit_train_batches=1).fit(loaded, data)
+    loaded.predict_image(picture)
+
+
+def test_a_checkpoint_that_does_not_say_so_predicts_as_before(
+    untrained: Path, photos: Path
+) -> None:
+    content = torch.load(untrained, weights_only=True)
+    del content["lit_finetune"]["untrained_head"]
+    torch.save(content, untrained)
+    FinetuneClassifier.load_from_checkpoint(untrained).predict_image(next(photos.rglob("*.png")))
+
+
+def test_a_network_of_ones_own_that_has_never_seen_a_picture_is_warned_of(photos: Path) -> None:
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3),
+        torch.nn.BatchNorm2d(4),
+        torch.nn.Flatten(),
+        torch.nn.LazyLinear(2),
+    )
+    model = FinetuneClassifier(network, num_classes=2, image_size=32)
+    with pytest.warns(UserWarning, match="random weights.*mean nothing"):
+        model.predict_image(next(photos.rglob("*.png")))
+    network[1].running_mean += 1
+    FinetuneClassifier(network, num_classes=2, image_size=32).predict_image(
+        next(photos.rglob("*.png"))
+    )
