@@ -18,7 +18,7 @@ from PIL import features
 from rich.progress import track
 from torch import Tensor, nn
 
-from lit_finetune.files.memory import free_memory, readable
+from lit_finetune.files.memory import format_bytes, free_memory
 
 from ..cached_images import (
     MISSING,
@@ -157,10 +157,10 @@ def _keep_missing(folder: Path, samples: StampedSamples, pipeline: Pipeline, wha
         return
     sweep(folder, samples.is_current)
     size, free = estimated_bytes(samples, pipeline, missing), shutil.disk_usage(folder).free
-    told = f"{len(missing):,} {what} pictures take about {readable(size)} in '{folder}'"
+    told = f"{len(missing):,} {what} pictures take about {format_bytes(size)} in '{folder}'"
     if size > free:
         rank_zero_warn(
-            f"{told}, where {readable(free)} are free: they are not kept. The run goes on, and "
+            f"{told}, where {format_bytes(free)} are free: they are not kept. The run goes on, and "
             "makes each of them ready anew each time, which is slower and gives the same. Make "
             "room, name another folder (`cache_dir`), or keep smaller ones (`cache_size`)."
         )
@@ -192,18 +192,18 @@ def keep_in_memory(
     size, free = estimated_bytes(samples, pipeline, everything), free_memory()
     if free is not None and size > free:
         rank_zero_warn(
-            f"{len(everything):,} {what} pictures would take about {readable(size)} of memory, of "
-            f"which {readable(free)} are free: they are not kept. The run goes on, and makes each "
-            "of them ready anew each time, which is slower and gives the same. Keep them on disk "
-            "(`cache: disk`), or smaller ones (`cache_size`)."
+            f"{len(everything):,} {what} pictures would take about {format_bytes(size)} of memory, "
+            f"but only {format_bytes(free)} are free: they are not kept. The run goes on, and makes"
+            " each of them ready anew each time, which is slower and gives the same. Keep them on"
+            " disk (`cache: disk`), or smaller ones (`cache_size`)."
         )
         return None
     if (pictures := taken_as_they_are(samples, pipeline)) is not None:
         return CachedTensor(pictures)
     if not isinstance(samples, ArraySamples):
         rank_zero_info(
-            f"{len(everything):,} {what} pictures take about {readable(size)} of memory in each "
-            "process; making them ready, once a run."
+            f"{len(everything):,} {what} pictures take about {format_bytes(size)} of memory in "
+            "each process; making them ready, once a run."
         )
     pixels = made_ready(samples, pipeline, everything, f"Keeping the {what} pictures")
     if not pipeline.variable:

@@ -16,7 +16,7 @@ from torch.utils._device import _device_constructors
 from torch.utils._pytree import tree_map
 from typing_extensions import override
 
-from lit_finetune.files.memory import free_memory, readable
+from lit_finetune.files.memory import format_bytes, free_memory
 
 MAX_IMAGE_SIDE = 1 << 13
 """The largest side of an image, in pixels, that a file may define."""
@@ -162,11 +162,10 @@ class _SizeLimitMode(TorchFunctionMode):
 
     def _refuse(self, size: int) -> None:
         if size > self.max_size or self.num_parameters > _MAX_TENSORS:
-            size_text = (
-                readable(size) if size > self.max_size else f"{self.num_parameters:,} parameters"
-            )
+            is_large = size > self.max_size
+            text = format_bytes(size) if is_large else f"{self.num_parameters:,} parameters"
             raise ValueError(
-                f"{self.description}, of {size_text} and more: that is more than can be. It is"
+                f"{self.description}, of {text} and more: that is more than can be. It is"
                 " damaged, or was made to do harm."
             )
 

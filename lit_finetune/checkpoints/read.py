@@ -10,15 +10,15 @@ from lit_finetune.checkpoints.structure import damaged_part
 from lit_finetune.files.diagnose import (
     FIRST_BYTES,
     NoWeightsError,
+    describe_content,
     is_safetensors,
-    refuse_claims,
-    refuse_inflated,
-    refuse_signature,
-    what_it_has,
+    refuse_foreign_content,
+    refuse_oversized_members,
+    refuse_oversized_tensors,
 )
 from lit_finetune.files.pickle_check import PickleError
 from lit_finetune.files.terminal_text import printable
-from lit_finetune.files.torch_files import load_torch_file, open_torch_file, tensors_in
+from lit_finetune.files.torch_files import load_torch_file, named_tensors, open_torch_file
 
 
 def read_checkpoint(file: Any, *, name: str | Path | None = None, **options: Any) -> dict[str, Any]:
@@ -37,7 +37,8 @@ def read_checkpoint(file: Any, *, name: str | Path | None = None, **options: Any
     if not is_checkpoint or not isinstance(content.get("pytorch-lightning_version"), str):
         raise ValueError(
             f"{_display_name(file, name)} is no checkpoint of Lightning, but a"
-            f" {what_it_has(content)}. To start from the weights in it, pass its path as `weights`."
+            f" {describe_content(content)}. To start from the weights in it, pass its path as"
+            " `weights`."
         )
     refuse_damaged(content, name or _display_name(file, name))
     checkpoint: dict[str, Any] = content
@@ -103,15 +104,15 @@ def load_plain(
             " it with `weights`, on the command line `--model.weights`."
         )
     try:
-        refuse_signature(start)
+        refuse_foreign_content(start)
         size = file.seek(0, 2)
         file.seek(0)
         if start.startswith(b"PK"):
             with zipfile.ZipFile(file) as archive:
-                refuse_claims(archive.infolist(), size)
+                refuse_oversized_members(archive.infolist(), size)
             file.seek(0)
         content = load_torch_file(file, map_location=map_location, skip_data=skip_data)
-        refuse_inflated(dict(tensors_in(content)), size)
+        refuse_oversized_tensors(dict(named_tensors(content)), size)
         return content
     # On damaged files torch raises almost any error. Its errors tell how to run the code, so they
     # are not shown as the cause.

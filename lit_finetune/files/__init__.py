@@ -1,5 +1,5 @@
-"""Files that somebody else may have written, and files that others may read while we write.
+"""Reading files that may come from anybody, and writing files that others read at the same time.
 
 Paths in; plain data, checked bytes, text that is safe in a terminal or a spreadsheet out, or one
-sentence that says what the file is. Uses no other package.
+sentence that says what a file is. Uses no other package.
 """

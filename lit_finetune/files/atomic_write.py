@@ -1,9 +1,9 @@
 """Write a file or a folder so that others see the old one or the new one, and never a part.
 
-It is written under a temporary name in the same folder and renamed when it is whole. That name
-cannot be guessed, is created by this process alone and follows no link; a link in the place of the
-target is replaced, and what it leads to stays as it is. A process holds a lock on what it writes:
-what a killed one has left is removed by the next that writes into the folder, and nothing else is.
+It is written under a temporary name in the same folder and renamed when it is complete. That name
+cannot be guessed, and it is created exclusively, so that it follows no link. If the target is a
+link, the link is replaced, and the file that it points to is unchanged. A process locks its
+temporary files; the next writer in the folder removes unlocked ones, which a killed process left.
 """
 
 import os
@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 _TEMPORARY = re.compile(r"\.lit-finetune-[0-9a-f]{32}\.tmp")
-_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has none, and asks for a right to make links
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has none, and restricts who may make links
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of `path` when all is written; after an error it does not.
+    """Open a file that replaces `path` when the block ends; after an error `path` is unchanged.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -32,10 +32,10 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     'whole'
 
     Raises:
-        OSError: It cannot be written. The error names `path`, which is as it was before.
+        OSError: The file cannot be written. The error names `path`, which is unchanged.
     """
     path = Path(path)
-    with _naming(path):
+    with _naming_target(path):
         _refuse_special(path)
         remove_stale(path.parent)
         temporary, file = _create(path.parent)
@@ -43,7 +43,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             with file:
                 yield file
                 file.flush()
-                os.fsync(file.fileno())  # or a power cut could leave the name without the content
+                os.fsync(file.fileno())  # else a power cut could leave the name without the content
                 os.replace(temporary, path)
         except BaseException:
             with suppress(OSError):
@@ -52,10 +52,10 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def atomic_write_text(path: str | Path, text: str) -> None:
-    """Write a text file in UTF-8, at once or not at all.
+    """Write a text file in UTF-8, completely or not at all.
 
     Raises:
-        OSError: It cannot be written. The error names `path`, which is as it was before.
+        OSError: The file cannot be written. The error names `path`, which is unchanged.
     """
     with atomic_write(path) as file:
         file.write(text.encode("utf-8"))
@@ -63,14 +63,14 @@ def atomic_write_text(path: str | Path, text: str) -> None:
 
 @contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Give an empty folder that is renamed to `path` in the end; after an error it is removed.
+    """Give an empty folder that is renamed to `path` at the end; after an error it is removed.
 
     Raises:
-        OSError: It cannot be made, or there is something at `path`. The error names `path`.
+        OSError: The folder cannot be made, or `path` exists. The error names `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _naming(path), temporary_folder(path.parent) as temporary:
+    with _naming_target(path), temporary_folder(path.parent) as temporary:
         new = temporary / "new"
         new.mkdir()
         yield new
@@ -81,7 +81,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def temporary_folder(parent: Path) -> Iterator[Path]:
-    """Make a folder in another one, and remove it in the end, with what is left in it."""
+    """Make a folder in another one, and remove it with its content at the end."""
     remove_stale(parent)
     folder = temporary_path(parent)
     folder.mkdir()
@@ -95,12 +95,12 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
 
 
 def temporary_path(folder: Path) -> Path:
-    """A name in a folder that nobody can guess, and that shows whose it is."""
+    """A path in a folder that nobody can guess, and that `remove_stale` recognises."""
     return folder / f".lit-finetune-{secrets.token_hex(16)}.tmp"
 
 
 def open_lock(path: Path) -> BinaryIO:
-    """Open a file to be locked, made where there is none. It is left as it is, and never a link.
+    """Open a file in order to lock it; create it if it does not exist, and keep its content.
 
     Raises:
         OSError: It is a link, or cannot be opened.
@@ -109,7 +109,7 @@ def open_lock(path: Path) -> BinaryIO:
 
 
 def remove_stale(folder: Path) -> None:
-    """Remove what killed processes of this user have left half written in a folder."""
+    """Remove the temporary files and folders of this user's killed processes from a folder."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if _TEMPORARY.fullmatch(entry.name):
@@ -117,24 +117,24 @@ def remove_stale(folder: Path) -> None:
 
 
 def _create(folder: Path) -> tuple[Path, BinaryIO]:
-    """A new temporary file, locked. Its permissions are those that the umask leaves."""
+    """Create and lock a temporary file, with the permissions of the umask."""
     while True:
         temporary = temporary_path(folder)
         file = open(temporary, "xb")  # noqa: SIM115  # exclusive: it follows no link
-        if _lock(file.fileno()) is not False and temporary.exists():
+        if _try_lock(file.fileno()) is not False and temporary.exists():
             return temporary, file
-        file.close()  # another process has taken it for a stale one, before it was locked
+        file.close()  # another process removed it as stale before it was locked
 
 
 def _remove_unlocked(path: Path) -> None:
-    """Remove a file or folder of ours, unless a process still holds the lock on it."""
+    """Remove a temporary file or folder of this user, unless a process holds its lock."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | _NO_FOLLOW)
-    except (OSError, AttributeError):  # a link, not ours, gone by now; Windows
+    except (OSError, AttributeError):  # a link, of another user, already removed; Windows
         return
     try:
         status = os.fstat(descriptor)
-        if status.st_uid == os.geteuid() and _lock(descriptor):
+        if status.st_uid == os.geteuid() and _try_lock(descriptor):
             if stat.S_ISDIR(status.st_mode):
                 shutil.rmtree(path, ignore_errors=True)
             elif stat.S_ISREG(status.st_mode):
@@ -145,17 +145,17 @@ def _remove_unlocked(path: Path) -> None:
 
 
 def _lock_folder(folder: Path) -> int | None:
-    """Lock a folder; None where the system knows no such lock."""
+    """Lock a folder; None if the system cannot."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | _NO_FOLLOW)
     except OSError:  # Windows
         return None
-    _lock(descriptor)
+    _try_lock(descriptor)
     return descriptor
 
 
-def _lock(descriptor: int) -> bool | None:
-    """Whether it is locked now, by nobody else; None where the system knows no such lock."""
+def _try_lock(descriptor: int) -> bool | None:
+    """Lock a file; whether that succeeded, None if the system has no such lock."""
     try:
         import fcntl
 
@@ -168,7 +168,7 @@ def _lock(descriptor: int) -> bool | None:
 
 
 def _refuse_special(path: Path) -> None:
-    """Refuse to put a file in the place of a folder, a device or a pipe."""
+    """Refuse to replace a folder, a device or a pipe by a file."""
     with suppress(FileNotFoundError, NotADirectoryError):
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
@@ -178,8 +178,8 @@ def _refuse_special(path: Path) -> None:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Let an error of the system name what was to be written, and not the temporary file."""
+def _naming_target(path: Path) -> Iterator[None]:
+    """Let an error of the system name the target, not the temporary file."""
     try:
         yield
     except OSError as error:

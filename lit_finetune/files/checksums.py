@@ -1,6 +1,6 @@
-"""Bytes in files that may have been changed, cut short or put there by somebody else.
+"""Read, write and check bytes in files that may be changed or truncated at any time.
 
-They are read, and never mapped into memory: a mapped file that is cut short ends the process.
+Files are never mapped into memory: truncating a mapped file kills the process that reads it.
 """
 
 import os
@@ -9,70 +9,75 @@ from collections.abc import Sequence
 from pathlib import Path
 from zlib import crc32
 
-WRITTEN = 1 << 32
-"""Set in the checksum of what was written, so that none is 0: that is what a new file holds."""
+WRITTEN_BIT = 1 << 32
+"""Set in each checksum, so that none is 0: a new file is full of zeros."""
 
 
 def checksum(parts: Sequence[memoryview], *, seed: int = 0) -> int:
-    """A number that another content does not have, but for one in four billion; never 0.
+    """A checksum (CRC-32 and a set bit) that is never 0; two contents rarely share one.
 
     >>> checksum([memoryview(b"ab"), memoryview(b"c")]) == checksum([memoryview(b"abc")])
     True
 
     Args:
         parts: The content, in pieces.
-        seed: Another number gives other checksums: for what the content belongs to.
+        seed: Makes the checksum depend on where the content belongs.
     """
     for part in parts:
         seed = crc32(part, seed)
-    return seed | WRITTEN
+    return seed | WRITTEN_BIT
 
 
 def open_regular(path: Path, *, writable: bool = False) -> int:
-    """A descriptor of a file that is neither a link nor a pipe.
+    """Open a regular file, and no link or pipe; the file descriptor.
 
     Raises:
-        OSError: There is no such file, or it is something else, or may not be opened.
+        OSError: The file does not exist, is no regular file, or may not be opened.
     """
     flags = os.O_RDWR if writable else os.O_RDONLY
-    for name in ("O_BINARY", "O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"):  # not all systems have all
+    for name in (
+        "O_BINARY",
+        "O_CLOEXEC",
+        "O_NOFOLLOW",
+        "O_NONBLOCK",
+    ):  # some systems lack some
         flags |= getattr(os, name, 0)
     file = os.open(path, flags)
-    found = os.fstat(file)
-    if not stat.S_ISREG(found.st_mode) or (writable and found.st_nlink > 1):
+    status = os.fstat(file)
+    if not stat.S_ISREG(status.st_mode) or (writable and status.st_nlink > 1):
         os.close(file)
         raise OSError(f"'{path}' is no file of its own")
     return file
 
 
 def read_at(file: int, offset: int, parts: Sequence[memoryview]) -> bool:
-    """Fill some memory from a place in a file; whether the file reaches that far.
+    """Fill buffers from an offset in a file; False if the file ends before.
 
-    Safe in processes that share the file, and where it is cut short at any time.
+    Safe if processes share the file, and if it is truncated at any time.
     """
-    wanted = sum(part.nbytes for part in parts)
+    size = sum(part.nbytes for part in parts)
     try:
         if hasattr(os, "preadv"):
-            return os.preadv(file, parts, offset) == wanted
+            return os.preadv(file, parts, offset) == size
         os.lseek(file, offset, os.SEEK_SET)
         for part in parts:
             part[:] = os.read(file, part.nbytes)
-    except (OSError, ValueError):  # the disk has an error there; the file is too short
+    except (OSError, ValueError):  # an error of the disk; the file is too short
         return False
     return True
 
 
 def write_at(file: int, offset: int, parts: Sequence[memoryview]) -> None:
-    """Write some memory to a place in a file.
+    """Write buffers to an offset in a file.
 
     Raises:
-        OSError: There is no room.
+        OSError: The disk is full.
     """
     content = b"".join(parts)
     while content:
         if hasattr(os, "pwrite"):
-            done = os.pwrite(file, content, offset)
+            written = os.pwrite(file, content, offset)
         else:
             os.lseek(file, offset, os.SEEK_SET)
-            done = os.write(file, content)
-        content, offset = content[done:], offset + done
+            written = os.write(file, content)
+        content, offset = content[written:], offset + written

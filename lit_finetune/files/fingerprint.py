@@ -1,4 +1,4 @@
-"""What an object is, as a text that changes when the object does: for the keys of caches."""
+"""Describe an object by a text that changes when the object does: for cache keys."""
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice)
-DEEPEST = 12
+LITERAL_TYPES = (type(None), bool, int, float, complex, str, bytes, range, slice)
+MAX_DEPTH = 12
 Parts = Callable[[Any], str]
 
 
-def describe(value: Any, *, above: tuple[int, ...] = ()) -> str:
-    """A text that is the same for equal settings, in another process too.
+def describe(value: Any, *, parents: tuple[int, ...] = ()) -> str:
+    """A text that is the same for equal settings, in every process.
 
-    Of an object it holds class and attributes, of a function its code and what it has closed over,
-    of a tensor its bytes. Addresses in memory do not go into it.
+    It holds the class and the attributes of an object, the code, defaults and closure of a
+    function, and the bytes of a tensor; addresses in memory are left out.
 
     >>> from torchvision.transforms import v2
     >>> describe(v2.Resize(8)) == describe(v2.Resize(8)) != describe(v2.Resize(9))
@@ -30,35 +30,40 @@ def describe(value: Any, *, above: tuple[int, ...] = ()) -> str:
 
     Args:
         value: Anything.
-        above: What it is a part of, by `id`; nothing is described within itself.
+        parents: The `id` of each object that contains the value: no object is described within
+            itself.
     """
-    if isinstance(value, PLAIN):
+    if isinstance(value, LITERAL_TYPES):
         return repr(value)
-    if id(value) in above or len(above) == DEEPEST:
+    if id(value) in parents or len(parents) == MAX_DEPTH:
         return _name(type(value))
     if isinstance(value, type | BuiltinFunctionType | ModuleType):
         return _name(value)
-    parts = partial(describe, above=(*above, id(value)))
-    return _of_data(value, parts) or _of_code(value, parts) or _of_object(value, parts)
+    parts = partial(describe, parents=(*parents, id(value)))
+    return (
+        _describe_data(value, parts)
+        or _describe_code(value, parts)
+        or _describe_object(value, parts)
+    )
 
 
 def digest(*values: Any) -> str:
-    """A short name for what `describe` says of these values."""
+    """A hash of the descriptions of these values."""
     text = "\n".join(map(describe, values))
     return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """A short name for tensors: their names, shapes, types and bytes."""
-    found = blake2b(digest_size=16)
+    """A hash of the names, shapes, types and bytes of tensors."""
+    result = blake2b(digest_size=16)
     for name, tensor in sorted(tensors.items()):
-        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        result.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1)
-        found.update(flat.view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        result.update(flat.view(torch.uint8).numpy().data)
+    return result.hexdigest()
 
 
-def _of_data(value: Any, parts: Parts) -> str | None:
+def _describe_data(value: Any, parts: Parts) -> str | None:
     if isinstance(value, Tensor):
         return f"Tensor({digest_tensors({'': value})})"
     if isinstance(value, np.ndarray):
@@ -76,7 +81,7 @@ def _of_data(value: Any, parts: Parts) -> str | None:
     return None
 
 
-def _of_code(value: Any, parts: Parts) -> str | None:
+def _describe_code(value: Any, parts: Parts) -> str | None:
     if isinstance(value, partial):
         return f"partial({parts(value.func)}, {parts(value.args)}, {parts(value.keywords)})"
     if isinstance(value, MethodType):
@@ -86,16 +91,16 @@ def _of_code(value: Any, parts: Parts) -> str | None:
         return f"code({value.co_code.hex()}, {value.co_names}, {constants})"
     if isinstance(value, FunctionType):
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        held = (value.__code__, value.__defaults__, value.__kwdefaults__, cells)
-        return f"{_name(value)}({', '.join(map(parts, held))})"
+        contents = (value.__code__, value.__defaults__, value.__kwdefaults__, cells)
+        return f"{_name(value)}({', '.join(map(parts, contents))})"
     return None
 
 
-def _of_object(value: Any, parts: Parts) -> str:
-    """Its class and its attributes, those in slots too."""
+def _describe_object(value: Any, parts: Parts) -> str:
+    """The class of an object and its attributes, including slots."""
     slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
-    held = {name: getattr(value, name) for name in slots if hasattr(value, name)}
-    attributes = {**held, **getattr(value, "__dict__", {})}
+    in_slots = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+    attributes = {**in_slots, **getattr(value, "__dict__", {})}
     names = ("forward", "__call__")
     methods = [
         vars(kind)[name] for kind in type(value).__mro__ for name in names if name in vars(kind)

@@ -1,4 +1,4 @@
-"""Zip archives that `torch.save` did not write: what they are, by the names of their files."""
+"""Recognise zip archives that `torch.save` did not write, by the names of their files."""
 
 import re
 from collections.abc import Sequence
@@ -30,14 +30,14 @@ _MEMBERS = {
         'tensors alone, `torch.save(model.state_dict(), "weights.pth")`'
     ),
 }
-"""What an archive is, by the name of a file in it."""
+"""What an archive is, by a pattern for the name of a file in it."""
 _WEIGHTS = re.compile(r"\.(safetensors|pth|pt|th|ckpt|bin|t7|pth\.tar)$", re.IGNORECASE)
-_PICTURE = re.compile(r"\.(jpe?g|png|gif|webp|bmp|tiff?|ppm)$", re.IGNORECASE)
+_IMAGE = re.compile(r"\.(jpe?g|png|gif|webp|bmp|tiff?|ppm)$", re.IGNORECASE)
 _OFFICE = "[Content_Types].xml"
 
 
 def foreign_archive(members: Sequence[str]) -> str:
-    """What a zip archive is, and what to do, as the end of a sentence.
+    """What a zip archive is, and what to do; completes "the file is …".
 
     >>> foreign_archive(["run/best.pth"])
     "a zip archive, but not one of torch's: unpack it first, and give the file 'best.pth' in it"
@@ -56,7 +56,7 @@ def foreign_archive(members: Sequence[str]) -> str:
             f"a zip archive, but not one of torch's: {UNPACK}, and give the file "
             f"{printable(weights[0].split('/')[-1][:80])!r} in it"
         )
-    if 2 * sum(bool(_PICTURE.search(name)) for name in files) > len(files):
+    if 2 * sum(bool(_IMAGE.search(name)) for name in files) > len(files):
         return (
             "a zip archive of pictures, not weights: they are data, so unpack it and give its "
             "folder as `data_dir`; weights are a file of their own"

@@ -1,4 +1,4 @@
-"""Folders in the place of a weights file: what they are, by what is in them, and what to do."""
+"""Recognise folders that were given as a weights file, by their content, and say what to do."""
 
 from collections.abc import Callable, Iterable
 from fnmatch import filter as matching
@@ -9,9 +9,9 @@ from lit_finetune.files.foreign_formats import CONVERT
 from lit_finetune.files.terminal_text import printable
 
 _WEIGHTS = (".safetensors", ".index.json", ".bin", ".pth", ".pt", ".th", ".ckpt", ".tar", ".t7")
-_PICTURES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
-_MOST_FILES = 1000
-"""How many files of a folder are looked at."""
+_IMAGES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+_MAX_FILES = 1000
+"""The largest number of files of a folder that are examined."""
 
 _CONSOLIDATE = "python -m lightning.pytorch.utilities.consolidate_checkpoint"
 _GATHER = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch"
@@ -65,57 +65,57 @@ _KINDS: tuple[tuple[tuple[str, ...], str], ...] = (
         _HUGGING_FACE,
     ),
 )
-"""The names of which a folder has all, and what it is then."""
+"""Patterns of names that a folder must all have, and what it is then."""
 
 
 def folder_advice(folder: Path) -> str:
-    """What a folder is that was given as a weights file, and what to do; with a space before it."""
+    """What a folder is that was given as a weights file, and what to do; begins with a space."""
     try:
-        names = [entry.name for entry in islice(folder.iterdir(), _MOST_FILES)]
+        names = [entry.name for entry in islice(folder.iterdir(), _MAX_FILES)]
     except OSError as error:
         return f" It cannot be read: {error.strerror}."
     shown = printable(folder)
     for patterns, what in _KINDS:
         if all(matching(names, pattern) for pattern in patterns):
-            files = _weights_in(folder) if "{files}" in what else ""
-            said = what.format(folder=shown, name=printable(folder.name), files=files)
-            return f" It is {said.removesuffix('.')}."
-    if found := _weights_in(folder):
+            files = _list_weights(folder) if "{files}" in what else ""
+            text = what.format(folder=shown, name=printable(folder.name), files=files)
+            return f" It is {text.removesuffix('.')}."
+    if found := _list_weights(folder):
         return f"{found} Give one of these."
-    if _holds_pictures(folder):
+    if _has_images(folder):
         return " It holds pictures: they are data (`data_dir`); weights are a file of their own."
-    return files_in(folder)
+    return list_files(folder)
 
 
-def files_in(folder: Path) -> str:
-    """The first few files in a folder, as the end of a message; those with weights first."""
+def list_files(folder: Path) -> str:
+    """The first few files in a folder, for the end of a message; those with weights first."""
     try:
         names = [file.name for file in folder.iterdir() if file.is_file()]
     except OSError as error:
         return f" The folder cannot be read: {error.strerror}."
-    return _listed(names, "no files")
+    return _format_names(names, "no files")
 
 
-def _weights_in(folder: Path) -> str:
-    """The files that may be weights, in a folder and those in it; "" if there are none."""
+def _list_weights(folder: Path) -> str:
+    """The files in a folder and its subfolders that may be weights; "" if there are none."""
     found = [file.relative_to(folder).as_posix() for file in _files(folder, _is_weights)]
-    return _listed(found, "") if found else ""
+    return _format_names(found, "") if found else ""
 
 
-def _holds_pictures(folder: Path) -> bool:
-    return any(_files(folder, lambda file: file.suffix.lower() in _PICTURES))
+def _has_images(folder: Path) -> bool:
+    return any(_files(folder, lambda file: file.suffix.lower() in _IMAGES))
 
 
-def _listed(names: Iterable[str], otherwise: str) -> str:
+def _format_names(names: Iterable[str], if_empty: str) -> str:
     ranked = sorted(names, key=lambda name: (not name.endswith(_WEIGHTS), name))
-    return f" The folder has: {', '.join(printable(name) for name in ranked[:5]) or otherwise}."
+    return f" The folder has: {', '.join(printable(name) for name in ranked[:5]) or if_empty}."
 
 
-def _files(folder: Path, is_wanted: Callable[[Path], bool]) -> list[Path]:
-    """The files of a folder, and of those in it up to two levels deep."""
+def _files(folder: Path, predicate: Callable[[Path], bool]) -> list[Path]:
+    """The files of a folder and its subfolders, up to two levels deep, that fulfil a predicate."""
     levels = (folder.glob(pattern) for pattern in ("*", "*/*", "*/*/*"))
-    seen = islice(chain.from_iterable(levels), _MOST_FILES)
-    return [file for file in seen if is_wanted(file) and file.is_file()]
+    seen = islice(chain.from_iterable(levels), _MAX_FILES)
+    return [file for file in seen if predicate(file) and file.is_file()]
 
 
 def _is_weights(file: Path) -> bool:

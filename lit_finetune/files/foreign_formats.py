@@ -1,7 +1,6 @@
-"""Files that hold no weights of PyTorch's: what they are, by their content, and what to do.
+"""Recognise files of other formats than PyTorch's by their content, and say what to do.
 
-Each is told as the end of a sentence, "a GGUF file: take …", so that a message can begin with the
-file's name.
+Each description completes a sentence that begins with the file's name: "is a GGUF file: take …".
 """
 
 import codecs
@@ -11,7 +10,7 @@ from collections.abc import Callable, Mapping
 from lzma import LZMADecompressor
 from zlib import decompressobj
 
-from lit_finetune.files.pickle_contents import is_pickle, names_in
+from lit_finetune.files.pickle_contents import global_names, is_pickle
 from lit_finetune.files.terminal_text import printable
 
 UNPACK = "unpack it first"
@@ -19,16 +18,16 @@ CONVERT = (
     "convert it where its framework is installed, or take the PyTorch network that it was exported "
     'from, and save `torch.save(model.state_dict(), "weights.pth")`, or safetensors'
 )
-_SOME = 2048
-"""How many bytes of what is compressed are looked at."""
-_AGAIN = "download or copy it again"
+_PREVIEW_BYTES = 2048
+"""Bytes of compressed content that are examined."""
+_DOWNLOAD_AGAIN = "download or copy it again"
 _FOREIGN = "not a file of PyTorch's"
-_TABLE_OF_TENSORFLOW = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"
-"""What the index of a checkpoint of TensorFlow ends with, and a whole one of its first version."""
+_TENSORFLOW_FOOTER = b"\x57\xfb\x80\x8b\x24\x75\x47\xdb"
+"""The last bytes of the index of a TensorFlow checkpoint, and of a checkpoint of version 1."""
 
 
 def from_arrays(load: str) -> str:
-    """What to do with a file of arrays that a function of another library loads."""
+    """What to do with a file of arrays; `load` is the function that reads it."""
     return (
         f"convert it: load the arrays with `{load}`, on a machine where you trust it, give them "
         "the names and shapes of the PyTorch network, and save tensors, "
@@ -65,7 +64,7 @@ _FRAMEWORKS: dict[bytes, str] = {
     rb"\x00{4}[\x01-\x09]\x00{3}[\x00-\x09]\x00{3}": "the weights of a Darknet network (YOLO)",
     rb"RKNN": "an RKNN model",
 }
-"""Models of other frameworks by how a file begins; the first that matches is meant."""
+"""Models of other frameworks, by a pattern at the start of a file; the first match counts."""
 
 _FORMATS: dict[bytes, str] = {
     rb"GGUF|[tjf]gg[mljf]|lmgg": (
@@ -84,22 +83,27 @@ _FORMATS: dict[bytes, str] = {
     rb"\x7fELF|MZ.{58}|\xca\xfe\xba\xbe|\xcf\xfa\xed\xfe": (
         "a program, not weights: give a weights file"
     ),
-    rb"\x00{64}": f"no weights file, but zeros, as a download that was cut short: {_AGAIN}",
+    rb"\x00{64}": (
+        f"no weights file, but zeros, as a download that was cut short: {_DOWNLOAD_AGAIN}"
+    ),
 }
-"""Everything else, by how a file begins."""
+"""Other formats, by a pattern at the start of a file."""
 
-_Inside = Callable[[bytes], bytes]
-_ZLIB: tuple[str, _Inside] = "zlib", lambda start: decompressobj().decompress(start, _SOME)
-_COMPRESSED: dict[bytes, tuple[str, _Inside]] = {
-    b"\x1f\x8b": ("gzip", lambda start: decompressobj(31).decompress(start, _SOME)),
-    b"BZh": ("bzip2", lambda start: BZ2Decompressor().decompress(start, _SOME)),
-    b"\xfd7zXZ": ("xz", lambda start: LZMADecompressor().decompress(start, _SOME)),
-    b"]\x00\x00": ("lzma", lambda start: LZMADecompressor().decompress(start, _SOME)),
+_Decompress = Callable[[bytes], bytes]
+_ZLIB: tuple[str, _Decompress] = (
+    "zlib",
+    lambda start: decompressobj().decompress(start, _PREVIEW_BYTES),
+)
+_COMPRESSED: dict[bytes, tuple[str, _Decompress]] = {
+    b"\x1f\x8b": ("gzip", lambda start: decompressobj(31).decompress(start, _PREVIEW_BYTES)),
+    b"BZh": ("bzip2", lambda start: BZ2Decompressor().decompress(start, _PREVIEW_BYTES)),
+    b"\xfd7zXZ": ("xz", lambda start: LZMADecompressor().decompress(start, _PREVIEW_BYTES)),
+    b"]\x00\x00": ("lzma", lambda start: LZMADecompressor().decompress(start, _PREVIEW_BYTES)),
     **{b"x" + level: _ZLIB for level in (b"\x01", b"\x5e", b"\x9c", b"\xda")},
     b"\x28\xb5\x2f\xfd": ("zstd", lambda start: b""),
     b"\x04\x22\x4d\x18": ("lz4", lambda start: b""),
 }
-"""How a compressed file begins, and how to see the first bytes of what is in it."""
+"""Compression formats by the first bytes, with a function that decompresses some bytes."""
 
 _TEXTS: dict[str, str] = {
     "model_checkpoint_path: ": f"the list of a TensorFlow checkpoint, {_FOREIGN}: {CONVERT}",
@@ -116,10 +120,12 @@ _TEXTS: dict[str, str] = {
     r"<\?xml[^>]*>\s*<(net|model)\b|<net ": (
         f"an XML file, such as OpenVINO's, {_FOREIGN}: {CONVERT}"
     ),
-    r"(<\?xml[^>]*>\s*)?<Error>": f"the error message of a server, not a weights file: {_AGAIN}",
+    r"(<\?xml[^>]*>\s*)?<Error>": (
+        f"the error message of a server, not a weights file: {_DOWNLOAD_AGAIN}"
+    ),
     r"<\?xml(?!.*<html)": "an XML file, not weights: give a weights file",
     r"<svg": "a picture or a document, not weights: give a weights file",
-    r"<": f"a web page, not a weights file: {_AGAIN}",
+    r"<": f"a web page, not a weights file: {_DOWNLOAD_AGAIN}",
     r".*[\"']weight_map[\"']": (
         "an index of weights files: give it a name that ends in `.index.json`, beside the files"
     ),
@@ -134,40 +140,45 @@ _TEXTS: dict[str, str] = {
     r"\{.*\"peft_type\"": "the config of an adapter (peft), without weights: give a weights file",
     r"[\[{]\s*[\]}\"\[{\d]": "a JSON file, which holds no weights: give the weights file",
 }
-"""Texts, by a pattern at their start, after spaces and a byte order mark."""
+"""Text formats, by a pattern at their start, after spaces and a byte order mark."""
 
 
 def foreign_format(start: bytes, end: bytes = b"") -> str | None:
-    r"""What a file is that begins, and ends, so; None for one that could be weights.
+    r"""What a file is, by its first and last bytes; None if it could hold weights.
 
     >>> foreign_format(b"version https://git-lfs.github.com/spec/v1\n")
     'a Git LFS pointer, not the file itself: run `git lfs pull`'
 
     Args:
-        start: Some hundred bytes of it at least, or all.
-        end: Its last bytes.
+        start: The first bytes: some hundred at least, or the whole file.
+        end: The last bytes.
     """
     if not start:
-        return f"empty (0 bytes), cut short or damaged: {_AGAIN}"
+        return f"empty (0 bytes), cut short or damaged: {_DOWNLOAD_AGAIN}"
     if is_pickle(start):
-        return _pickle(start, end)
-    if end.endswith(_TABLE_OF_TENSORFLOW):
+        return _pickle_format(start, end)
+    if end.endswith(_TENSORFLOW_FOOTER):
         return f"a TensorFlow checkpoint, {_FOREIGN}: {CONVERT}"
-    return _compressed(start) or _binary(_FORMATS, start) or _text_format(start) or _model(start)
+    return (
+        _compressed_format(start)
+        or _match_start(_FORMATS, start)
+        or _text_format(start)
+        or _framework_format(start)
+    )
 
 
-def _binary(formats: Mapping[bytes, str], start: bytes) -> str | None:
+def _match_start(formats: Mapping[bytes, str], start: bytes) -> str | None:
     matching = (what for pattern, what in formats.items() if re.match(pattern, start, re.DOTALL))
     return next(matching, None)
 
 
-def _model(start: bytes) -> str | None:
-    what = _binary(_FRAMEWORKS, start)
+def _framework_format(start: bytes) -> str | None:
+    what = _match_start(_FRAMEWORKS, start)
     return f"{what}, {_FOREIGN}: {CONVERT}" if what else None
 
 
-def _pickle(start: bytes, end: bytes) -> str:
-    names = names_in(start)
+def _pickle_format(start: bytes, end: bytes) -> str:
+    names = global_names(start)
     packages = {name.partition(".")[0] for name in names}
     if b"StructuredToParameterName@@" in start + end or "paddle" in packages:
         what = f"a PaddlePaddle file (a pickle, which can run any code), {_FOREIGN}"
@@ -177,23 +188,23 @@ def _pickle(start: bytes, end: bytes) -> str:
     if "numpy" in packages and packages <= {"numpy", "collections", "_codecs", "builtins"}:
         what = f"a pickle of NumPy arrays, which can run any code, {_FOREIGN}"
         return f"{what}; {from_arrays('pickle.load')}"
-    asks = f" (it asks for `{printable(names[0][:80])}`)" if names else ""
+    imports = f" (it imports `{printable(names[0][:80])}`)" if names else ""
     return (
-        f"a pickle that `torch.save` did not write{asks}, or damaged; to unpickle it could run any "
-        "code. On a machine where you trust it, save the tensors alone, "
+        f"a pickle that `torch.save` did not write{imports}, or damaged; unpickling it could run "
+        "any code. On a machine where you trust it, save the tensors alone, "
         '`torch.save(model.state_dict(), "weights.pth")`, or as safetensors, and load that file'
     )
 
 
-def _compressed(start: bytes) -> str | None:
-    """What a compressed file is, and what is in it, where that is no weights file either."""
-    found = (how for signature, how in _COMPRESSED.items() if start.startswith(signature))
-    name, inside = next(found, ("", bytes))
+def _compressed_format(start: bytes) -> str | None:
+    """What a compressed file is, and what is in it if that is no weights file either."""
+    found = (format_ for signature, format_ in _COMPRESSED.items() if start.startswith(signature))
+    name, decompress = next(found, ("", bytes))
     if not name:
         return None
     try:
-        inner = inside(start)
-    except Exception:  # damaged: each of them raises something else
+        inner = decompress(start)
+    except Exception:  # damaged: each library raises other errors
         inner = b""
     if b"joblib" in (inner or start):
         return f"compressed with {name}, and in it is {_JOBLIB}"
@@ -203,19 +214,19 @@ def _compressed(start: bytes) -> str | None:
 
 
 def _text_format(start: bytes) -> str | None:
-    text = _text(start)
+    text = _decode_text(start)
     for pattern, what in _TEXTS.items() if text else ():
         if re.match(pattern, text, re.DOTALL | re.IGNORECASE):
             return what
-    begin = printable(" ".join(text[:120].split())[:60])
+    start_of_text = printable(" ".join(text[:120].split())[:60])
     return text and (
-        f"a text, no weights file; it begins with {begin!r}. If it was downloaded, the server may "
-        f"have sent it instead: {_AGAIN}"
+        f"a text, no weights file; it begins with {start_of_text!r}. If it was downloaded, the "
+        f"server may have sent it instead: {_DOWNLOAD_AGAIN}"
     )
 
 
-def _text(start: bytes) -> str:
-    """The beginning of a text without what may stand before it; "" if it is no text."""
+def _decode_text(start: bytes) -> str:
+    """The start of a text without spaces and byte order mark; "" if it is no text."""
     encoding = "utf-16" if start.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
         text = codecs.getincrementaldecoder(encoding)().decode(start)

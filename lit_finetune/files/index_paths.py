@@ -1,4 +1,4 @@
-"""Names in an index: of files beside it, and of nothing else."""
+"""Check the file names in an index: only files in its own folder are allowed."""
 
 import re
 
@@ -6,7 +6,7 @@ _PLAIN = re.compile(r"[^/\\:\x00-\x1f\x7f]+")
 
 
 def is_plain_name(name: object) -> bool:
-    """Whether a name is that of a file in a folder, on every system: no path, and no address.
+    """Whether a name is a plain file name on every system: no path, drive or URL.
 
     >>> [is_plain_name(name) for name in ("chunk-0-0.bin", "../a", "s3://a", "C:a", "..", 3)]
     [True, False, False, False, False, False]

@@ -1,4 +1,4 @@
-"""How much memory there is, and how to say so."""
+"""The free memory, and numbers of bytes as text."""
 
 import re
 from contextlib import suppress
@@ -6,22 +6,22 @@ from pathlib import Path
 
 
 def free_memory() -> int | None:
-    """Bytes that this process can still have, in its container too; None where nobody says."""
-    found = []
+    """Bytes that this process can still allocate, in its container too; None if unknown."""
+    limits = []
     with suppress(OSError, ValueError, IndexError):
         text = Path("/proc/meminfo").read_text()
-        found.append(int(re.findall(r"MemAvailable:\s+(\d+) kB", text)[0]) * 1024)
+        limits.append(int(re.findall(r"MemAvailable:\s+(\d+) kB", text)[0]) * 1024)
     with suppress(OSError, ValueError, IndexError):
         container = Path("/sys/fs/cgroup")
         used = re.findall(r"(?m)^anon (\d+)", (container / "memory.stat").read_text())[0]
-        found.append(int((container / "memory.max").read_text()) - int(used))
-    return min(found, default=None)
+        limits.append(int((container / "memory.max").read_text()) - int(used))
+    return min(limits, default=None)
 
 
-def readable(count: int) -> str:
-    """A number of bytes to read.
+def format_bytes(count: int) -> str:
+    """A number of bytes in a readable unit.
 
-    >>> readable(5_000_000), readable(3 * 2**30)
+    >>> format_bytes(5_000_000), format_bytes(3 * 2**30)
     ('4.8 MiB', '3.0 GiB')
     """
     return f"{count / 2**30:,.1f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"

@@ -1,8 +1,8 @@
-"""Stand-ins for the plain data that training scripts save beside the tensors.
+"""Placeholders for the plain data that training scripts save together with the tensors.
 
-A pickle makes a date, a path or an array by calling what it names. Here none of that is called,
-not even the harmless: each of these names, and no other, stands for a class of this module, which
-takes what it is given and drops it, so that the tensors beside it can be read.
+A pickle makes a date, a path or an array by calling a global. None of these is called here, not
+even a harmless one: each known name is mapped to a class of this module, which drops its
+arguments, so that the tensors in the same file can be read.
 """
 
 import re
@@ -14,11 +14,11 @@ from typing import Any
 from typing_extensions import Self
 
 
-class Inert:
-    """Something whose value is not read."""
+class Placeholder:
+    """An object whose value is not read."""
 
     def __new__(cls, *_: Any) -> Self:
-        """Make one without a look at the arguments."""
+        """Make a placeholder; ignore the arguments."""
         return super().__new__(cls)
 
     def __init__(self, *_: Any) -> None:
@@ -28,19 +28,19 @@ class Inert:
         pass
 
 
-class InertArray(Inert):
-    """An array of NumPy, whose numbers are not read."""
+class PlaceholderArray(Placeholder):
+    """A NumPy array whose numbers are not read."""
 
 
 class _AsDict:
-    """In the place of a mapping: a plain one, in which state dicts are found."""
+    """Replaces a mapping by a plain one, in which state dicts are found."""
 
     def __new__(cls, *_: Any) -> Any:
         return OrderedDict()
 
 
 class _AsList:
-    """In the place of a sequence: a plain list."""
+    """Replaces a sequence by a plain list."""
 
     def __new__(cls, *_: Any) -> Any:
         return []
@@ -51,7 +51,7 @@ _NUMPY_TYPES = (
 )
 _NUMPY_DTYPES = "Bool Int8 Int16 Int32 Int64 UInt8 UInt16 UInt32 UInt64 Float16 Float32 Float64"
 _NAMES: dict[type, dict[str, str]] = {
-    Inert: {
+    Placeholder: {
         "argparse": "Namespace",
         "builtins": "Ellipsis bool bytes float frozenset int object range slice str tuple",
         "datetime": "date datetime time timedelta timezone",
@@ -66,7 +66,7 @@ _NAMES: dict[type, dict[str, str]] = {
         "types": "SimpleNamespace",
         "uuid": "UUID SafeUUID",
     },
-    InertArray: {
+    PlaceholderArray: {
         "numpy": "ndarray",
         "numpy.core.multiarray": "_reconstruct",
         "numpy._core.multiarray": "_reconstruct",
@@ -82,31 +82,31 @@ _NAMES: dict[type, dict[str, str]] = {
     },
     _AsList: {"builtins": "list", "collections": "deque"},
 }
-INERT: list[tuple[type, str]] = [
-    (stand_in, f"{module}.{name}")
-    for stand_in, modules in _NAMES.items()
+PLACEHOLDERS: list[tuple[type, str]] = [
+    (placeholder, f"{module}.{name}")
+    for placeholder, modules in _NAMES.items()
     for module, names in modules.items()
     for name in names.split()
 ]
-"""For `torch.serialization.safe_globals`: what is made in the place of each name."""
+"""For `torch.serialization.safe_globals`: the class that replaces each name."""
 
 
-def unknown_name(error: Exception) -> str | None:
-    """The name at which torch stopped to unpickle, if it is that.
+def unsupported_global(error: Exception) -> str | None:
+    """The name that torch refused to unpickle, if the error is about one.
 
-    >>> unknown_name(ValueError("Unsupported global: GLOBAL os.mkdir was not an allowed global"))
+    >>> unsupported_global(ValueError("Unsupported global: GLOBAL os.mkdir was not an allowed …"))
     'os.mkdir'
     """
     found = re.search(r"GLOBAL (\S+)", str(error))
     return found[1] if found else None
 
 
-def is_loaded_enum(name: str) -> bool:
-    """Whether a name is that of an enumeration of a module that this program has imported before.
+def is_imported_enum(name: str) -> bool:
+    """Whether a name is an enumeration in a module that this program has already imported.
 
     >>> import http
-    >>> is_loaded_enum("http.HTTPStatus"), is_loaded_enum("os.mkdir"), is_loaded_enum("x.y.Color")
-    (True, False, False)
+    >>> [is_imported_enum(name) for name in ("http.HTTPStatus", "os.mkdir", "x.y.Color")]
+    [True, False, False]
     """
     module, _, attribute = name.rpartition(".")
     value = vars(sys.modules[module]).get(attribute) if module in sys.modules else None

@@ -1,6 +1,6 @@
-"""Read a file of `torch.save` that somebody else has made: opened once, judged first, never mapped.
+"""Read files of `torch.save` from anybody: opened once, checked first, never mapped into memory.
 
-A mapped file that is cut short while it is read ends the process by a signal.
+Truncating a mapped file while it is read kills the process by a signal.
 """
 
 import io
@@ -17,16 +17,16 @@ from torch import Tensor
 from lit_finetune.files.pickle_check import check_pickle
 
 _LEGACY_PICKLES = 5
-"""The number, the protocol, the system, the content and the keys of its storages."""
+"""The magic number, the protocol, the system, the content and the keys of the storages."""
 
 
 def open_torch_file(path: str | Path) -> BinaryIO:
-    """Open a file to be read; nothing is waited for.
+    """Open a regular file for reading, without blocking.
 
     Raises:
-        OSError: There is no such file, or it is a folder, a pipe or a device.
+        OSError: The file does not exist, or is a folder, a pipe or a device.
     """
-    # A pipe would be waited for, and Windows has no such flag.
+    # O_NONBLOCK: opening a pipe would block. Windows has no such flag.
     file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
@@ -35,36 +35,37 @@ def open_torch_file(path: str | Path) -> BinaryIO:
 
 
 def load_torch_file(file: Any, *, map_location: Any = "cpu", skip_data: bool = False) -> Any:
-    """What an open file of `torch.save` holds, if that is plain data.
+    """Load an open file of `torch.save` that holds plain data.
 
     Args:
         file: Open, and at its start.
         map_location: As for `torch.load`.
-        skip_data: Whether tensors may be without their data, on the device `meta`.
+        skip_data: Load tensors without their data, on the device `meta`, where that is possible.
 
     Raises:
-        PickleError: It would build something too deep or too large.
-        Exception: It holds more than plain data, or is damaged; of any kind.
+        PickleError: The pickle would build something too deep or too large.
+        Exception: The file holds more than plain data, or is damaged; any kind of exception.
     """
     check_torch_file(file)
     if skip_data:
-        with suppress(NotImplementedError, RuntimeError):  # tensors of rare kinds need theirs
+        with suppress(NotImplementedError, RuntimeError):  # some kinds of tensors need their data
             return torch.load(file, map_location="meta", weights_only=True)
         file.seek(0)
     return torch.load(file, map_location=map_location, weights_only=True)
 
 
 def check_torch_file(file: Any) -> None:
-    """Look through the pickles of an open file of `torch.save`, and stand at its start again.
+    """Check the pickles of an open file of `torch.save`, and return to the position before.
 
     Raises:
-        PickleError: They would build something too deep or too large.
-        Exception: The file is damaged; of any kind.
+        PickleError: A pickle would build something too deep or too large.
+        Exception: The file is damaged; any kind of exception.
     """
     start = file.tell()
     if file.read(4) == b"PK\x03\x04":
         file.seek(start)
-        reader = torch._C.PyTorchFileReader(file)  # torch's own: another could read another pickle
+        # Torch's own reader: another one could find another pickle.
+        reader = torch._C.PyTorchFileReader(file)
         check_pickle(io.BytesIO(reader.get_record("data.pkl")))
     else:
         file.seek(start)
@@ -73,19 +74,19 @@ def check_torch_file(file: Any) -> None:
     file.seek(start)
 
 
-def tensors_in(content: Any) -> Iterator[tuple[str, Tensor]]:
-    """All tensors in plain data, each once, by the keys that lead there.
+def named_tensors(content: Any) -> Iterator[tuple[str, Tensor]]:
+    """All tensors in plain data, with their dotted keys; no container is visited twice.
 
-    >>> [name for name, _ in tensors_in({"a": [torch.ones(1)], "b": {"c": torch.ones(2)}})]
+    >>> [name for name, _ in named_tensors({"a": [torch.ones(1)], "b": {"c": torch.ones(2)}})]
     ['a.0', 'b.c']
     """
-    waiting, seen = [("", content)], set[int]()
-    for place, each in waiting:  # it grows
+    queue, seen = [("", content)], set[int]()
+    for key, each in queue:  # the queue grows
         if isinstance(each, Tensor):
-            yield place, each
+            yield key, each
         elif id(each) not in seen:
             seen.add(id(each))
-            waiting += [(f"{place}.{key}".strip("."), inner) for key, inner in _items(each)]
+            queue += [(f"{key}.{name}".strip("."), inner) for name, inner in _items(each)]
 
 
 def _items(value: Any) -> Iterator[tuple[Any, Any]]:

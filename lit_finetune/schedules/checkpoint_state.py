@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from lit_finetune.files.torch_files import tensors_in
+from lit_finetune.files.torch_files import named_tensors
 from lit_finetune.schedules.plan import Plan
 from lit_finetune.schedules.triggers import Progress, Stall
 
@@ -82,7 +82,7 @@ def _is_valid(state: Mapping[str, Any]) -> bool:
         isinstance(state.get("train_bn"), bool)
         and all(type(count) is int and count >= 0 for count in counts)
         and all(_is_number_or_none(stall.get(key)) for key in ("best", "mark"))
-        and next(tensors_in([state.get("phases"), state.get("watched")]), None) is None
+        and next(named_tensors([state.get("phases"), state.get("watched")]), None) is None
     )
 
 

@@ -15,20 +15,25 @@ from lit_finetune._errors import nearest
 from lit_finetune.checkpoints.sharded import gather_checkpoint, is_sharded_folder
 from lit_finetune.files.diagnose import (
     FIRST_BYTES,
-    SAVE_STATE,
+    SAVE_STATE_DICT,
     NoWeightsError,
-    is_of_torch,
+    describe_content,
+    explain_error,
+    has_weights_signature,
     is_safetensors,
     refuse_archive,
+    refuse_foreign_content,
     refuse_foreign_name,
-    refuse_inflated,
-    refuse_signature,
+    refuse_oversized_tensors,
     shard_names,
-    what_is_wrong,
-    what_it_has,
 )
-from lit_finetune.files.foreign_folders import files_in, folder_advice
-from lit_finetune.files.placeholder_objects import INERT, Inert, is_loaded_enum, unknown_name
+from lit_finetune.files.foreign_folders import folder_advice, list_files
+from lit_finetune.files.placeholder_objects import (
+    PLACEHOLDERS,
+    Placeholder,
+    is_imported_enum,
+    unsupported_global,
+)
 from lit_finetune.files.terminal_text import printable
 from lit_finetune.files.torch_files import load_torch_file, open_torch_file
 
@@ -50,8 +55,10 @@ def read_entries(path: str | Path) -> dict[str, dict[str, Tensor]]:
     content = _read_shards(path) if path.name.endswith(".index.json") else read_content(path)
     entries = _find_state_dicts(content)
     if not entries:
-        kind = what_it_has(content)
-        raise ValueError(f"{printable(path)} has no tensors by name, but a {kind}. {SAVE_STATE}")
+        kind = describe_content(content)
+        raise ValueError(
+            f"{printable(path)} has no tensors by name, but a {kind}. {SAVE_STATE_DICT}"
+        )
     return entries
 
 
@@ -81,7 +88,7 @@ def _check_exists(path: Path) -> None:
         raise ValueError(f"{path} is a pipe or a device, not a weights file: copy it to a file.")
     if not path.exists():
         closest = nearest(path.name, (file.name for file in path.parent.iterdir()))
-        hint = closest or files_in(path.parent)
+        hint = closest or list_files(path.parent)
         raise FileNotFoundError(f"No weights file {path.name!r} in {path.parent}.{hint}")
 
 
@@ -91,7 +98,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     try:
         start, end = _first_and_last_bytes(index)
         if not start.lstrip().startswith((b"{", b"[")):
-            refuse_signature(start, end)
+            refuse_foreign_content(start, end)
         for name in shard_names(index):
             shard = read_entries(index.with_name(name))
             if "" not in shard:
@@ -107,14 +114,14 @@ def _read(path: Path, *, skip_data: bool) -> Any:
     start, end = _first_and_last_bytes(path)
     # On damaged files the readers raise almost any error: KeyError, EOFError, struct.error, …
     try:
-        refuse_signature(start, end)
-        if not is_of_torch(start):
+        refuse_foreign_content(start, end)
+        if not has_weights_signature(start):
             refuse_foreign_name(path)
         content = _load(path, start, skip_data=skip_data)
         for tensors in _find_state_dicts(content).values():
-            refuse_inflated(tensors, path.stat().st_size)
+            refuse_oversized_tensors(tensors, path.stat().st_size)
     except Exception as error:
-        raise ValueError(f"{printable(path)} {what_is_wrong(path, error, start)}") from error
+        raise ValueError(f"{printable(path)} {explain_error(path, error, start)}") from error
     return content
 
 
@@ -135,12 +142,12 @@ def _load(path: Path, start: bytes, *, skip_data: bool) -> Any:
     enums: list[tuple[type, str]] = []
     while True:
         try:
-            return _load_with_placeholders([*INERT, *enums], path, skip_data=skip_data)
+            return _load_with_placeholders([*PLACEHOLDERS, *enums], path, skip_data=skip_data)
         except UnpicklingError as error:
-            name = unknown_name(error)
-            if not name or not is_loaded_enum(name) or len(enums) >= _MAX_ENUMS:
+            name = unsupported_global(error)
+            if not name or not is_imported_enum(name) or len(enums) >= _MAX_ENUMS:
                 raise
-            enums.append((Inert, name))
+            enums.append((Placeholder, name))
 
 
 def _load_with_placeholders(names: list[Any], path: Path, *, skip_data: bool) -> Any:

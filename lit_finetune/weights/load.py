@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lit_finetune._errors import nearest
 from lit_finetune.backbones.input_adaptation import adapt_channel_weights, input_layer
 from lit_finetune.backbones.position_embeddings import is_positional, resample_positions
-from lit_finetune.files.diagnose import NoWeightsError, advice_on
+from lit_finetune.files.diagnose import NoWeightsError, advice_for
 from lit_finetune.files.terminal_text import printable
 from lit_finetune.heads.find import auxiliary_heads, find_head, replaced_layers
 from lit_finetune.modules.compiled import plain_name
@@ -184,7 +184,7 @@ def _refuse_low_match(report: LoadReport, min_match: float) -> None:
         f"{problem}, so the network was left as it is.\n{report.table()}\n"
         "Is the file of another architecture? If only the head differs, name it with "
         f"`head_name`; to load what fits, lower `min_match`, to {limit / 100:g} or less."
-        f"{advice_on(report.unexpected)}"
+        f"{advice_for(report.unexpected)}"
     )
 
 

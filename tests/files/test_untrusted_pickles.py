@@ -49,7 +49,7 @@ PICKLES = {
     "holds itself": (ITSELF, "holds itself"),
     "changed later": (DEEP_BY_CHANGE, "holds itself"),
     "buffer": (BUFFER, "only claimed"),
-    "nested tensor": (NESTED, "nobody checks"),
+    "nested tensor": (NESTED, "not checked"),
 }
 
 

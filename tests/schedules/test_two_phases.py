@@ -61,14 +61,16 @@ def test_what_each_phase_says_moves_and_nothing_else(kind: str) -> None:
     )
     trainer.fit(model, DataLoader(data, batch_size=4))
 
-    of_block = {block.name: tensors_in(model, block.modules) for block in (last, model.blocks[-1])}
+    of_block = {
+        block.name: named_tensors(model, block.modules) for block in (last, model.blocks[-1])
+    }
     first, second = moved.epochs
     assert first == of_block["head"]
     assert second == of_block["head"] | of_block[last.name]
     assert {name.split(".")[0] for name in first} == set(heads)
 
 
-def tensors_in(model: FinetuneClassifier, modules: tuple[str, ...]) -> set[str]:
+def named_tensors(model: FinetuneClassifier, modules: tuple[str, ...]) -> set[str]:
     """The parameters and running statistics of modules, by their names in the backbone."""
     inside = tuple(f"{name.removeprefix('backbone.')}." for name in modules)
     state = model.backbone.state_dict()
