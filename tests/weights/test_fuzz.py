@@ -188,7 +188,7 @@ def test_a_file_that_an_index_names_may_be_a_link(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"weight_map": {"a": "a.index.json"}}', "an index again"),
+        ('{"weight_map": {"a": "a.index.json"}}', "another index"),
         ("[" * 10**5, "no `weight_map`"),
         ('{"weight_map": 3}', "no `weight_map`"),
         ('{"weight_map": {"a": []}}', "no `weight_map`"),
