@@ -1,4 +1,4 @@
-"""Networks by name: one source a file, imported when it is used.
+"""Networks by name: one file for each source, imported when it is used.
 
 A name (torchvision, timm, Hugging Face, an import path) in; a network, its data config and its
 class names out, for any number of channels and any image size. Uses `classes`, `modules`.

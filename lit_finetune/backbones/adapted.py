@@ -1,4 +1,4 @@
-"""Any backbone by its name, for pictures of other channels or another size than it is made for."""
+"""Build a backbone for images of another number of channels or another size."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,20 +19,20 @@ def create_adapted(
     in_chans: int | None = None,
     image_size: int | None = None,
 ) -> Backbone:
-    """Build a network that takes such pictures, or make it take them.
+    """Build a network for such images, or adapt it to them.
 
     Args:
-        backbone: As for `create_backbone`, and so are `weights` and `backbone_kwargs`.
-        weights: Published weights; those of a file come later.
-        backbone_kwargs: They come before what is asked for here.
-        in_chans: Channels; None for those that the network is made for.
-        image_size: Side of the pictures; None for the one that the network is made for.
+        backbone: As for `create_backbone`.
+        weights: The name of published weights, not a file.
+        backbone_kwargs: As for `create_backbone`; they override `in_chans` and `image_size`.
+        in_chans: The number of channels; None for the network's own.
+        image_size: The side of the images; None for the network's own.
 
     Raises:
-        ValueError: The network cannot be built, or cannot be adapted.
+        ValueError: The network cannot be built or adapted.
     """
-    given = {**_input_kwargs(backbone, in_chans, image_size), **(backbone_kwargs or {})}
-    built = create_backbone(backbone, weights=weights, backbone_kwargs=given)
+    kwargs = {**_input_kwargs(backbone, in_chans, image_size), **(backbone_kwargs or {})}
+    built = create_backbone(backbone, weights=weights, backbone_kwargs=kwargs)
     config = adapt_input(built.network, built.data_config, in_chans=in_chans, image_size=image_size)
     return replace(built, data_config=config)
 
@@ -42,12 +42,12 @@ def _input_kwargs(
     in_chans: int | None,
     image_size: int | None,
 ) -> dict[str, Any]:
-    """What the network's library is told, where it can build for such pictures itself."""
+    """The arguments with which the network's library builds it for such images; else empty."""
     if not isinstance(backbone, str):
         return {}
     if backbone.startswith("timm/"):
         from lit_finetune.backbones import timm
 
         return timm.input_kwargs(backbone.removeprefix("timm/"), in_chans, image_size)
-    is_fixed = image_size is not None and backbone.startswith("maxvit")  # the one of torchvision
+    is_fixed = image_size is not None and backbone.startswith("maxvit")  # torchvision's MaxViT
     return {"input_size": (image_size, image_size)} if is_fixed else {}

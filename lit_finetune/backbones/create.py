@@ -1,4 +1,4 @@
-"""Any backbone by its name."""
+"""Build a backbone by its name."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ def create_backbone(
     weights: str | None = None,
     backbone_kwargs: dict[str, Any] | None = None,
 ) -> Backbone:
-    """Build a network, and find out what pictures it expects.
+    """Build a network, and determine its data config.
 
     >>> create_backbone("squeezenet1_1").data_config.resize_size
     256
@@ -27,15 +27,15 @@ def create_backbone(
     Args:
         backbone: A torchvision name (`resnet18`), `timm/<name>`, `hf/<name>` (a model type of
             Hugging Face transformers, a folder, a `config.json`, or a name on the hub), an import
-            path (`my_package.nets.ResNet`) that is looked up in the working directory too, a class
-            or function, or a network. A network of yours may hold what pictures it expects as
+            path (`my_package.nets.ResNet`), also from the working directory, a class or function,
+            or a network. Your own network may declare the images that it expects in an attribute
             `data_config`.
         weights: Published weights: `DEFAULT` or a member of the enum (`IMAGENET1K_V1`) for
             torchvision, `pretrained` for timm and the hub. A weights *file* is for `load_weights`.
-        backbone_kwargs: What the network's constructor is called with.
+        backbone_kwargs: The arguments of the network's constructor.
 
     Raises:
-        ValueError: There is no such network, it has no such weights or arguments.
+        ValueError: There is no such network, or it has no such weights or arguments.
         FileNotFoundError: There is no such Hugging Face folder, or it lacks a file.
         ModuleNotFoundError: timm, transformers, or the module of an import path is not installed.
         ConnectionError: The weights cannot be downloaded.
@@ -46,14 +46,14 @@ def create_backbone(
             f"{weights!r} is a file: build the network first, then use `load_weights`."
         )
     if isinstance(backbone, nn.Module):
-        _refuse(type(backbone).__name__, weights=weights, backbone_kwargs=backbone_kwargs)
-        return _as_given(backbone, type(backbone).__name__)
+        _refuse_arguments(type(backbone).__name__, weights=weights, backbone_kwargs=backbone_kwargs)
+        return _user_backbone(backbone, type(backbone).__name__)
     if not isinstance(backbone, str):
         from lit_finetune.backbones import imported
 
-        _refuse(getattr(backbone, "__name__", "the backbone"), weights=weights)
+        _refuse_arguments(getattr(backbone, "__name__", "the backbone"), weights=weights)
         network = imported.call(backbone, getattr(backbone, "__name__", repr(backbone)), kwargs)
-        return _as_given(network, type(network).__name__)
+        return _user_backbone(network, type(network).__name__)
     if backbone.startswith("hf/"):
         from lit_finetune.backbones import huggingface
 
@@ -65,17 +65,17 @@ def create_backbone(
     if "." in backbone:
         from lit_finetune.backbones import imported
 
-        _refuse(backbone, weights=weights)
-        return _as_given(imported.create(backbone, kwargs), backbone)
+        _refuse_arguments(backbone, weights=weights)
+        return _user_backbone(imported.create(backbone, kwargs), backbone)
     from lit_finetune.backbones import torchvision
 
     return torchvision.create(backbone, weights, kwargs)
 
 
-def _as_given(network: nn.Module, name: str) -> Backbone:
-    """A user's network, and what it says of itself."""
+def _user_backbone(network: nn.Module, name: str) -> Backbone:
+    """A user's network, with the data config and classes that it declares."""
     classes = config_classes(getattr(network, "config", None))
-    return Backbone(network, _own_data_config(network), name, classes=classes)
+    return Backbone(network, _declared_data_config(network), name, classes=classes)
 
 
 def is_weights_file(weights: str) -> bool:
@@ -88,17 +88,17 @@ def is_weights_file(weights: str) -> bool:
     return path.suffix in WEIGHTS_SUFFIXES or len(path.parts) > 1 or path.is_file()
 
 
-def _own_data_config(network: nn.Module) -> DataConfig:
-    """What a user's network says of its pictures, as a `DataConfig` or as a mapping."""
-    own = getattr(network, "data_config", None)
-    if isinstance(own, Mapping):
-        return DataConfig.from_dict(own)
-    return own if isinstance(own, DataConfig) else DataConfig()
+def _declared_data_config(network: nn.Module) -> DataConfig:
+    """The `data_config` of a user's network, from a `DataConfig` or a mapping; else the default."""
+    declared = getattr(network, "data_config", None)
+    if isinstance(declared, Mapping):
+        return DataConfig.from_dict(declared)
+    return declared if isinstance(declared, DataConfig) else DataConfig()
 
 
-def _refuse(backbone: str, **arguments: object) -> None:
-    """Raise if an argument is given that has no meaning for this kind of backbone."""
-    meaning = {
+def _refuse_arguments(backbone: str, **arguments: object) -> None:
+    """Raise if an argument is given that this kind of backbone does not support."""
+    reasons = {
         "weights": "published weights are for torchvision, timm and Hugging Face names; give the "
         "path of a file",
         "backbone_kwargs": "the network is built already",
@@ -106,5 +106,5 @@ def _refuse(backbone: str, **arguments: object) -> None:
     for name, value in arguments.items():
         if value:
             raise ValueError(
-                f"`{name}` is {value!r}, but `{backbone}` takes none: {meaning[name]}."
+                f"`{name}` is {value!r}, but `{backbone}` takes none: {reasons[name]}."
             )

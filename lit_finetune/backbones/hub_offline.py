@@ -1,4 +1,4 @@
-"""Build from local files without a word to the Hugging Face hub, whatever the files ask for."""
+"""Build from local files without connecting to the Hugging Face hub."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def hub_offline() -> Iterator[None]:
-    """Let `huggingface_hub` connect to nothing; transformers and timm go through it."""
+    """Put `huggingface_hub` offline, within a context; transformers and timm use it."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE

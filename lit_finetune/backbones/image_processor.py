@@ -1,4 +1,4 @@
-"""From the image processor of a Hugging Face network to a data config."""
+"""Convert the image processor of a Hugging Face network to a data config."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,17 +6,17 @@ from typing import Any
 from lit_finetune.checkpoints.build_limits import MAX_IMAGE_SIDE
 from lit_finetune.images.data_config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, Interpolation
 
-_BY_NUMBER: Mapping[int, Interpolation] = {0: "nearest", 2: "bilinear", 3: "bicubic"}
-"""The filters of Pillow by their numbers; its others come nearest to bicubic."""
-_BY_SHORT_SIDE = (
+_PILLOW_FILTERS: Mapping[int, Interpolation] = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+"""Pillow's filters by their numbers; the other filters are closest to bicubic."""
+_SHORT_SIDE_PROCESSORS = (
     *("Bit", "CLIP", "ChineseCLIP", "Levit", "LeViT"),
     *("MobileNetV1", "MobileNetV2", "MobileViT", "TextNet"),
 )
-"""Whose single number for a size is that of the short side; with others it is a square."""
+"""The processors whose `size`, as a number, is the short side; for others it is a square."""
 
 
 def processor_data_config(processor: Mapping[str, Any]) -> DataConfig:
-    """The data config of what a `preprocessor_config.json` holds.
+    """The data config of a `preprocessor_config.json`.
 
     >>> config = processor_data_config({"size": {"shortest_edge": 256}, "do_center_crop": True,
     ...                                 "crop_size": 224, "resample": 3})
@@ -24,13 +24,13 @@ def processor_data_config(processor: Mapping[str, Any]) -> DataConfig:
     ((224, 224), 256, 'bicubic')
 
     Raises:
-        ValueError: The network takes pictures that are not ours to make, as BGR.
+        ValueError: The network takes images that a data config cannot describe, such as BGR.
     """
     if processor.get("do_flip_channel_order"):
         raise ValueError(
-            "The image processor turns pictures from RGB to BGR, which a data config cannot say. "
-            "Turn the input channels of the first convolution's weights round instead, and leave "
-            "`do_flip_channel_order` out of `preprocessor_config.json`."
+            "The image processor turns pictures from RGB to BGR, which a data config cannot"
+            " describe. Reverse the input channels of the first convolution's weights instead, and"
+            " leave `do_flip_channel_order` out of `preprocessor_config.json`."
         )
     mean, std = _normalisation(processor)
     image_size, resize_size = _sizes(processor)
@@ -42,45 +42,49 @@ def processor_data_config(processor: Mapping[str, Any]) -> DataConfig:
         std=std,
         image_size=image_size,
         resize_size=max(resize_size, min(image_size)),
-        interpolation=_BY_NUMBER.get(int(processor.get("resample", 2)), "bicubic"),
+        interpolation=_PILLOW_FILTERS.get(int(processor.get("resample", 2)), "bicubic"),
         crop_mode="squash" if _squashes(processor) else "center",
     )
 
 
 def _normalisation(processor: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of pixels from 0 to 1 that do all that the processor does to values."""
+    """The mean and std, of pixels from 0 to 1, that are equivalent to the processor's steps."""
     mean = tuple(processor.get("image_mean") or IMAGENET_MEAN)
     std = tuple(processor.get("image_std") or IMAGENET_STD)
     if not processor.get("do_normalize", True):
         mean, std = (0.0,) * len(mean), (1.0,) * len(std)
-    # The processor sees pixels from 0 to 255, and may leave them there, or bring them to -1 to 1.
+    # The processor gets pixels from 0 to 255, and may keep that range, or rescale to -1 to 1.
     rescales = processor.get("do_rescale", True)
     scale = 255 * processor.get("rescale_factor", 1 / 255) if rescales else 255.0
     offset = 1.0 if processor.get("rescale_offset") else 0.0
-    # EfficientNet's divides by the deviation a second time, as in the TensorFlow original.
-    twice = processor.get("include_top", _kind(processor).startswith("EfficientNet"))
-    second = std if twice else (1.0,) * len(std)
+    # EfficientNet's divides by std a second time, as in the TensorFlow original.
+    divides_twice = processor.get(
+        "include_top", _processor_type(processor).startswith("EfficientNet")
+    )
+    second_std = std if divides_twice else (1.0,) * len(std)
     return (
         tuple((value + offset) / scale for value in mean),
-        tuple(a * b / scale for a, b in zip(std, second, strict=True)),
+        tuple(a * b / scale for a, b in zip(std, second_std, strict=True)),
     )
 
 
 def _sizes(processor: Mapping[str, Any]) -> tuple[tuple[int, int], int]:
-    """Height and width of what the network sees, and the short side before it is cut out."""
+    """Height and width of the network's input, and the image's short side before cropping."""
     size = _height_and_width(processor.get("size", 224))
-    crop, short = size, min(size)
-    if _kind(processor).startswith("Levit"):
-        short = int(256 / 224 * short)
-    elif processor.get("crop_pct") and (processor.get("do_center_crop") or short < 384):
-        short = int(short / processor["crop_pct"])  # from 384 on ConvNeXt's takes all of it
+    crop_size, short_side = size, min(size)
+    if _processor_type(processor).startswith("Levit"):
+        short_side = int(256 / 224 * short_side)
+    elif processor.get("crop_pct") and (processor.get("do_center_crop") or short_side < 384):
+        short_side = int(
+            short_side / processor["crop_pct"]
+        )  # from 384 on, ConvNeXt's does not crop
     if processor.get("do_center_crop") and processor.get("crop_size") is not None:
-        crop = _height_and_width(processor["crop_size"])
-    return crop, short if processor.get("do_resize", True) else min(crop)
+        crop_size = _height_and_width(processor["crop_size"])
+    return crop_size, short_side if processor.get("do_resize", True) else min(crop_size)
 
 
 def _squashes(processor: Mapping[str, Any]) -> bool:
-    """Whether a picture comes to a height and a width whatever its proportions are.
+    """Whether the processor resizes images without keeping their aspect ratio.
 
     >>> [_squashes({"size": size}) for size in ({"shortest_edge": 224}, {"height": 9, "width": 9})]
     [False, True]
@@ -88,14 +92,14 @@ def _squashes(processor: Mapping[str, Any]) -> bool:
     size = processor.get("size", 224)
     if not processor.get("do_resize", True):
         return False
-    if processor.get("crop_pct"):  # ConvNeXt's, which cuts below 384, and PoolFormer's
+    if processor.get("crop_pct"):  # ConvNeXt's, which crops below 384, and PoolFormer's
         return not processor.get("do_center_crop") and min(_height_and_width(size)) >= 384
     if isinstance(size, int):
-        return not _kind(processor).startswith(_BY_SHORT_SIDE)
+        return not _processor_type(processor).startswith(_SHORT_SIDE_PROCESSORS)
     return not isinstance(size, Mapping) or "height" in size
 
 
-def _kind(processor: Mapping[str, Any]) -> str:
+def _processor_type(processor: Mapping[str, Any]) -> str:
     return str(processor.get("image_processor_type") or processor.get("feature_extractor_type"))
 
 

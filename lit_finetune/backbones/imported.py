@@ -1,4 +1,4 @@
-"""A user's own network, by its import path."""
+"""Build a user's own network by its import path."""
 
 import importlib
 import inspect
@@ -12,24 +12,24 @@ from lit_finetune._errors import nearest
 
 
 def create(path: str, kwargs: dict[str, Any]) -> nn.Module:
-    """Call what an import path names: a class, or a function that returns a network."""
-    return call(_find(path), path, kwargs)
+    """Build the network of an import path to a class, or to a function that returns a network."""
+    return call(_import_object(path), path, kwargs)
 
 
 def call(factory: Any, path: str, kwargs: dict[str, Any]) -> nn.Module:
-    """The network that a class or a function gives, which messages call by a path."""
+    """Call a class or a function that returns a network; messages name it by its path."""
     if not callable(factory):
         raise ValueError(f"`{path}` is {factory!r}: not a class, and not a function.")
     _check_arguments(path, factory, kwargs)
     network = factory(**kwargs)
     if not isinstance(network, nn.Module):
-        raise ValueError(f"`{path}` must give an `nn.Module`, but it gave {network!r}.")
+        raise ValueError(f"`{path}` must return an `nn.Module`, but it returned {network!r}.")
     return network
 
 
-def _find(path: str) -> Any:
+def _import_object(path: str) -> Any:
     module_name, _, name = path.rpartition(".")
-    module = _import(module_name, path)
+    module = _import_module(module_name, path)
     if not hasattr(module, name):
         options = [option for option in vars(module) if not option.startswith("_")]
         hint = nearest(name, options)
@@ -37,19 +37,19 @@ def _find(path: str) -> Any:
     return getattr(module, name)
 
 
-def _import(name: str, path: str) -> Any:
-    """Import a module; one in the working directory is found as well, after all others."""
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)  # for good: the user's file may import its neighbours later
+def _import_module(name: str, path: str) -> Any:
+    """Import a module; the working directory is searched last."""
+    cwd = str(Path.cwd())
+    if cwd not in sys.path:
+        sys.path.append(cwd)  # it stays there: the user's file may import its neighbours later
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise  # the module is there, and what it imports is not
+            raise  # the module exists, but not one that it imports
         raise ModuleNotFoundError(
             f"There is no module `{error.name}` for the backbone {path!r}, neither installed nor "
-            f"in {here}. A backbone is a torchvision name (`resnet18`), `timm/<name>`, or the "
+            f"in {cwd}. A backbone is a torchvision name (`resnet18`), `timm/<name>`, or the "
             "import path of a class or function (`my_package.nets.ResNet`).",
             name=error.name,
         ) from error

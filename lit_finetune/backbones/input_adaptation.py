@@ -1,4 +1,4 @@
-"""Networks for pictures of other channels or another size than they were made for."""
+"""Adapt networks to images of another number of channels or another size."""
 
 import math
 from dataclasses import replace
@@ -9,24 +9,24 @@ from lit_finetune.backbones.position_embeddings import set_image_size
 from lit_finetune.images.data_config import DataConfig
 from lit_finetune.modules.dry_run import dry_run
 
-_NAMES = ("num_channels", "in_chans", "in_channels", "num_input_channels")
-"""What networks call the number of channels, where they note it."""
+_CHANNEL_ATTRIBUTES = ("num_channels", "in_chans", "in_channels", "num_input_channels")
+"""The attributes in which networks store their number of channels."""
 
 
 def adapt_input(
     network: nn.Module, config: DataConfig, *, in_chans: int | None, image_size: int | None
 ) -> DataConfig:
-    """Make a network take pictures of so many channels and of this size; return what it expects.
+    """Adapt a network to a number of channels and an image size; return its new data config.
 
-    The first convolution is adapted as in timm: its weights are summed for one channel, and else
-    repeated and scaled, so that what comes out keeps its size. Position embeddings are resampled.
-    Whatever was changed, the network is run once, so that one that cannot do with it is refused.
+    The first convolution is adapted as in timm: its weights are summed for one channel, else
+    repeated and scaled, so that the outputs keep their scale. Position embeddings are resampled.
+    Afterwards the network is run once, to refuse it if it does not support the change.
 
     Args:
-        network: It is changed.
-        config: What it expected so far.
-        in_chans: Channels; None for as many as it has.
-        image_size: Side of the pictures; None for the one that it has.
+        network: It is changed in place.
+        config: Its data config so far.
+        in_chans: The number of channels; None to keep it.
+        image_size: The side of the images; None to keep it.
 
     Raises:
         ValueError: The network cannot be adapted.
@@ -37,7 +37,7 @@ def adapt_input(
         return config.with_channels(1) if is_grey else config
     if in_chans is not None:
         if in_chans != 3 and getattr(network, "transform_input", False):
-            # torchvision's Inception and GoogLeNet turn ImageNet's statistics into these.
+            # torchvision's Inception and GoogLeNet convert from ImageNet's statistics to these.
             setattr(network, "transform_input", False)  # noqa: B010  # typed as a module
             config = replace(config, mean=(0.5,) * 3, std=(0.5,) * 3)
         adapt_channels(network, in_chans)
@@ -50,15 +50,15 @@ def adapt_input(
 
 
 def adapt_channels(network: nn.Module, in_chans: int) -> None:
-    """Make the first convolution of a network take so many channels.
+    """Adapt the first convolution of a network to a number of channels.
 
     Raises:
-        ValueError: There is none, or it cannot be adapted.
+        ValueError: There is no convolution, or it cannot be adapted.
     """
     found = input_layer(network)
     if found is None:
         raise ValueError(
-            f"`in_chans` is {in_chans}, but {type(network).__name__} has no convolution that could "
+            f"`in_chans` is {in_chans}, but {type(network).__name__} has no convolution that can "
             "be adapted: build it for as many channels, with `backbone_kwargs`."
         )
     name, layer = found
@@ -74,7 +74,7 @@ def adapt_channels(network: nn.Module, in_chans: int) -> None:
     adapted = adapt_channel_weights(weight.detach(), in_chans)
     layer.weight = nn.Parameter(adapted, requires_grad=weight.requires_grad)
     layer.in_channels = in_chans
-    _note_channels(network, name, old, in_chans)
+    _update_channels(network, name, old, in_chans)
 
 
 def input_layer(network: nn.Module) -> tuple[str, nn.Conv2d] | None:
@@ -89,7 +89,7 @@ def input_layer(network: nn.Module) -> tuple[str, nn.Conv2d] | None:
 
 
 def adapt_channel_weights(weight: Tensor, in_chans: int) -> Tensor:
-    """The weight (out, in, height, width) of a first convolution, for other channels.
+    """The weight (out, in, height, width) of a first convolution for another number of channels.
 
     >>> import torch
     >>> adapt_channel_weights(torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1), 1).flatten()
@@ -100,19 +100,19 @@ def adapt_channel_weights(weight: Tensor, in_chans: int) -> Tensor:
     old = weight.shape[1]
     if in_chans == old:
         return weight
-    exact = weight.float()  # half precision would round the sum
+    full_precision = weight.float()  # half precision would round the sum
     if in_chans == 1:
-        return exact.sum(dim=1, keepdim=True).to(weight.dtype)
-    repeated = exact.repeat(1, math.ceil(in_chans / old), 1, 1)[:, :in_chans]
+        return full_precision.sum(dim=1, keepdim=True).to(weight.dtype)
+    repeated = full_precision.repeat(1, math.ceil(in_chans / old), 1, 1)[:, :in_chans]
     return (repeated * (old / in_chans)).to(weight.dtype)
 
 
-def _note_channels(network: nn.Module, name: str, old: int, new: int) -> None:
-    """Bring up to date what the modules around the first convolution say about its input."""
+def _update_channels(network: nn.Module, name: str, old: int, new: int) -> None:
+    """Update the number of channels in the attributes of the first convolution's parents."""
     parts = name.split(".")[:-1]
     paths = [".".join(parts[:length]) for length in range(len(parts) + 1)]
-    around = [network.get_submodule(path) for path in paths]
-    for owner in [*around, *(vars(module).get("config") for module in around)]:
-        for attribute in _NAMES:
+    parents = [network.get_submodule(path) for path in paths]
+    for owner in [*parents, *(vars(module).get("config") for module in parents)]:
+        for attribute in _CHANNEL_ATTRIBUTES:
             if getattr(owner, attribute, None) == old:
                 setattr(owner, attribute, new)

@@ -29,40 +29,40 @@ def create(name: str, weights: str | None, kwargs: dict[str, Any]) -> Backbone:
 
 
 def input_kwargs(name: str, in_chans: int | None, image_size: int | None) -> dict[str, Any]:
-    """What timm builds a network with that takes other channels, or pictures of another size."""
+    """The arguments with which timm builds a network for other channels or another image size."""
     timm = _import_timm()
     _check_name(timm, name)
-    given = {} if in_chans is None else {"in_chans": in_chans}
+    kwargs = {} if in_chans is None else {"in_chans": in_chans}
     config = timm.models.get_pretrained_cfg(name)
     if image_size is not None and config and config.fixed_input_size:
-        return {**given, "img_size": image_size}
-    return given
+        return {**kwargs, "img_size": image_size}
+    return kwargs
 
 
 def data_config(resolved: dict[str, Any]) -> DataConfig:
-    """From timm's data config to ours.
+    """Convert timm's data config to ours.
 
     >>> data_config({"mean": (0.5,), "std": (0.5,), "input_size": (1, 96, 96), "crop_pct": 0.875,
     ...              "interpolation": "bicubic", "crop_mode": "center"}).resize_size
     109
     """
     height, width = resolved["input_size"][1:]
-    short, share = min(height, width), resolved["crop_pct"]
+    short_side, crop_pct = min(height, width), resolved["crop_pct"]
     crop_mode = resolved["crop_mode"]
-    if share > 1 and crop_mode == "center":  # VOLO at 448: pictures lie in a black frame
+    if crop_pct > 1 and crop_mode == "center":  # VOLO at 448: images have a black border
         crop_mode = "pad"
     return DataConfig(
         mean=tuple(resolved["mean"]),
         std=tuple(resolved["std"]),
         image_size=(height, width),
-        resize_size=math.floor(short / share),
+        resize_size=math.floor(short_side / crop_pct),
         interpolation=resolved["interpolation"],
         crop_mode=crop_mode,
     )
 
 
 def _class_names(timm: Any, network: Any) -> tuple[str, ...]:
-    """What the published weights call the classes: their own labels, or those of an ImageNet."""
+    """The classes of the published weights: their own labels, or those of an ImageNet subset."""
     names = network.pretrained_cfg.get("label_names")
     subset = None if names else timm.data.infer_imagenet_subset(network)
     if subset:

@@ -16,10 +16,10 @@ WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 
 
 def create(name: str, weights: str | None, kwargs: dict[str, Any]) -> Backbone:
-    """Build a classifier of torchvision; without weights, its first weights tell the data config.
+    """Build a classifier of torchvision; without weights, its first weights give the data config.
 
-    GoogLeNet and Inception come with their auxiliary heads, unless `aux_logits` is False; and they
-    take pictures under ImageNet's mean and std, as with their published weights.
+    GoogLeNet and Inception have their auxiliary heads, unless `aux_logits` is False, and take
+    images normalised by ImageNet's mean and std, as with their published weights.
     """
     names = models.list_models(module=models)
     if name not in names:
@@ -30,27 +30,27 @@ def create(name: str, weights: str | None, kwargs: dict[str, Any]) -> Backbone:
     enum = models.get_model_weights(name)
     if weights is not None and weights != "DEFAULT":
         one_of(weights, ["DEFAULT", *(member.name for member in enum)], f"weights of {name}")
-    chosen = None if weights is None else enum[weights]
-    network = _build(name, chosen, _with_defaults(name, chosen, kwargs))
-    config = _data_config(network, chosen or next(iter(enum)))
-    classes = chosen and chosen.meta.get("categories")
+    entry = None if weights is None else enum[weights]
+    network = _build(name, entry, _with_defaults(name, entry, kwargs))
+    config = _data_config(network, entry or next(iter(enum)))
+    classes = entry and entry.meta.get("categories")
     return Backbone(network, config, name, classes=unique_names(classes or ()))
 
 
 def _with_defaults(
     name: str, weights: WeightsEnum | None, kwargs: dict[str, Any]
 ) -> dict[str, Any]:
-    """What torchvision sets itself when GoogLeNet and Inception come with weights."""
+    """Add the arguments that torchvision sets for GoogLeNet and Inception with weights."""
     if name not in WITH_AUXILIARY_HEADS:
         return kwargs
-    own = {} if weights else {"transform_input": True, "init_weights": True}
-    return {"aux_logits": True, **own, **kwargs}
+    defaults = {} if weights else {"transform_input": True, "init_weights": True}
+    return {"aux_logits": True, **defaults, **kwargs}
 
 
 def _build(name: str, weights: WeightsEnum | None, kwargs: dict[str, Any]) -> nn.Module:
     try:
         with warnings.catch_warnings():
-            # That GoogLeNet's auxiliary heads are to be trained: they get a new layer and are.
+            # Its advice to train GoogLeNet's auxiliary heads: they get a new layer, and train.
             warnings.filterwarnings("ignore", "auxiliary heads in the pretrained")
             network: nn.Module = models.get_model(name, weights=weights, **kwargs)
     except TypeError as error:
@@ -73,6 +73,6 @@ def _data_config(network: nn.Module, weights: WeightsEnum) -> DataConfig:
         resize_size=preset.resize_size[0],
         interpolation=preset.interpolation.value,
     )
-    # A vision transformer has one size that it was built for, whatever its published weights say.
-    built_for = getattr(network, "image_size", size)
-    return config if built_for == size else config.resized(built_for)
+    # A vision transformer is built for one size, which may differ from its published weights'.
+    image_size = getattr(network, "image_size", size)
+    return config if image_size == size else config.resized(image_size)

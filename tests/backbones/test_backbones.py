@@ -124,7 +124,7 @@ def test_an_import_path_names_a_class_or_a_function_in_the_working_directory_too
     assert net.name == "my_nets_of_a_test.Net"
     assert create_backbone("my_nets_of_a_test.wide").network[0].in_features == 16
     for name, message in {
-        "broken": "must give an `nn.Module`, but it gave 'a string'",
+        "broken": "must return an `nn.Module`, but it returned 'a string'",
         "size": "is 4: not a class",
         "wode": "has no 'wode'. Did you mean 'wide'",
     }.items():

@@ -467,7 +467,7 @@ def test_a_folder_or_file_that_is_not_there_is_an_error(
         ("hf/vit", {"weights": "pretrained"}, "'pretrained', but hf/vit is an architecture"),
         ("hf/f", {"weights": "DEFAULT"}, "'DEFAULT'.*Choose one of: pretrained"),
         ("hf/vit", {"backbone_kwargs": {"hiden_size": 4}}, "no 'hiden_size'.*'hidden_size'"),
-        ("hf/vit", {"backbone_kwargs": {"hidden_size": "a"}}, "hf/vit cannot be"),
+        ("hf/vit", {"backbone_kwargs": {"hidden_size": "a"}}, "hf/vit (cannot be|is invalid)"),
         ("hf/bert", {}, "type 'bert', which does not take pictures"),
         ("hf/f", {}, "type 'newnet', unknown to transformers, and asks for code .* never run"),
         ("hf/list.json", {}, "list.json is no config: it holds a list"),
