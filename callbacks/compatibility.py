@@ -14,12 +14,8 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from lit_finetune.distributed.wrapping import (
-    exchanges_parameters,
-    refuse_fsdp1_rewrap,
-    refuse_unsupported,
-    shards_parameters,
-)
+from lit_finetune.distributed.supported_strategies import refuse_fsdp1_rewrap, refuse_unsupported
+from lit_finetune.distributed.wrapping import exchanges_parameters, shards_parameters
 from lit_finetune.freezing.trainable_state import refuse_exchanged
 from lit_finetune.freezing.weight_averaging import average_exactly
 from lit_finetune.modules.fsdp1 import parameters_by_name, refuse_non_elementwise_optimizer

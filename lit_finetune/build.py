@@ -29,8 +29,9 @@ from lit_finetune.images.data_config import DataConfig
 from lit_finetune.lora import Lora, add_lora
 from lit_finetune.modules.dry_run import init_lazy_layers, num_channels
 from lit_finetune.training.random_backbone import RandomLayers, random_backbone, unfilled_layers
-from lit_finetune.weights.load import LoadReport, load_weights
+from lit_finetune.weights.load import load_weights
 from lit_finetune.weights.own_checkpoint import read_own
+from lit_finetune.weights.report import LoadReport
 
 Head = str | nn.Module | Callable[[int, int], nn.Module]
 

@@ -17,11 +17,8 @@ from lit_finetune.build import assemble
 from lit_finetune.checkpoints.trusted_hparams import trust_name
 from lit_finetune.classes.head import unnamed
 from lit_finetune.distributed.fsdp2 import shard
-from lit_finetune.distributed.wrapping import (
-    prepare_fsdp1,
-    refuse_arguments_under_fsdp1,
-    wrap_by_blocks,
-)
+from lit_finetune.distributed.supported_strategies import refuse_arguments_under_fsdp1
+from lit_finetune.distributed.wrapping import prepare_fsdp1, wrap_by_blocks
 from lit_finetune.freezing.auxiliary_networks import side_networks, without_modules
 from lit_finetune.freezing.freeze import enforce_eval, frozen_modules
 from lit_finetune.gradient_checkpointing import recompute_units

@@ -51,7 +51,12 @@ FLOORS = (
 HEIGHTS = {room: height for height, row in enumerate(reversed(FLOORS)) for room in row}
 OF_LIGHTNING = ("callbacks", "classifier", "cli", "datamodules", "training")
 """The rooms that may import Lightning, whole; of the others, these files:"""
-ABOUT_LIGHTNING = ("distributed.wrapping", "resuming.checkpoint_io", "resuming.restore")
+ABOUT_LIGHTNING = (
+    "distributed.supported_strategies",
+    "distributed.wrapping",
+    "resuming.checkpoint_io",
+    "resuming.restore",
+)
 
 
 def imported_names(module: str, nodes: Iterable[ast.AST]) -> Iterator[str]:

@@ -6,7 +6,8 @@ from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lit_finetune.classifier import FinetuneClassifier
-from lit_finetune.distributed.wrapping import refuse_unsupported, shards_parameters
+from lit_finetune.distributed.supported_strategies import refuse_unsupported
+from lit_finetune.distributed.wrapping import shards_parameters
 
 _TRANSFER_HOOKS = (
     "on_before_batch_transfer",

@@ -16,7 +16,7 @@ from torchmetrics import MetricCollection
 from typing_extensions import override
 
 from lit_finetune.classes.head import HeadClasses, named_by_hand
-from lit_finetune.distributed.wrapping import refuse_fsdp1_options, refuse_fsdp1_rewrap
+from lit_finetune.distributed.supported_strategies import refuse_fsdp1_options, refuse_fsdp1_rewrap
 from lit_finetune.heads.rows import update_class_names
 from lit_finetune.images.data_config import DataConfig, eval_transform
 from lit_finetune.images.read import as_rgb

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from lit_finetune.distributed.wrapping import refuse_unsupported
+from lit_finetune.distributed.supported_strategies import refuse_unsupported
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).with_name("rank_runs.py")

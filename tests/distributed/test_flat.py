@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy
 
 from lit_finetune import FinetuneClassifier
-from lit_finetune.distributed.wrapping import (
+from lit_finetune.distributed.supported_strategies import (
     refuse_arguments_under_fsdp1,
     refuse_fsdp1_options,
     refuse_unsupported,
