@@ -1,6 +1,6 @@
 """Photographs in folders, one folder a class."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -44,6 +44,8 @@ class ImageFolderDataModule(ImageDataModule):
         on_corrupt: What to do about pictures that cannot be read: `raise` an error that names them,
             or `skip` them. To skip, every picture is read once before the first run; what was found
             is kept in `data_dir`. Otherwise their starts and ends are looked at before each run.
+        classes: The names of the class folders, in the order of their labels: where folders within
+            classes look like classes within parts, or another order than the sorted one is wanted.
         predict_dir: Folder of pictures to predict, in any depth, labelled or not; the test pictures
             if not given, or those of validation where there are none.
         **kwargs: See `ImageDataModule`.
@@ -57,6 +59,7 @@ class ImageFolderDataModule(ImageDataModule):
         test_split: float = 0.0,
         split_file: str | Path | None = None,
         on_corrupt: Literal["raise", "skip"] = "raise",
+        classes: Sequence[str] | None = None,
         predict_dir: str | Path | None = None,
         **kwargs: Any,
     ) -> None:
@@ -65,7 +68,8 @@ class ImageFolderDataModule(ImageDataModule):
         self.on_corrupt = one_of(on_corrupt, ("raise", "skip"), "on_corrupt")
         self.data_dir = Path(folder_of_pictures(data_dir, predict_dir)).expanduser()
         has_classes = data_dir is not None
-        self.layout = find_layout(self.data_dir) if has_classes else Layout(self.data_dir, {}, ())
+        empty = Layout(self.data_dir, {}, ())
+        self.layout = find_layout(self.data_dir, classes) if has_classes else empty
         if warning := self.layout.warning():
             rank_zero_warn(warning)
         if test_split and "test" in self.layout.folders:
@@ -160,6 +164,8 @@ class ImageFolderDataModule(ImageDataModule):
         samples = FileSamples(self.data_dir, names, [labels[name] for name in names])
         if part == "train" and part in self.layout.folders:
             self._refuse_empty(samples)
+        elif part in ("val", "test"):
+            self._tell_missing(samples, part)
         return samples
 
     def _find_predict_samples(self) -> FileSamples:
@@ -188,11 +194,7 @@ class ImageFolderDataModule(ImageDataModule):
             )
         source = self.layout.labelled_by
         found = classes.values()
-        missing = check_classes(found, known=self.classes, folder=folder, source=source)
-        if missing:
-            rank_zero_warn(
-                f"'{folder}' has no pictures of {some(missing)}; the labels stay those of {source}."
-            )
+        check_classes(found, known=self.classes, folder=folder, source=source)
         return classes
 
     def _warn_of_test_classes(self) -> None:
@@ -221,7 +223,33 @@ class ImageFolderDataModule(ImageDataModule):
         """The names of the pictures in the training folder, as they are divided."""
         if "train" not in self.layout.folders:
             return {}
-        return divide(self._pool, self.plan, root=self.data_dir, split_file=self.split_file)
+        pool = self._pool
+        readable = self._folders.readable("train", list(pool))
+        return divide(
+            pool,
+            self.plan,
+            root=self.data_dir,
+            split_file=self.split_file,
+            unreadable=set(pool).difference(readable),
+        )
+
+    def _tell_missing(self, samples: FileSamples, part: Split) -> None:
+        """Say which classes are never measured."""
+        found = set(samples.labels)
+        missing = [name for index, name in enumerate(self.classes) if index not in found]
+        if not samples.names or not missing:
+            return
+        if part in self.layout.folders:
+            where, source = self.layout.folders[part], self.layout.labelled_by
+            told = (
+                f"'{where}' has no pictures of {some(missing)}; the labels stay those of {source}."
+            )
+        else:
+            told = (
+                f"There are no pictures of {some(missing)} for {part} in the split in"
+                f" '{self.split_file}'. To split all pictures anew, delete it."
+            )
+        rank_zero_warn(told)
 
     def _refuse_empty(self, samples: FileSamples) -> None:
         found = set(samples.labels)

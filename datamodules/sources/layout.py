@@ -1,13 +1,14 @@
 """Which folders of a data set hold which part of it."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lit_finetune._errors import nearest
 
 from .image_files import is_named_picture
+from .nested_folders import ordered_as_given, refuse_hidden_parts
 from .skipped import some
 from .split_names import Split, split_of, splits_mentioned
 from .walk import is_visible
@@ -44,8 +45,12 @@ class Layout:
         )
 
 
-def find_layout(root: Path) -> Layout:
+def find_layout(root: Path, classes: Sequence[str] | None = None) -> Layout:
     """See whether a folder is divided into splits, or holds the classes itself.
+
+    Args:
+        root: The folder.
+        classes: What a user says that the class folders are, in the order of their labels.
 
     Raises:
         FileNotFoundError: the folder is missing.
@@ -62,14 +67,35 @@ def find_layout(root: Path) -> Layout:
             f"{some(unused)} are named after no part. If those are the classes to train on, move "
             f"them into a folder 'train'; if {parts} is a class as well, rename it. {RENAME}"
         )
-    first, classes = labelling_folder(folders)
-    if len(classes) < 2:
+    first, found = labelling_folder(folders)
+    if len(found) < 2:
         raise ValueError(
             f"'{first}' needs a folder of pictures for each class, two at the least, but holds "
-            f"{describe(first, classes)}.{_to_predict(first, classes)}"
+            f"{describe(first, found)}.{_to_predict(first, found)}"
         )
-    refuse_splits_among_classes(first, classes)
-    return Layout(root, folders, tuple(classes), tuple(unused))
+    refuse_splits_among_classes(first, found)
+    if classes is not None:
+        found = ordered_as_given(found, classes, first)
+    elif first == root:
+        refuse_hidden_parts(root, folders_within(root, found))
+    return Layout(root, folders, tuple(found), tuple(unused))
+
+
+def folders_within(folder: Path, names: Iterable[str]) -> dict[str, list[str]]:
+    """The folders of pictures within each; none where there are pictures beside them.
+
+    It ends with the first that has none.
+    """
+    found: dict[str, list[str]] = {}
+    for name in names:
+        inner = subfolders(folder / name)
+        beside = any(is_named_picture(path.name) for path in (folder / name).iterdir())
+        found[name] = (
+            [] if beside else [one for one in inner if holds_pictures(folder / name / one)]
+        )
+        if not found[name]:
+            break
+    return found
 
 
 def labelling_folder(folders: Mapping[Split, Path]) -> tuple[Path, list[str]]:

@@ -17,6 +17,18 @@ SPECIAL = {
     stat.S_IFCHR: "it is a device",
     stat.S_IFBLK: "it is a device",
 }
+_OF_SYSTEMS = {
+    *("__macosx", "@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),
+    *(
+        "lost+found",
+        "$recycle.bin",
+        "recycler",
+        "system volume information",
+        "__pycache__",
+        "@__thumb",
+    ),
+}
+"""What macOS, Windows, Linux and network drives put beside anybody's files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +59,7 @@ class Found:
 
 def is_visible(name: str) -> bool:
     """Whether a file or folder was put there by the user, not by a tool for itself."""
-    return not name.startswith((".", "__MACOSX"))
+    return not name.startswith(".") and name.casefold() not in _OF_SYSTEMS
 
 
 def is_ours(name: str) -> bool:

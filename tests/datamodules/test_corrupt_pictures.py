@@ -89,3 +89,40 @@ def test_a_class_of_which_nothing_can_be_read_is_an_error(photos):
 def test_another_way_to_treat_them_is_refused(photos):
     with pytest.raises(ValueError, match="Choose one of: raise, skip"):
         ImageFolderDataModule(photos, on_corrupt="ignore")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_split_is_made_of_the_pictures_that_can_be_read(tmp_path, make_pictures, seed, recwarn):
+    make_pictures(tmp_path, ants=6, bees=6)
+    for name in ("x.png", "y.png"):
+        (tmp_path / "bees" / name).write_bytes(b"")
+    for _ in range(2):  # with the split that is there, too
+        data = ImageFolderDataModule(tmp_path, on_corrupt="skip", seed=seed, num_workers=0)
+        data.prepare_data()
+        data.setup("fit")
+        assert data.counts("val") == {"ants": 1, "bees": 1}
+        assert data.counts("train") == {"ants": 5, "bees": 5}
+    told = [str(each.message) for each in recwarn]
+    assert all(each.startswith("Left out, for they cannot be read") for each in told)
+
+
+def test_a_class_that_an_earlier_split_lacks_in_validation_is_told_once(
+    tmp_path, make_pictures, recwarn
+):
+    make_pictures(tmp_path, ants=6, bees=6)
+    first = ImageFolderDataModule(tmp_path, num_workers=0)
+    first.prepare_data()
+    first.setup("fit")
+    for name in first.read_samples("val").names:
+        if name.startswith("bees"):
+            truncate(tmp_path / name)
+    data = ImageFolderDataModule(tmp_path, on_corrupt="skip", num_workers=0)
+    data.prepare_data()
+    data.setup("fit")
+
+    told = [
+        str(each.message) for each in recwarn if "no pictures of 1 ('bees')" in str(each.message)
+    ]
+    assert len(told) == 1
+    assert "for val in the split in" in told[0]
+    assert data.counts("val")["bees"] == 0

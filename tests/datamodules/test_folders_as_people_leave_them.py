@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -504,3 +505,53 @@ def test_many_empty_folders_end_in_a_short_message(tmp_path):
     with pytest.raises(ValueError, match=r"no pictures of 500 \('class0'") as raised:
         ImageFolderDataModule(tmp_path / "photos").prepare_data()
     assert len(str(raised.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [("trn", "tst"), ("tr", "te"), ("fold1", "fold2", "fold3"), ("A", "B"), ("Lehr", "Pruef")],
+)
+def test_parts_of_any_name_are_no_classes_unless_that_is_said(
+    tmp_path: Path, make_pictures: Any, parts: tuple[str, ...]
+) -> None:
+    for part in parts:
+        make_pictures(tmp_path / part, ant=4, bee=4)
+
+    with pytest.raises(ValueError, match=r"hold the same folders each, 2 \('ant', 'bee'\)") as told:
+        ImageFolderDataModule(tmp_path)
+    assert "train, val and test" in str(told.value)
+    assert f'classes=["{min(parts)}"' in str(told.value)
+    data = ImageFolderDataModule(tmp_path, classes=parts[::-1], val_split=0, num_workers=0)
+    data.setup("fit")
+    assert data.classes == [*parts[::-1]]
+    assert data.class_counts == dict.fromkeys(parts, 8)
+    with pytest.raises(ValueError, match=r"`classes` has 2 \('ant', 'bee'\), but"):
+        ImageFolderDataModule(tmp_path, classes=["ant", "bee"])
+
+
+def test_a_small_part_may_lack_a_class_and_folders_within_classes_are_theirs(
+    tmp_path: Path, make_pictures: Any
+) -> None:
+    parts, pets = tmp_path / "parts", tmp_path / "pets"
+    make_pictures(parts / "fold1", ant=4, bee=4, cat=4)
+    make_pictures(parts / "fold2", ant=4, bee=4)
+    with pytest.raises(ValueError, match="hold the same folders each"):
+        ImageFolderDataModule(parts)
+    make_pictures(pets / "cat", indoor=4, garden=4)
+    make_pictures(pets / "dog", indoor=4, street=4)
+    assert ImageFolderDataModule(pets).classes == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["@eaDir", "__MACOSX", ".ipynb_checkpoints", "lost+found", "$RECYCLE.BIN", ".thumbnails"],
+)
+def test_folders_of_systems_are_no_classes(tmp_path: Path, make_pictures: Any, name: str) -> None:
+    make_pictures(tmp_path, ant=5, bee=5)
+    for folder in (tmp_path / name, tmp_path / "ant" / name):
+        make_pictures(folder, ant=3)
+
+    data = ImageFolderDataModule(tmp_path, val_split=0, num_workers=0)
+    data.setup("fit")
+
+    assert data.class_counts == {"ant": 5, "bee": 5}

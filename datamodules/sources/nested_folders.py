@@ -1,0 +1,79 @@
+"""Parts of the data under names that nobody knows, seen by what their folders hold."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from lit_finetune._errors import some_of
+from lit_finetune.classes.names import spelled
+
+from .skipped import some
+
+_SHORT = {
+    *("tr", "trn", "trg", "te", "tst", "ts", "vl", "vd", "vld", "fold", "holdout", "heldout"),
+    *("query", "gallery", "support", "labeled", "unlabeled", "labelled", "unlabelled"),
+}
+"""What people call parts of their data, beside the words that are taken for such."""
+
+
+def refuse_hidden_parts(folder: Path, inside: Mapping[str, Sequence[str]]) -> None:
+    """Refuse folders that all hold the same folders, and so may be parts and not classes.
+
+    >>> refuse_hidden_parts(Path("pets"), {"cat": ["indoor", "outdoor"], "dog": []})
+
+    Args:
+        folder: Where they lie.
+        inside: The names of the folders in each; none where it holds pictures itself.
+
+    Raises:
+        ValueError: Says both readings, and what to do for each.
+    """
+    names = [{spelled(name).casefold() for name in each} for each in inside.values()]
+    largest = max(names, key=len)
+    are_same = all(each == largest for each in names)
+    # A small part may lack a class; the folders within classes differ more often.
+    are_parts = all(each <= largest for each in names) and are_numbered(inside)
+    if len(inside) < 2 or min(map(len, names)) < 2 or not (are_same or are_parts):
+        return
+    same = max(inside.values(), key=len)
+    listed = some_of([f'"{name}"' for name in inside])
+    raise ValueError(
+        f"The folders {some(inside)} in '{folder}' hold the same folders each, {some(same)}: they"
+        f" may be classes, or parts of the data with the classes in them. If {some_of(same)} are"
+        " the classes, call the parts train, val and test, or make a folder of links called so."
+        f" If {some_of(list(inside))} are, say so: `classes=[{listed}]`, on the command line"
+        f" `--data.classes='[{listed}]'`."
+    )
+
+
+def are_numbered(names: Iterable[str]) -> bool:
+    """Whether names differ by a number or a letter alone, or say a part in short.
+
+    >>> [are_numbered(names) for names in (["fold1", "fold2"], ["A", "B"], ["trn", "tst"])]
+    [True, True, True]
+    >>> are_numbered(["cat", "dog"])
+    False
+    """
+    folded = [spelled(name).casefold() for name in names]
+    if any(word in _SHORT for name in folded for word in re.findall(r"[^\W\d_]+", name)):
+        return True
+    return len({re.sub(r"(\d+|(?<![^\W\d_])[a-z])$", "", name) for name in folded}) == 1
+
+
+def ordered_as_given(found: Sequence[str], given: Sequence[str], folder: Path) -> list[str]:
+    """The class folders in the order that a user gives.
+
+    >>> ordered_as_given(["ant", "bee"], ["bee", "ant"], Path("photos"))
+    ['bee', 'ant']
+
+    Raises:
+        ValueError: They have other names; both lists are named.
+    """
+    by_name = {spelled(name): name for name in found}
+    wanted = [spelled(str(name)) for name in given]
+    if sorted(wanted) != sorted(by_name):
+        raise ValueError(
+            f"`classes` has {some(map(str, given))}, but '{folder}' has the folders {some(found)}."
+            " Give the names of these folders, in the order of their labels."
+        )
+    return [by_name[name] for name in wanted]
