@@ -1,6 +1,6 @@
 """The command line: Lightning's, with our models, data and defaults.
 
-Words and YAML in, a run out. Nothing imports it. Uses everything.
+Arguments and YAML in, a run out. Nothing imports it. Uses everything.
 """
 
 from lit_finetune.cli.command_line import FinetuneCLI as FinetuneCLI

@@ -1,4 +1,4 @@
-"""What a command says of a checkpoint and of the model, before the parser reads it."""
+"""Find the checkpoint and the model's arguments in a command line, before it is parsed."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,56 +10,56 @@ import yaml
 
 
 @dataclass(frozen=True, slots=True)
-class CommandWords:
-    """A command, as far as it tells which checkpoint is meant."""
+class Command:
+    """A command, its checkpoint, and the model's arguments that it gives."""
 
-    command: str
+    name: str
     """`fit`, `validate`, …; "" if there is none."""
     ckpt_path: str | None
-    model: frozenset[str]
-    """The arguments of the model that are said."""
+    model_keys: frozenset[str]
+    """The names of the model's arguments that the command gives."""
 
 
-def read_command(args: Sequence[str] | Mapping[str, Any], commands: Sequence[str]) -> CommandWords:
-    """What a command's words and its configurations say; what comes later counts.
+def read_command(args: Sequence[str] | Mapping[str, Any], commands: Sequence[str]) -> Command:
+    """Read a command's arguments and its configuration files; the last value counts.
 
     >>> read_command(["predict", "--ckpt_path", "a.ckpt", "--model.lr=1"], ["predict"])
-    CommandWords(command='predict', ckpt_path='a.ckpt', model=frozenset({'lr'}))
+    Command(name='predict', ckpt_path='a.ckpt', model_keys=frozenset({'lr'}))
 
     Args:
-        args: The words, or the same as a mapping.
+        args: The arguments, as strings or as a mapping.
         commands: The names of commands.
     """
     if isinstance(args, Mapping):
-        command = str(args.get("subcommand") or next(filter(args.__contains__, commands), ""))
-        said: list[tuple[str, Any]] = list(_flat(args.get(command) or {}))
+        name = str(args.get("subcommand") or next(filter(args.__contains__, commands), ""))
+        pairs: list[tuple[str, Any]] = list(_flatten(args.get(name) or {}))
     else:
-        command = next((word for word in args if word in commands), "")
-        said = list(_options(args))
+        name = next((word for word in args if word in commands), "")
+        pairs = list(_options(args))
     options: dict[str, Any] = {}
-    for key, value in said:
+    for key, value in pairs:
         if key == "config":
-            options |= dict(_flat(_configuration(value, command)))
-        elif key == "model":  # a file with the model's part alone
-            options |= dict(_flat({"model": _configuration(value, command)}))
+            options |= dict(_flatten(_read_config(value, name)))
+        elif key == "model":  # a file with the arguments of the model only
+            options |= dict(_flatten({"model": _read_config(value, name)}))
         else:
             options[key] = value
     path = options.get("ckpt_path")
-    model = {key.split(".")[1] for key in options if key.startswith("model.")}
-    return CommandWords(command, path if isinstance(path, str) else None, frozenset(model))
+    model_keys = {key.split(".")[1] for key in options if key.startswith("model.")}
+    return Command(name, path if isinstance(path, str) else None, frozenset(model_keys))
 
 
 def _options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The options among words: `--key=value`, `--key value`, `-c value`."""
+    """The options in arguments: `--key=value`, `--key value`, `-c value`."""
     for word, following in pairwise([*words, ""]):
         if word.startswith("-"):
-            key, found, value = word.partition("=")
+            key, separator, value = word.partition("=")
             name = "config" if key == "-c" else key.lstrip("-")
-            yield name, value if found else following
+            yield name, value if separator else following
 
 
-def _configuration(path: Any, command: str) -> Mapping[str, Any]:
-    """What a configuration holds; what is wrong with it, the parser will say."""
+def _read_config(path: Any, command: str) -> Mapping[str, Any]:
+    """The content of a configuration file; nothing if it is invalid, which the parser reports."""
     try:
         content = yaml.safe_load(Path(str(path)).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
@@ -70,8 +70,8 @@ def _configuration(path: Any, command: str) -> Mapping[str, Any]:
     return inner if isinstance(inner, Mapping) else content
 
 
-def _flat(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The entries of a configuration, those of the model by `model.<name>`."""
+def _flatten(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The entries of a configuration, those of the model as `model.<name>`."""
     for key, value in content.items():
         if key == "model" and isinstance(value, Mapping):
             yield from ((f"model.{name}", inner) for name, inner in value.items())

@@ -1,4 +1,4 @@
-"""Refuse a key that a configuration gives twice, of which YAML would keep the last in silence."""
+"""Refuse a key that a configuration gives twice: YAML silently keeps the last value."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +8,7 @@ from jsonargparse import get_loader, set_loader
 
 
 def refuse_repeated_keys() -> None:
-    """Let jsonargparse refuse repeated keys, in files as in values on the command line."""
+    """Let jsonargparse refuse repeated keys, in files and in values on the command line."""
     load = get_loader("yaml")
     if getattr(load, "refuses_repeated_keys", False):
         return
@@ -22,7 +22,7 @@ def refuse_repeated_keys() -> None:
 
 
 def check_keys(text: str) -> None:
-    """Refuse YAML in which a mapping has a key twice.
+    """Refuse YAML that has a key twice in one mapping.
 
     >>> check_keys("{0: head, 1: layer4, 2: all}")
     >>> check_keys("{0: head, 1: layer4, 1: all}")
@@ -35,20 +35,20 @@ def check_keys(text: str) -> None:
     if ":" not in text and "[" not in text:
         return
     try:
-        repeated = list(_repeated(yaml.compose(text, Loader=yaml.SafeLoader)))
+        repeated = list(_repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader)))
     except RecursionError:
         raise yaml.YAMLError("it is nested too deep") from None
     for key, first in repeated:
         line = first.start_mark.line + 1
         raise yaml.constructor.ConstructorError(
-            problem=f"the key {key.value!r} is given twice, here and in line {line}: of the two,"
-            " YAML would keep the last alone. Leave one out, or write both values under one key",
+            problem=f"the key {key.value!r} is given twice, here and in line {line}: YAML"
+            " would silently keep the last. Leave one out, or write both values under one key",
             problem_mark=key.start_mark,
         )
 
 
-def _repeated(node: yaml.Node | None) -> Iterator[tuple[yaml.Node, yaml.Node]]:
-    """Each key that is there before in its mapping, and the one that is."""
+def _repeated_keys(node: yaml.Node | None) -> Iterator[tuple[yaml.Node, yaml.Node]]:
+    """Each repeated key, and its first occurrence in the same mapping."""
     if isinstance(node, yaml.MappingNode):
         seen: dict[tuple[str, str], yaml.Node] = {}
         for key, value in node.value:
@@ -56,7 +56,7 @@ def _repeated(node: yaml.Node | None) -> Iterator[tuple[yaml.Node, yaml.Node]]:
                 if (key.tag, key.value) in seen:
                     yield key, seen[key.tag, key.value]
                 seen[key.tag, key.value] = key
-            yield from _repeated(value)
+            yield from _repeated_keys(value)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            yield from _repeated(item)
+            yield from _repeated_keys(item)

@@ -1,4 +1,4 @@
-"""Which errors of a run tell the user of a mistake, and what is said of them."""
+"""Find the errors that are the user's mistakes, and report them in a few lines."""
 
 import os
 import pickle
@@ -20,17 +20,17 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lit_finetune.callbacks import LastCheckpoint
 from lit_finetune.checkpoints.removal import is_local
 from lit_finetune.cli.config_keys import check_keys
-from lit_finetune.cli.parser_messages import MOST_LINES, cut
+from lit_finetune.cli.parser_messages import MAX_LINES, truncate
 from lit_finetune.datamodules import ImageFolderDataModule
 from lit_finetune.files.terminal_text import printable
 
-_OURS = tuple(
+_OWN_FOLDERS = tuple(
     f"{folder}{os.sep}"
     for folder in (
         Path(__file__).resolve().parents[1],
         *(
-            Path(place).resolve().parent
-            for place in (
+            Path(file).resolve().parent
+            for file in (
                 getfile(LastCheckpoint),
                 getfile(ImageFolderDataModule),
                 lightning.__file__,
@@ -38,45 +38,45 @@ _OURS = tuple(
         ),
     )
 )
-"""The folders of this package, in a checkout as installed, and Lightning's."""
-_LIBRARIES = tuple(
+"""The folders of this package, in a checkout or installed, and of Lightning."""
+_LIBRARY_FOLDERS = tuple(
     f"{Path(sysconfig.get_path(name)).resolve()}{os.sep}"
     for name in ("stdlib", "platstdlib", "purelib", "platlib")
 )
-_MISTAKES = (ValueError, OSError, ImportError, RuntimeError, AssertionError, pickle.PickleError)
-"""Other kinds, such as KeyError and TypeError, are bugs: they keep their traceback."""
-_WHERE = "JSONARGPARSE_DEBUG=true in the environment shows where."
+_USER_ERRORS = (ValueError, OSError, ImportError, RuntimeError, AssertionError, pickle.PickleError)
+"""Other errors, such as KeyError and TypeError, are bugs and keep their traceback."""
+_DEBUG_HINT = "JSONARGPARSE_DEBUG=true in the environment shows where."
 
 
-def find_refusal(error: BaseException | None) -> BaseException | None:
-    """What tells of a mistake of the user's, among an error and its causes.
+def find_user_error(error: BaseException | None) -> BaseException | None:
+    """The error that reports a mistake in the user's input, among an error and its causes.
 
-    An error belongs to whoever's code is the innermost that is no library's: one that Pillow, torch
-    or the system raised for us or for Lightning tells of what the user gave us. In the user's own
-    code it is the user's to find, and keeps its traceback.
+    An error belongs to the innermost code that is no library's. If Pillow, torch or the system
+    raised it while called by us or by Lightning, then the user's input caused it. If the user's own
+    code called them, it is a bug there, and keeps its traceback.
     """
     chain = list(_with_causes(error))
-    for each in chain:  # a check of ours says more than what a library has made of it
-        is_a_check = isinstance(each, _MISTAKES) and _raised_in(each).startswith(_OURS)
-        if isinstance(each, MisconfigurationException) or is_a_check:
+    for each in chain:  # our own check says more than a library's error
+        is_own_check = isinstance(each, _USER_ERRORS) and _raised_in(each).startswith(_OWN_FOLDERS)
+        if isinstance(each, MisconfigurationException) or is_own_check:
             return each
-    owned = (each for each in chain if isinstance(each, _MISTAKES) and _owner(each) == "ours")
-    return next(owned, None)
+    own = (each for each in chain if isinstance(each, _USER_ERRORS) and _owner(each) == "ours")
+    return next(own, None)
 
 
-def told(error: BaseException) -> str:
-    """A refusal in a few lines for a terminal."""
+def format_error(error: BaseException) -> str:
+    """The message of an error in a few lines for a terminal."""
     text = str(error) or type(error).__name__
-    if _raised_in(error).startswith(_OURS):
-        return printable(cut(text, MOST_LINES + 1))
+    if _raised_in(error).startswith(_OWN_FOLDERS):
+        return printable(truncate(text, MAX_LINES + 1))
     if isinstance(error, OSError | ValueError):
-        return printable(cut(text))
-    return printable(f"{type(error).__name__}: {cut(text)}\n{_WHERE}")
+        return printable(truncate(text))
+    return printable(f"{type(error).__name__}: {truncate(text)}\n{_DEBUG_HINT}")
 
 
 @contextmanager
-def explained(config: Any) -> Iterator[None]:
-    """Say what to do of errors that other people's code raises for what the user gave.
+def with_advice(config: Any) -> Iterator[None]:
+    """Add advice to errors of libraries that the user's input caused.
 
     Args:
         config: The subcommand's configuration.
@@ -90,10 +90,10 @@ def explained(config: Any) -> Iterator[None]:
 
 
 def check_writable(folder: str | Path, option: str) -> None:
-    """Refuse a folder that nothing can be written to, before anything is computed.
+    """Refuse a folder that is not writable, before anything is computed.
 
     Raises:
-        ValueError: Names the option that gives another one.
+        ValueError: Names the option that sets another folder.
     """
     if not is_local(str(folder)):
         return
@@ -108,13 +108,13 @@ def check_writable(folder: str | Path, option: str) -> None:
 
 
 def check_configs(words: Iterable[str]) -> None:
-    """Refuse configuration files that are no YAML, or say something twice.
+    """Refuse configuration files that are no YAML, or give a key twice.
 
     Args:
-        words: Those of the command; files that are not there are the parser's to tell.
+        words: The command's arguments. The parser reports missing files.
 
     Raises:
-        ValueError: Names file and line.
+        ValueError: Names the file and the line.
     """
     for path in _config_files(list(words)):
         try:
@@ -140,16 +140,18 @@ def _advice(error: Exception, config: Any) -> str:
     text, checkpoint = str(error), config.get("ckpt_path")
     if "Error(s) in loading state_dict" in text and checkpoint:
         lines = [line.strip() for line in text.splitlines()[1:]]
+        reason = truncate(lines[0], 1) if lines else ""
         return (
             f"The checkpoint '{checkpoint}' is of another network than the configuration builds:"
-            f" {cut(lines[0], 1) if lines else ''}\nGive the `model` options of its run; or start"
-            f" from its weights alone, with `--model.weights={checkpoint}` and no `--ckpt_path`."
+            f" {reason}\nGive the `model` options of its run; or start from its weights alone, with"
+            f" `--model.weights={checkpoint}` and no `--ckpt_path`."
         )
     size, built_for = config.get("data.init_args.image_size"), config.get("model.image_size")
     if size is not None and size != built_for and _is_in_a_forward(error):
+        reason = truncate(text, 1)
         return (
-            f"The network does not take pictures of `data.image_size` {size}: {cut(text, 1)}\nIf it"
-            f" can be built for that size, give `--model.image_size={size}` as well; else another"
+            f"The network does not take pictures of `data.image_size` {size}: {reason}\nIf it can"
+            f" be built for that size, give `--model.image_size={size}` as well; else another"
             " `data.image_size`, or none."
         )
     return ""
@@ -167,21 +169,22 @@ def _is_in_a_forward(error: BaseException) -> bool:
 
 
 def _owner(error: BaseException) -> str:
-    """Whose code raised an error, or called the library that did."""
+    """The owner of the code that raised an error, or that called the library that raised it."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     for frame in reversed(frames):
-        file = _place(frame.f_code.co_filename)
-        if file.startswith(_OURS):
+        file = _resolve(frame.f_code.co_filename)
+        if file.startswith(_OWN_FOLDERS):
             return "ours"
-        if not file.startswith((*_LIBRARIES, "<")):
+        if not file.startswith((*_LIBRARY_FOLDERS, "<")):
             return "the user's"
     return "ours"
 
 
 def _raised_in(error: BaseException) -> str:
+    """The file in which an error was raised; "" if unknown."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return _place(frames[-1].f_code.co_filename) if frames else ""
+    return _resolve(frames[-1].f_code.co_filename) if frames else ""
 
 
-def _place(file: str) -> str:
+def _resolve(file: str) -> str:
     return file if file.startswith("<") else str(Path(file).resolve())

@@ -1,4 +1,4 @@
-"""What the parser says of a mistake, in few lines, with what there is instead."""
+"""Shorten the messages of jsonargparse, and add the nearest names."""
 
 import inspect
 import re
@@ -10,7 +10,7 @@ from typing import Any
 
 from lit_finetune._errors import nearest, some_of
 
-MOST_LINES = 4
+MAX_LINES = 4
 _CLASS = re.compile(r"class_path[ =]'([\w.]+)'")
 _NOISE = re.compile(
     r"\s*(-\s*)?(Does not validate against any|Subtypes:|Errors:|Given value|"
@@ -28,19 +28,19 @@ Bases = Mapping[str, tuple[type, ...]]
 
 
 def short_message(message: str, *, options: Iterable[str] = (), bases: Bases | None = None) -> str:
-    """A parser's message without what only a programmer can use, with the nearest names.
+    """A parser's message without internal details, with the nearest names.
 
     >>> short_message("unrecognized arguments: --modl.lr=1", options=["--model.lr", "--data"])
     "unrecognized arguments: --modl.lr=1. Did you mean '--model.lr'?"
 
     Args:
-        message: What jsonargparse says.
-        options: All that may be given.
-        bases: For each option that takes a class, the classes of which it takes subclasses.
+        message: The message of jsonargparse.
+        options: All options of the command.
+        bases: The base classes for each option that takes a class.
     """
-    key = _found(r'Parser key "([\w.]+)"', message)
-    ways: list[Callable[[], str]] = [
-        partial(_told_within, message, key),
+    key = _search(r'Parser key "([\w.]+)"', message)
+    rewrites: list[Callable[[], str]] = [
+        partial(_nested_message, message, key),
         partial(_ambiguous_class, message, key),
         partial(_missing_file, message, key),
         partial(_unknown_option, message, list(options)),
@@ -49,42 +49,43 @@ def short_message(message: str, *, options: Iterable[str] = (), bases: Bases | N
         partial(_unknown_class, message, key, bases or {}),
         partial(_wrong_value, message, key),
     ]
-    told = next(filter(None, (way() for way in ways)), "")
-    return told or cut("\n".join(line for line in message.splitlines() if not _NOISE.match(line)))
+    text = next(filter(None, (rewrite() for rewrite in rewrites)), "")
+    lines = (line for line in message.splitlines() if not _NOISE.match(line))
+    return text or truncate("\n".join(lines))
 
 
-def cut(text: str, most: int = MOST_LINES) -> str:
-    r"""The first lines of a text, each no longer than a screen can show.
+def truncate(text: str, max_lines: int = MAX_LINES) -> str:
+    r"""The first lines of a text, each at most 500 characters long.
 
-    >>> cut("a\nb\nc", most=2)
+    >>> truncate("a\nb\nc", max_lines=2)
     'a\nb …'
     """
     lines = [line[:500] for line in text.strip().splitlines() if line.strip()]
-    return "\n".join(lines[:most]) + (" …" if len(lines) > most else "")
+    return "\n".join(lines[:max_lines]) + (" …" if len(lines) > max_lines else "")
 
 
 def class_names(bases: Iterable[type]) -> list[str]:
-    """The names of the classes that can be given where one of these is expected."""
-    found = {each.__name__ for base in bases for each in _subclasses(base)}
-    return sorted(name for name in found if not name.startswith("_"))
+    """The names of the public subclasses of these classes."""
+    names = {each.__name__ for base in bases for each in _subclasses(base)}
+    return sorted(name for name in names if not name.startswith("_"))
 
 
-def _told_within(message: str, key: str) -> str:
-    """What the parser of a class has said already, by the names of this one."""
-    within = re.findall(r'Parser key "([\w.]+)": (\S.*)', message)
-    if not within or not message.startswith(f'Parser key "{key}":\n'):
+def _nested_message(message: str, key: str) -> str:
+    """The message of the nested parser of a class, with the full key."""
+    nested = re.findall(r'Parser key "([\w.]+)": (\S.*)', message)
+    if not nested or not message.startswith(f'Parser key "{key}":\n'):
         return ""
-    inner, text = within[-1]
+    inner, text = nested[-1]
     return f'Parser key "{key}.{inner}": {text}'
 
 
 def _ambiguous_class(message: str, key: str) -> str:
-    text = _found(r"(Multiple subclasses with name .*)", message)
+    text = _search(r"(Multiple subclasses with name .*)", message)
     return f'Parser key "{key}": {text}' if text else ""
 
 
 def _missing_file(message: str, key: str) -> str:
-    path = Path(_found(r"File does not exist: '?([^'\n]+)", message))
+    path = Path(_search(r"File does not exist: '?([^'\n]+)", message))
     if not path.name or not path.parent.is_dir():
         return ""
     hint = nearest(path.name, (each.name for each in path.parent.iterdir()))
@@ -92,27 +93,27 @@ def _missing_file(message: str, key: str) -> str:
 
 
 def _unknown_option(message: str, options: list[str]) -> str:
-    words = _found(r"^unrecognized arguments: (.*)", message)
+    words = _search(r"^unrecognized arguments: (.*)", message)
     unknown = [word.partition("=")[0] for word in words.split() if word.startswith("--")]
     hints = "".join(nearest(name, options) for name in unknown[:3])
     return f"unrecognized arguments: {words}.{hints}" if unknown else ""
 
 
 def _unknown_argument(message: str, key: str, bases: Bases) -> str:
-    name, path = _found(r"Option '([^']+)' is not accepted", message), _class_in(message)
-    given = _class_at(path)
-    if not name or given is None:
+    name, path = _search(r"Option '([^']+)' is not accepted", message), _class_in(message)
+    class_ = _class_at(path)
+    if not name or class_ is None:
         return ""
-    if given in bases.get(key, ()):
+    if class_ in bases.get(key, ()):
         known = ", ".join(class_names(bases[key]))
         return f'Parser key "{key}": no class is given. Give one before its options: {known}.'
-    names = _arguments(given)
+    names = _arguments(class_)
     hint = nearest(name, names) or f" It takes: {some_of(names, 20)}."
-    return f'Parser key "{key}": {given.__name__} has no argument {name!r}.{hint}'
+    return f'Parser key "{key}": {class_.__name__} has no argument {name!r}.{hint}'
 
 
 def _missing_argument(message: str, key: str) -> str:
-    names, path = _found(r"arguments are required: ([\w., ]+)", message), _class_in(message)
+    names, path = _search(r"arguments are required: ([\w., ]+)", message), _class_in(message)
     if not names or not path:
         return ""
     first = names.split(",")[0]
@@ -124,7 +125,7 @@ def _unknown_class(message: str, key: str, bases: Bases) -> str:
     if not name or key not in bases:
         return ""
     names = class_names(bases[key])
-    names += re.findall(r"'([\w-]+)'", " ".join(_found_all(r"Literal\[(.*?)\]", message)))
+    names += re.findall(r"'([\w-]+)'", " ".join(_findall(r"Literal\[(.*?)\]", message)))
     hint = nearest(name.rpartition(".")[2], names) or f" Known are: {some_of(names, 20)}."
     return (
         f'Parser key "{key}": there is no {name!r}.{hint}\n'
@@ -137,8 +138,8 @@ def _wrong_value(message: str, key: str) -> str:
     inner = re.findall(r'Parser key "([\w.]+)"', message)[1:]
     if not expected or "dot import path" in message or ("Problem" in message and not inner):
         return ""
-    given = _GIVEN.search(message)
-    value = next(filter(None, given.groups()), "").strip("'\"") if given else ""
+    match = _GIVEN.search(message)
+    value = next(filter(None, match.groups()), "").strip("'\"") if match else ""
     literals = [word.strip(" '\"") for each in expected for word in (each[2] or "").split(",")]
     literals = list(dict.fromkeys(filter(None, literals)))
     kinds = [each[1].replace("NoneType", "null") for each in expected if each[1]]
@@ -149,22 +150,22 @@ def _wrong_value(message: str, key: str) -> str:
 
 
 def _class_in(message: str) -> str:
-    """The class that a message speaks of; the base itself where none was given."""
-    found = _CLASS.search(message)
-    return found[1] if found else ""
+    """The path of the class in a message; the base class if the user gave none."""
+    match = _CLASS.search(message)
+    return match[1] if match else ""
 
 
 def _class_at(path: str) -> type | None:
-    """A class that is imported already, by its path."""
+    """An already imported class, by its path."""
     module, _, name = path.rpartition(".")
-    found = getattr(sys.modules.get(module), name, None)
-    return found if isinstance(found, type) else None
+    value = getattr(sys.modules.get(module), name, None)
+    return value if isinstance(value, type) else None
 
 
-def _arguments(of: type) -> list[str]:
-    """The arguments of a class, and those that it passes on to the ones it is derived from."""
+def _arguments(class_: type) -> list[str]:
+    """The arguments of a class, and those that it passes on to its base classes."""
     names: dict[str, None] = {}
-    for base in of.__mro__:
+    for base in class_.__mro__:
         if "__init__" not in vars(base):
             continue
         parameters = inspect.signature(base).parameters.values()
@@ -183,10 +184,11 @@ def _subclasses(base: type) -> Iterator[type]:
         yield from _subclasses(derived)
 
 
-def _found(pattern: str, text: str) -> str:
-    found = re.search(pattern, text)
-    return found[1] if found else ""
+def _search(pattern: str, text: str) -> str:
+    """The first group of a match; "" without a match."""
+    match = re.search(pattern, text)
+    return match[1] if match else ""
 
 
-def _found_all(pattern: str, text: str) -> list[Any]:
+def _findall(pattern: str, text: str) -> list[Any]:
     return re.findall(pattern, text)

@@ -303,7 +303,7 @@ def test_a_run_without_validation_keeps_its_last_checkpoint(run: Command, words:
 
     assert [path.name for path in (VERSION / "checkpoints").iterdir()] == ["last.ckpt"]
     assert (VERSION / "predictions.csv").exists() == ("--data.val_split=0" not in words)
-    assert "Nothing was predicted" in text or "--data.val_split=0" not in words
+    assert "Prediction failed" in text or "--data.val_split=0" not in words
 
 
 def test_pictures_that_cannot_be_predicted_leave_the_training_as_it_is(
@@ -314,7 +314,7 @@ def test_pictures_that_cannot_be_predicted_leave_the_training_as_it_is(
 
     text = run("fit", *QUICK, *words)
 
-    assert "Nothing was predicted: There is no folder" in text
+    assert "Prediction failed: There is no folder" in text
     assert last()["epoch"] == 1
 
 
