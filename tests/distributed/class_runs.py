@@ -1,9 +1,5 @@
-"""Trainings that begin with a trained head, on data of another order and of other names.
+"""Trainings that begin with a trained head, on data of another order and of other names."""
 
-Run as a program: `class_runs.py FOLDER CHECKPOINT DEVICES`. Each process writes down what it has.
-"""
-
-import sys
 from pathlib import Path
 
 import torch
@@ -28,7 +24,3 @@ def main(folder: Path, checkpoint: Path, devices: int) -> None:
             "said": model(Pictures(NAMES).images).detach(),
         }
     torch.save(content, folder / f"{devices}-{run.global_rank}.pt")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))

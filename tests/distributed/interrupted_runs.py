@@ -1,13 +1,12 @@
 """Two processes train, and the first of them is sent a signal; both go on from what was kept.
 
-Run as a program: `interrupted_runs.py FOLDER`. Each process writes down what differs from the run
-that was never stopped, for each hook amid which the signal came.
+Each process writes down what differs from the run that was never stopped, for each hook amid which
+the signal came.
 """
 
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 
 from tests.resuming.resumed_runs import Signal, Situation, StopBefore, compare, run
@@ -35,7 +34,3 @@ def main(folder: Path) -> None:
     end, _ = run(TWO, folder / "end", stop=sent_to_the_first(*AT_THE_END))
     text = json.dumps({"differences": seen, "exit": end.get("exit")})
     (folder / f"{os.environ['LOCAL_RANK']}.json").write_text(text)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

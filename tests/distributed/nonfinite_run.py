@@ -1,9 +1,5 @@
-"""Two processes train, and one of them is given a picture that is no number.
+"""Two processes train, and one of them is given a picture that is no number."""
 
-Run as a program: `nonfinite_run.py FOLDER`.
-"""
-
-import sys
 from pathlib import Path
 
 from torch.utils.data import DataLoader, DistributedSampler
@@ -24,7 +20,3 @@ def main(folder: Path) -> None:
         trainer.fit(model(), DataLoader(data, BATCH, sampler=sampler))
     except ValueError as error:
         (folder / f"{trainer.global_rank}.txt").write_text(str(error))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -1,9 +1,5 @@
-"""A linear probe and an epoch of training after it, written down by each process.
+"""A linear probe and an epoch of training after it, written down by each process."""
 
-Run as a program: `probe_runs.py FOLDER DEVICES`.
-"""
-
-import sys
 from pathlib import Path
 
 import torch
@@ -72,7 +68,3 @@ def main(folder: Path, devices: int) -> None:
     )
     data = DigitsDataModule(digits=[0, 1, 2], batch_size=7, image_size=16, num_workers=0)
     trainer.fit(model, data)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,9 +1,10 @@
 """Several trainings, one after another in the same processes; each writes down what it has.
 
-Run as a program: `rank_runs.py FOLDER CASES`, cases as JSON: from a name to `strategy` (arguments
-of DDPStrategy), `trainer` and `model` (further arguments of the Trainer and of the classifier),
-`ckpt_path`, `wraps_once` for the reference, `train_bn`, and `synchronised` for
-norms over all processes.
+A case is a name with `strategy` (arguments of DDPStrategy), `trainer` and `model` (further
+arguments of the Trainer and of the classifier), `ckpt_path`, `wraps_once` for the reference,
+`train_bn`, and `synchronised` for norms over all processes.
+
+As a program: `rank_runs.py FOLDER CASES`, cases as JSON.
 """
 
 import json
@@ -134,6 +135,11 @@ def train(folder: Path, name: str, case: dict[str, Any]) -> None:
     sys.modules[FreezeUnfreezeCallback.__module__].rewrap = rewrap
 
 
+def main(folder: Path, cases: dict[str, dict[str, Any]]) -> None:
+    """All cases."""
+    for name, case in cases.items():
+        train(folder, name, case)
+
+
 if __name__ == "__main__":
-    for case_name, case in json.loads(sys.argv[2]).items():
-        train(Path(sys.argv[1]), case_name, case)
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))

@@ -1,13 +1,11 @@
 """Two processes train, stop and go on together, in each kind of run that is named.
 
-Run as a program: `resumed_rank_runs.py FOLDER RUNS`, in the folder where files may be made; runs as
-JSON: lists of a kind, a cadence and the batches to stop before. Each process writes down what
-differs from the run that was never stopped.
+A run is a kind, a cadence and the batches to stop before. Each process writes down what differs
+from the run that was never stopped.
 """
 
 import json
 import os
-import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -38,7 +36,3 @@ def main(folder: Path, runs: list[tuple[str, str, list[int]]]) -> None:
         situation = in_two_processes(kind, CADENCES[cadence])
         seen[name] = compare(situation, folder / name, *stops, unbroken=unbroken(kind))
         (folder / f"{os.environ['LOCAL_RANK']}.json").write_text(json.dumps(seen))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), json.loads(sys.argv[2]))

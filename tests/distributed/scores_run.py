@@ -1,10 +1,6 @@
-"""Two processes train, validate and test, and write down what was logged.
-
-Run as a program: `scores_run.py FOLDER`.
-"""
+"""Two processes train, validate and test, and write down what was logged."""
 
 import json
-import sys
 from pathlib import Path
 
 from torch.utils.data import DataLoader
@@ -26,7 +22,3 @@ def main(folder: Path) -> None:
     found["test"] = logged(trainer, "test")
     if trainer.is_global_zero:
         (folder / "found.json").write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

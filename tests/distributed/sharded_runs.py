@@ -1,16 +1,14 @@
 """Several trainings, one after another in the same processes, sharded or not; each is written down.
 
-Run as a program: `sharded_runs.py FOLDER CASES`, cases as JSON: from a name to any of `strategy`
-("auto", "ddp", arguments of ModelParallelStrategy, or as {"flat": …} those of FSDPStrategy),
-`trainer` (arguments of the Trainer), `schedule`, `callback` (further arguments), `optimizer`,
-`module` ("own" for a LightningModule that shards itself), `model` (further arguments of the
-classifier), `drop` (of its dropout), `probe` (with LinearProbe), `cache` (with FrozenPrefixCache),
-`ckpt_path`, `saves` (a checkpoint at this step), `last` (with LastCheckpoint), `then` ("validate"
-or "predict", from the checkpoint `then_path`), `fails` (its error is written).
+A case is a name with any of `strategy` ("auto", "ddp", arguments of ModelParallelStrategy, or as
+{"flat": …} those of FSDPStrategy), `trainer` (arguments of the Trainer), `schedule`, `callback`
+(further arguments), `optimizer`, `module` ("own" for a LightningModule that shards itself), `model`
+(further arguments of the classifier), `drop` (of its dropout), `probe` (with LinearProbe), `cache`
+(with FrozenPrefixCache), `ckpt_path`, `saves` (a checkpoint at this step), `last` (with
+LastCheckpoint), `then` ("validate" or "predict", from the checkpoint `then_path`), `fails` (its
+error is written).
 """
 
-import json
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -249,6 +247,7 @@ def train(folder: Path, name: str, case: dict[str, Any]) -> None:
         (folder / f"{name}.txt").write_text(str(error))
 
 
-if __name__ == "__main__":
-    for case_name, case in json.loads(sys.argv[2]).items():
-        train(Path(sys.argv[1]), case_name, case)
+def main(folder: Path, cases: dict[str, dict[str, Any]]) -> None:
+    """All cases."""
+    for name, case in cases.items():
+        train(folder, name, case)

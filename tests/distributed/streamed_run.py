@@ -1,9 +1,5 @@
-"""A training on streamed pictures in two processes, each of which writes down what it saw.
+"""A training on streamed pictures in two processes, each of which writes down what it saw."""
 
-Run as a program: `streamed_run.py FOLDER`, where FOLDER holds `shards`.
-"""
-
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +71,3 @@ def main(folder: Path) -> None:
     )
     model = FinetuneClassifier("timm/test_resnet", num_classes=2, lr_scheduler="constant")
     trainer.fit(model, data)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

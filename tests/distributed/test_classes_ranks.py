@@ -1,9 +1,5 @@
 """A head that stays, in two processes: both put its outputs in the order of the data."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,9 +7,7 @@ import torch
 
 from tests.classes.test_by_name import NAMES, ORDERS, OTHERS, Data, classifier, trainer
 from tests.distributed.class_runs import main
-
-ROOT = Path(__file__).parents[2]
-PROGRAM = Path(__file__).with_name("class_runs.py")
+from tests.distributed.ranks import run_ranks
 
 
 @pytest.fixture(scope="module")
@@ -24,15 +18,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     model, run = classifier(), trainer(max_epochs=15)
     run.fit(model, Data(NAMES))
     run.save_checkpoint(folder / "own.ckpt")
-    done = subprocess.run(
-        [sys.executable, str(PROGRAM), str(folder), str(folder / "own.ckpt"), "2"],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_ranks(main, folder, folder / "own.ckpt", 2, folder=folder)
     main(folder, folder / "own.ckpt", devices=1)
     found = {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")}
     return {**found, "before": model.backbone.fc.weight.detach()}

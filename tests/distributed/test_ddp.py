@@ -1,17 +1,15 @@
 """Several processes train one network, before and after it is unfrozen."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-ROOT = Path(__file__).parents[2]
-PROGRAM = Path(__file__).with_name("two_processes.py")
+from tests.distributed import validated_run
+from tests.distributed.ranks import run_ranks
+from tests.distributed.two_processes import main
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "static_graph": {"strategy": {"static_graph": True}},
@@ -24,12 +22,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 
 def run(folder: Path, options: dict[str, Any], ranks: int = 2) -> dict[int, list[dict[str, Any]]]:
     """What each process wrote down at the end of each epoch."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(PROGRAM), str(folder), json.dumps(options)]
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_ranks(main, folder, options, folder=folder, ranks=ranks)
     return {
         rank: [
             torch.load(folder / f"rank{rank}-epoch{epoch}.pt", weights_only=True)
@@ -92,14 +85,10 @@ def test_validation_counts_every_picture_once(plain: Any) -> None:
 
 @pytest.mark.slow
 def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
-    program = Path(__file__).with_name("validated_run.py")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    measured = []
-    for devices in (1, 2):
-        file = tmp_path / f"{devices}.json"
-        command = [sys.executable, str(program), str(file), str(devices)]
-        subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=300)
-        measured.append(json.loads(file.read_text()))
+    one, two = tmp_path / "1.json", tmp_path / "2.json"
+    validated_run.main(one, 1)
+    run_ranks(validated_run.main, two, 2, folder=tmp_path)
+    measured = [json.loads(file.read_text()) for file in (one, two)]
 
     # The last bits of a sum hang on its order.
     assert measured[0] == pytest.approx(measured[1], rel=1e-6)

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from lit_finetune.distributed.supported_strategies import refuse_unsupported
+from tests.distributed.rank_runs import main
+from tests.distributed.ranks import run_ranks
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).with_name("rank_runs.py")
@@ -43,20 +45,11 @@ TWO: dict[str, dict[str, Any]] = {
 }
 
 
-def run(folder: Path, cases: dict[str, dict[str, Any]]) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(PROGRAM), str(folder), json.dumps(cases)]
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=550
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two processes have written down all cases, of which each starts as the one before."""
     folder = tmp_path_factory.mktemp("two")
-    run(folder, TWO)
+    run_ranks(main, folder, TWO, folder=folder)
     return folder
 
 
@@ -178,7 +171,8 @@ def test_synchronised_norms_move_where_they_train_and_stand_still_elsewhere(
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="torch synchronises norms on GPUs only")
 def test_synchronised_norms_are_the_same_bits_in_every_phase(tmp_path: Path) -> None:
     synchronised = {"trainer": {"sync_batchnorm": True, "accelerator": "gpu"}}
-    run(tmp_path, {"anew": synchronised, "once": {**ONCE, **synchronised}})
+    cases = {"anew": synchronised, "once": {**ONCE, **synchronised}}
+    run_ranks(main, tmp_path, cases, folder=tmp_path)
 
     for rank in (0, 1):
         once, anew = epochs(tmp_path, "once", rank), epochs(tmp_path, "anew", rank)
@@ -190,7 +184,8 @@ def test_synchronised_norms_are_the_same_bits_in_every_phase(tmp_path: Path) -> 
 
 @pytest.mark.sweep
 def test_four_processes_hold_the_same_bits(tmp_path: Path) -> None:
-    run(tmp_path, {"four": {"trainer": {"devices": 4}}})
+    cases = {"four": {"trainer": {"devices": 4}}}
+    run_ranks(main, tmp_path, cases, folder=tmp_path, ranks=4)
     first, *others = (epochs(tmp_path, "four", rank) for rank in range(4))
 
     for other in others:
@@ -203,7 +198,13 @@ def test_four_processes_hold_the_same_bits(tmp_path: Path) -> None:
 def test_processes_that_are_started_otherwise_train_the_same(
     two: Path, tmp_path: Path, strategy: str
 ) -> None:
-    run(tmp_path, {"other": {"trainer": {"strategy": strategy}}})
+    cases = {"other": {"trainer": {"strategy": strategy}}}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(PROGRAM), str(tmp_path), json.dumps(cases)]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=550
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
     for rank in (0, 1):
         launched, other = epochs(two, "plain", rank), epochs(tmp_path, "other", rank)

@@ -132,7 +132,7 @@ def test_what_is_frozen_does_not_move_and_keeps_nothing(runs: Path, name: str) -
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("twice", "new module, from a checkpoint"),
+        ("twice", "new module from a checkpoint"),
         ("best", "`restore_best`.*ModelParallelStrategy"),
         ("ddp in pieces", "Resume it under the strategy that wrote it"),
     ],

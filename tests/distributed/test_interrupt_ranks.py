@@ -8,22 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributed.interrupted_runs import main
+from tests.distributed.ranks import run_ranks
+
 ROOT = Path(__file__).parents[2]
-PROGRAM = Path(__file__).with_name("interrupted_runs.py")
+PROGRAM = Path(__file__).with_name("interrupted_early.py")
 
 
 @pytest.mark.long
 def test_a_signal_to_one_process_ends_both_and_both_go_on(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(PROGRAM), str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    run_ranks(main, tmp_path, folder=tmp_path)
 
-    assert done.returncode == 0, done.stderr[-3000:]
     for rank in (0, 1):
         seen = json.loads((tmp_path / f"{rank}.json").read_text())
         assert not any(seen["differences"].values()), seen
@@ -37,7 +32,7 @@ def test_before_the_first_step_a_signal_to_one_process_ends_both(
     tmp_path: Path, rank: str, hook: str
 ) -> None:
     done = subprocess.run(
-        [sys.executable, str(PROGRAM.with_name("interrupted_early.py")), str(tmp_path), rank, hook],
+        [sys.executable, str(PROGRAM), str(tmp_path), rank, hook],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         cwd=tmp_path,
         capture_output=True,

@@ -1,34 +1,19 @@
 """A linear probe in two processes: one head, of all pictures."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from tests.distributed.probe_runs import main
-
-ROOT = Path(__file__).parents[2]
-PROGRAM = Path(__file__).with_name("probe_runs.py")
+from tests.distributed.ranks import run_ranks
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What each process of two, and one alone, have written down."""
     folder = tmp_path_factory.mktemp("probe")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(PROGRAM), str(folder), "2"],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_ranks(main, folder, 2, folder=folder)
     main(folder, devices=1)
     return {path.stem: torch.load(path, weights_only=True) for path in folder.glob("*.pt")}
 

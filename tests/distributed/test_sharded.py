@@ -1,9 +1,5 @@
 """Several processes hold a part of each parameter (FSDP2), before and after it is unfrozen."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +8,9 @@ import torch
 
 from lit_finetune import FinetuneClassifier
 from lit_finetune.checkpoints.sharded import gather_checkpoint
-from tests.distributed.sharded_runs import Net
+from tests.distributed.ranks import run_ranks
+from tests.distributed.sharded_runs import Net, main
 
-ROOT = Path(__file__).parents[2]
-PROGRAM = Path(__file__).with_name("sharded_runs.py")
 Epochs = dict[int, dict[str, Any]]
 
 FOLDER = {"strategy": {"save_distributed_checkpoint": True}}
@@ -89,13 +84,8 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def run(folder: Path, cases: dict[str, dict[str, Any]]) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(PROGRAM), str(folder), json.dumps(cases)]
-    done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=550
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+def run(folder: Path, cases: dict[str, dict[str, Any]], ranks: int = 2) -> None:
+    run_ranks(main, folder, cases, folder=folder, ranks=ranks)
 
 
 @pytest.fixture(scope="module")

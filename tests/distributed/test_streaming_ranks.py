@@ -1,8 +1,5 @@
 """Two processes share a stream: no picture twice, all equally many, the same weights."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +8,10 @@ import torch
 from PIL import Image
 
 from lit_finetune.datamodules import ImageFolderDataModule, write_shards
+from tests.distributed.ranks import run_ranks
+from tests.distributed.streamed_run import main
 
 pytest.importorskip("litdata")
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.long
@@ -27,10 +25,7 @@ def test_two_processes_share_a_stream(tmp_path: Path) -> None:
             Image.fromarray(pixels).save(folder / f"{number:02d}.png")
     write_shards(ImageFolderDataModule(tmp_path / "photos"), tmp_path / "shards")
 
-    program = Path(__file__).with_name("streamed_run.py")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(program), str(tmp_path)]
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=300)
+    run_ranks(main, tmp_path, folder=tmp_path)
 
     one, other = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
     for mine, others in zip(one["trained"], other["trained"], strict=True):

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.distributed.test_ddp import PROGRAM, ROOT
+ROOT = Path(__file__).parents[2]
+PROGRAM = Path(__file__).with_name("two_processes.py")
 
 DATA = {"train_augmentation": "none", "num_workers": 0}
 

@@ -1,10 +1,6 @@
-"""Validate a network in one process or in two, and write down what was measured.
-
-Run as a program: `validated_run.py FILE DEVICES`.
-"""
+"""Validate a network in one process or in two, and write down what was measured."""
 
 import json
-import sys
 from pathlib import Path
 
 from lightning.pytorch import Trainer, seed_everything
@@ -30,7 +26,3 @@ def main(file: Path, devices: int) -> None:
     measured = trainer.validate(model, data, verbose=False)[0]
     if trainer.is_global_zero:
         file.write_text(json.dumps(measured))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))

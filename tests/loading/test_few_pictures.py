@@ -1,31 +1,25 @@
 """Fewer pictures than processes in a loader of the user's own are told in a sentence."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from lightning.pytorch import Trainer
-from lightning.pytorch.trainer.states import RunningStage
-from torch.utils.data import DataLoader
-
-from lit_finetune.loading.few_pictures import refuse_few_in_loaders
-
-ROOT = Path(__file__).parents[2]
-PROGRAM = """
-import sys
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import RunningStage
 from torch.utils.data import DataLoader, TensorDataset
+
 from lit_finetune import FinetuneClassifier
+from lit_finetune.loading.few_pictures import refuse_few_in_loaders
+from tests.distributed.ranks import ends_of_ranks
 from tests.resuming.resumed_runs import Net
 
-model = FinetuneClassifier(Net(), num_classes=3, head=torch.nn.Linear(8, 3))
-trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, max_epochs=1)
-loader = DataLoader(TensorDataset(torch.randn(1, 3, 10, 10), torch.zeros(1, dtype=torch.long)))
-getattr(trainer, sys.argv[1])(model, loader)
-"""
+
+def run(fn: str) -> None:
+    """What each of two processes does, with one picture."""
+    model = FinetuneClassifier(Net(), num_classes=3, head=torch.nn.Linear(8, 3))
+    trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, max_epochs=1)
+    loader = DataLoader(TensorDataset(torch.randn(1, 3, 10, 10), torch.zeros(1, dtype=torch.long)))
+    getattr(trainer, fn)(model, loader)
 
 
 def two_processes() -> Trainer:
@@ -54,16 +48,7 @@ def test_one_picture_is_enough_to_validate() -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("fn", ["fit", "predict"])
 def test_a_run_ends_with_the_sentence(tmp_path: Path, fn: str) -> None:
-    program = tmp_path / "run.py"
-    program.write_text(PROGRAM)
-    done = subprocess.run(
-        [sys.executable, str(program), fn],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    (code, told), _ = ends_of_ranks(run, fn, folder=tmp_path)
 
-    assert done.returncode != 0
-    assert "(1) than processes (2)" in done.stderr
+    assert code
+    assert "(1) than processes (2)" in told

@@ -1,8 +1,5 @@
 """A loss that is not finite ends a training before the weights are ruined, or is left out."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lit_finetune import FinetuneClassifier
 from lit_finetune.callbacks import LastCheckpoint
+from tests.distributed.ranks import run_ranks
 from tests.training.test_reference_scores import make_trainer, pictures
 
 BATCH = 4
@@ -170,26 +168,12 @@ def test_a_search_for_the_rate_goes_on_until_lightning_ends_it() -> None:
     assert len(found.results["loss"]) >= 5
 
 
-PROGRAM = Path(__file__).parents[1] / "distributed" / "nonfinite_run.py"
-
-
 @pytest.mark.long
 def test_two_processes_end_together_where_one_has_such_a_loss(tmp_path: Path) -> None:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-        "OMP_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, str(PROGRAM), str(tmp_path)],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+    from tests.distributed.nonfinite_run import main
 
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_ranks(main, tmp_path, folder=tmp_path)
+
     said = [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)]
     assert "another process is not finite at batch 1 of epoch 0" in said[0]
     assert "The loss is nan at batch 1 of epoch 0" in said[1]

@@ -4,9 +4,6 @@ The references here use nothing of this package and nothing of torchmetrics.
 """
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lit_finetune import FinetuneClassifier
 from lit_finetune.callbacks import LastCheckpoint
 from lit_finetune.datamodules import DigitsDataModule
+from tests.distributed.ranks import run_ranks
 
 STILL: dict[str, Any] = {"lr": 1e-30, "lr_scheduler": "constant", "weight_decay": 0.0}
 """At such a rate the network stays what it is, so that an epoch's mean can be told."""
@@ -346,24 +344,13 @@ def test_the_training_loss_of_auxiliary_heads_counts_all_pictures() -> None:
     assert found["val/loss"] == pytest.approx(head, abs=2e-6)
 
 
-PROGRAM = Path(__file__).parents[1] / "distributed" / "scores_run.py"
-
-
 @pytest.mark.slow
 def test_two_processes_that_share_unevenly_log_what_all_pictures_give_at_once(
     tmp_path: Path,
 ) -> None:
-    root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(PROGRAM), str(tmp_path)],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    from tests.distributed.scores_run import main
+
+    run_ranks(main, tmp_path, folder=tmp_path)
     found = json.loads((tmp_path / "found.json").read_text())
 
     weight = {"weight": torch.tensor([0.25, 3.0, 1.0])}
