@@ -27,8 +27,9 @@ def sent_to_the_first(hook: str, batch: int) -> Signal | StopBefore:
 
 def main(folder: Path) -> None:
     """Stop a run in each hook, and go on with those that had not ended."""
+    whole = run(TWO, folder / "whole")
     seen = {
-        hook: compare(TWO, folder / hook, sent_to_the_first(hook, batch))
+        hook: compare(TWO, folder / hook, sent_to_the_first(hook, batch), unbroken=whole)
         for hook, batch in HOOKS.items()
     }
     end, _ = run(TWO, folder / "end", stop=sent_to_the_first(*AT_THE_END))
