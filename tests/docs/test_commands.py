@@ -77,7 +77,10 @@ def test_what_a_page_names_exists(page):
 
     for module in re.findall(r"`python -m ([\w.]+)", text):
         assert find_spec(module), module
-    for path in re.findall(r"`((?:docs|configs|examples|benchmarks|tests)/[\w./]+)`", text):
+    for path in re.findall(
+        r"`((?:docs|configs|examples|benchmarks|tests|lit_finetune|callbacks|datamodules)/[\w./]+)`",
+        text,
+    ):
         assert (ROOT / path).exists(), path
     for target in re.findall(r"`make ([a-z]+)`", text):
         assert f"\n{target}:" in MAKEFILE, target
