@@ -138,9 +138,9 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
             network, head_name, backbone=backbone, name=built.name, kwargs=backbone_kwargs
         )
     path = file or built.weights_file
-    saved_classes, untrained = read_own(file) if file else (None, None)
-    first_head = head_state(network, head_name) if saved_classes and not keeps else None
+    first_head = head_state(network, head_name) if file and not keeps else None
     report = load_weights(network, path, min_match=min_match, head_name=head_name) if path else None
+    saved_classes, untrained = read_own(file) if file else (None, None)
     if random and report:
         random = unfilled_layers(network, head_name, filled=report.matched, name=built.name)
     head_is_loaded = _head_is_loaded(report, network, head_name)

@@ -79,13 +79,15 @@ def _user_backbone(network: nn.Module, name: str) -> Backbone:
 
 
 def is_weights_file(weights: str) -> bool:
-    """Whether `weights` is the path of a file, not the name of published weights.
+    """Whether `weights` is the path of a file or a folder, not the name of published weights.
 
     >>> is_weights_file("runs/best.ckpt"), is_weights_file("DEFAULT")
     (True, False)
     """
     path = Path(weights)
-    return path.suffix in WEIGHTS_SUFFIXES or len(path.parts) > 1 or path.is_file()
+    is_enum = weights == "pretrained" or weights.isupper()  # a folder may be called so, too
+    exists = path.is_file() or (path.is_dir() and not is_enum)
+    return path.suffix in WEIGHTS_SUFFIXES or len(path.parts) > 1 or exists
 
 
 def _declared_data_config(network: nn.Module) -> DataConfig:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lit_finetune._errors import nearest
+from lit_finetune._errors import nearest, some_of
 from lit_finetune.checkpoints.sharded import gather_checkpoint, is_sharded_folder
 from lit_finetune.files.diagnose import (
     FIRST_BYTES,
@@ -170,8 +170,26 @@ def _find_state_dicts(content: Any) -> dict[str, dict[str, Tensor]]:
         values = {key: _unpack_quantised(value) for key, value in by_name.items()}
         if tensors := {key: value for key, value in values.items() if _is_weight(value)}:
             found[".".join(keys)] = tensors
+        _refuse_sparse(values)
         pending += [((*keys, key), value) for key, value in by_name.items() if "optim" not in key]
     return found
+
+
+def _refuse_sparse(values: Mapping[str, Any]) -> None:
+    """Raise if tensors are sparse or without data: in the report they would be missing."""
+    others = {
+        name: "without data, on `meta`" if value.is_meta else str(value.layout).split(".")[-1]
+        for name, value in values.items()
+        if isinstance(value, Tensor) and not _is_weight(value)
+    }
+    is_empty = all(value.is_meta for value in values.values() if isinstance(value, Tensor))
+    if others and not is_empty:
+        shown = [f"{printable(name[:80])} ({how})" for name, how in others.items()]
+        raise NoWeightsError(
+            f"has tensors that are not stored as plain numbers, {len(others)}: {some_of(shown)}."
+            " Where they were made, save the numbers: `{name: tensor.to_dense() for name, tensor in"
+            " model.state_dict().items()}`."
+        )
 
 
 def _is_weight(value: Any) -> bool:

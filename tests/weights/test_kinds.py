@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.optim.swa_utils import AveragedModel
 
+from lit_finetune import FinetuneClassifier
 from lit_finetune.weights.load import load_weights
 
 State = dict[str, Tensor]
@@ -315,6 +316,31 @@ def test_a_file_of_torch_without_weights_is_told_by_what_it_has(
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(ValueError, match=rf"no tensors by name, but .*{what}.*state_dict\(\)"):
         load_weights(Network(), tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("kind", ["sparse_coo", "sparse_csr", "meta"])
+@pytest.mark.parametrize("key", ["", "state_dict"])
+def test_tensors_that_are_no_plain_numbers_are_named_and_not_called_missing(
+    tmp_path: Path, kind: str, key: str
+) -> None:
+    state = some_state()
+    name = next(name for name, tensor in state.items() if tensor.ndim == 2)
+    change = {"sparse_coo": Tensor.to_sparse, "sparse_csr": Tensor.to_sparse_csr}
+    state[name] = change.get(kind, lambda tensor: tensor.to("meta"))(state[name])
+    torch.save({key: state} if key else state, tmp_path / "a.pth")
+
+    with pytest.raises(ValueError, match=rf"a\.pth has tensors .*{name} \(.*{kind}"):
+        load_weights(Network(), tmp_path / "a.pth")
+
+
+def test_a_folder_is_called_what_it_is_by_its_name_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "savedmodel"
+    folder.mkdir()
+    (folder / "saved_model.pb").write_bytes(b"\x08\x01")
+
+    for name in ("savedmodel", str(folder)):  # a test starts in its own folder
+        with pytest.raises(ValueError, match="SavedModel of TensorFlow"):
+            FinetuneClassifier(Network(), num_classes=3, weights=name)
 
 
 def test_names_in_a_file_do_not_reach_the_terminal_as_they_are(tmp_path: Path) -> None:
