@@ -1,6 +1,7 @@
 """Low-rank adapters (LoRA) of a network's layers, trained instead of its weights."""
 
 import copy
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -36,9 +37,13 @@ class Lora:
     the first layer and the head."""
 
     def __post_init__(self) -> None:
-        problems = [] if self.r >= 1 else [f"`r` is a rank from 1 on, but got {self.r}"]
-        if not self.alpha > 0:
-            problems.append(f"`alpha` must be positive, but got {self.alpha}")
+        problems = (
+            []
+            if isinstance(self.r, int) and self.r >= 1
+            else [f"`r` is a rank from 1 on, but got {self.r}"]
+        )
+        if not 0 < self.alpha < math.inf:
+            problems.append(f"`alpha` must be positive and finite, but got {self.alpha}")
         if not 0 <= self.dropout < 1:
             problems.append(f"`dropout` is a probability below 1, but got {self.dropout}")
         if isinstance(self.target, str) or self.target == []:

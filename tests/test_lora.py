@@ -270,7 +270,7 @@ def test_a_target_names_layers_or_what_they_are_in(target: list[str], expected: 
     ("lora", "message"),
     [
         ({"r": 0, "dropout": 1}, r"`r` is a rank from 1 on, but got 0; `dropout` is a probability"),
-        ({"alpha": 0}, "`alpha` must be positive, but got 0"),
+        ({"alpha": 0}, "`alpha` must be positive and finite, but got 0"),
         ({"target": "qkv"}, "`target` is a list of patterns, but got 'qkv'"),
         ({"target": []}, "`target` is a list"),
         ({"rank": 8}, "`lora` has no 'rank'.*It has: r, alpha"),

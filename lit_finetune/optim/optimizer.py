@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from lit_finetune.optim.lr_schedulers import add_group, refuse_unknown_lists
+from lit_finetune.optim.options import refuse_nonfinite_options
 from lit_finetune.optim.param_groups import ParamGroup
 
 DEFAULT_LR = 1e-3
@@ -153,7 +154,7 @@ def build_optimizer(
         weight_decay: Of the groups that decay; None for the optimizer's default.
 
     Raises:
-        ValueError: The factory sets one rate, and `lr` another.
+        ValueError: The factory sets one rate, and `lr` another; or an option is nan or infinite.
     """
     leading = leading_groups(groups)
     optimizer = factory([_group_options(group, parameters, weight_decay) for group in leading])
@@ -162,6 +163,7 @@ def build_optimizer(
         if group["lr"] == default_lr:  # else the factory set the rate of this group
             group["lr"] = rate
     optimizer.defaults["lr"] = rate
+    refuse_nonfinite_options([optimizer])
     return optimizer
 
 

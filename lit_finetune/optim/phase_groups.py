@@ -8,6 +8,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lit_finetune.optim.group_manager import ParamGroupManager
 from lit_finetune.optim.group_warmup import Warmup, WarmupRamp
+from lit_finetune.optim.options import refuse_nonfinite_options
 from lit_finetune.schedules.plan import Plan
 from lit_finetune.schedules.triggers import Progress
 
@@ -80,13 +81,15 @@ def refuse_optimizers(optimizers: Sequence[Optimizer], *, num_phases: int) -> No
         num_phases: The number of the schedule's phases.
 
     Raises:
-        ValueError: There is no optimizer, or one that parameters cannot be added to later.
+        ValueError: There is no optimizer, one that parameters cannot be added to later, or one with
+            an option that is nan or infinite.
     """
     if not optimizers or not all(optimizer.param_groups for optimizer in optimizers):
         raise ValueError(
             "`configure_optimizers` returns no optimizer, so there is nothing for a schedule to"
             " train. Return an optimizer, or leave FreezeUnfreezeCallback out."
         )
+    refuse_nonfinite_options(optimizers)
     if num_phases > 1 and any(isinstance(optimizer, LBFGS) for optimizer in optimizers):
         raise ValueError(
             "LBFGS supports one parameter group only: parameters that start to train later would"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from math import isfinite
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,18 @@ def _holds(rule: Callable[[Any], bool], value: Any) -> bool:
         return bool(rule(value))
     except (TypeError, ValueError, ArithmeticError):
         return False
+
+
+def _number(value: Any) -> float:
+    """A number, or an error where a value is none, or is nan or infinite."""
+    if isinstance(value, bool | str) or not isfinite(value):
+        raise ValueError
+    return float(value)
+
+
+def _is_count(value: Any) -> bool:
+    """Whether a value is a whole number from 1 on."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def _holds_objects(value: Any) -> bool:
@@ -112,20 +125,35 @@ _RULES = (
     ("channels_last", "is true or false", lambda value: isinstance(value, bool)),
     ("compile", "is true or false", lambda value: isinstance(value, bool)),
     ("gradient_checkpointing", "is true or false", lambda value: isinstance(value, bool)),
-    ("in_chans", "is a number of channels from 1 on", lambda n: n is None or n >= 1),
-    ("image_size", "is a number of pixels from 1 on", lambda n: n is None or n >= 1),
-    ("drop_rate", "is a probability below 1", lambda p: 0 <= p < 1),
-    ("label_smoothing", "is a share of the probability, from 0 to 1", lambda p: 0 <= p <= 1),
-    ("lr", "must be positive", lambda lr: lr > 0),
-    ("backbone_lr_ratio", "must be positive; to freeze, use a schedule", lambda ratio: ratio > 0),
-    ("layer_decay", "is a factor above 0, up to 1", lambda d: d is None or 0 < d <= 1),
-    ("weight_decay", "must not be negative", lambda d: d is None or d >= 0),
-    ("mixup_alpha", "must not be negative", lambda alpha: alpha >= 0),
-    ("cutmix_alpha", "must not be negative", lambda alpha: alpha >= 0),
-    ("min_match", "is a share from 0 to 1", lambda share: 0 <= share <= 1),
+    ("in_chans", "is a number of channels from 1 on", lambda n: n is None or _is_count(n)),
+    ("image_size", "is a number of pixels from 1 on", lambda n: n is None or _is_count(n)),
+    ("drop_rate", "is a probability below 1", lambda p: 0 <= _number(p) < 1),
+    (
+        "label_smoothing",
+        "is a share of the probability, from 0 to 1",
+        lambda p: 0 <= _number(p) <= 1,
+    ),
+    ("lr", "must be positive and finite", lambda lr: _number(lr) > 0),
+    (
+        "backbone_lr_ratio",
+        "must be positive and finite; to freeze, use a schedule",
+        lambda ratio: _number(ratio) > 0,
+    ),
+    ("layer_decay", "is a factor above 0, up to 1", lambda d: d is None or 0 < _number(d) <= 1),
+    (
+        "weight_decay",
+        "is a finite number from 0 on",
+        lambda decay: decay is None or _number(decay) >= 0,
+    ),
+    ("mixup_alpha", "is a finite number from 0 on", lambda alpha: _number(alpha) >= 0),
+    ("cutmix_alpha", "is a finite number from 0 on", lambda alpha: _number(alpha) >= 0),
+    ("min_match", "is a share from 0 to 1", lambda share: 0 <= _number(share) <= 1),
     (
         "class_weights",
         "is a list of positive numbers, or 'balanced'",
-        lambda w: w in (None, "balanced") or (not isinstance(w, str) and all(x > 0 for x in w)),
+        lambda weights: (
+            weights in (None, "balanced")
+            or (not isinstance(weights, str) and all(_number(each) > 0 for each in weights))
+        ),
     ),
 )

@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -5,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from lit_finetune import FinetuneClassifier
+from lit_finetune.optim.phase_groups import refuse_optimizers
 from lit_finetune.training.hparams import check_hparams, plain_hparams
 
 GOOD: dict[str, Any] = {
@@ -120,3 +123,42 @@ def test_some_arguments_alone_can_be_checked() -> None:
     check_hparams({"num_classes": 5})
     with pytest.raises(ValueError, match="`num_classes`"):
         check_hparams({"num_classes": 0})
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), -1.0, True])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "lr",
+        "backbone_lr_ratio",
+        "layer_decay",
+        "weight_decay",
+        "mixup_alpha",
+        "cutmix_alpha",
+        "label_smoothing",
+        "drop_rate",
+        "min_match",
+        "image_size",
+        "in_chans",
+    ],
+)
+def test_no_number_may_be_infinite_nan_negative_or_a_truth_value(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        check_hparams({name: value})
+
+
+@pytest.mark.parametrize("option", ["lr", "weight_decay", "momentum"])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_options_of_an_optimizer_that_are_not_finite_are_refused_by_name(
+    option: str, value: float
+) -> None:
+    options = {"lr": 0.1, option: value}
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 4), torch.nn.Linear(4, 2))
+    model = FinetuneClassifier(
+        network, num_classes=2, image_size=4, optimizer=partial(torch.optim.SGD, **options)
+    )
+    with pytest.raises(ValueError, match=f"not finite: {option}={value}"):
+        model.configure_optimizers()
+    optimizer = torch.optim.SGD(network.parameters(), **options)
+    with pytest.raises(ValueError, match=f"not finite: {option}={value}"):
+        refuse_optimizers([optimizer], num_phases=2)
