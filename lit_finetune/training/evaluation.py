@@ -11,6 +11,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.wrappers import ClasswiseWrapper
 from typing_extensions import override
 
+from lit_finetune.training.batches import refuse_other_loss
 from lit_finetune.training.eval_metrics import MeanLoss
 from lit_finetune.training.metric_values import describe, scalars_by_name
 from lit_finetune.training.padding import num_repeated
@@ -44,7 +45,8 @@ def count_evaluation(
         return
     loss, metrics = measures_of(module, stage, loader)
     # A copy: a loss of a subclass may work in place.
-    loss.update(module.loss(logits.clone(), target), module.loss_weight(logits, target))
+    found = refuse_other_loss(module.loss(logits.clone(), target))
+    loss.update(found, module.loss_weight(logits, target))
     metrics.update(logits, target)
 
 

@@ -1,6 +1,37 @@
 """Refuse labels that are no class, before torch does so in its own words, or a GPU in none."""
 
+from typing import Any
+
+import torch
 from torch import Tensor
+
+from lit_finetune.training.eval_metrics import is_class_index
+from lit_finetune.training.metric_values import describe
+
+
+def labels_problem(target: Any, num_classes: int) -> str | None:
+    """What is wrong with a target of the default loss; None if it can be taken.
+
+    >>> labels_problem(torch.tensor([[0, 1], [1, 0]]), 2)[:52]
+    'The labels are one-hot whole numbers (2, 2): `argmax'
+    """
+    wanted = f"Labels are int64 class numbers (N), or probabilities (N, {num_classes})"
+    if not isinstance(target, Tensor):
+        return f"{wanted}, as a tensor, but the loader gives {describe(target)}."
+    shape = tuple(target.shape)
+    if target.dim() == 1:
+        is_index = not target.is_floating_point() and target.dtype != torch.bool
+        return None if is_index else f"{wanted}, but they are {target.dtype}: convert by `.long()`."
+    if target.dim() == 2 and target.is_floating_point() and shape[1] == num_classes:
+        return None
+    if target.dim() == 2 and shape[1] == 1:
+        return f"{wanted}, but they are {shape}: `squeeze(1)` makes them (N), `.long()` int64."
+    if target.dim() == 2 and shape[1] == num_classes:
+        return (
+            f"The labels are one-hot whole numbers {shape}: `argmax(1)` makes them class numbers"
+            " (N), or `.float()` probabilities."
+        )
+    return f"{wanted}, but they are {shape}. Override `loss` and `metrics` for other targets."
 
 
 def refuse_other_labels(target: Tensor, num_classes: int, *, batch_idx: int) -> None:
@@ -27,3 +58,36 @@ def refuse_other_labels(target: Tensor, num_classes: int, *, batch_idx: int) -> 
             f" batch {batch_idx} has {least} to {most}. Count the classes from 0, or give as many"
             " `num_classes` as there are; to leave some pictures out, override `loss`."
         )
+
+
+def checked_labels(target: Any, num_classes: int, *, batch_idx: int) -> Any:
+    """A target of the default loss: class numbers as int64, or probabilities.
+
+    >>> checked_labels(torch.tensor([0, 1], dtype=torch.uint8), 2, batch_idx=0)
+    tensor([0, 1])
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if problem := labels_problem(target, num_classes):
+        raise ValueError(problem)
+    if target.dim() > 1:
+        return target
+    refuse_other_labels(target, num_classes, batch_idx=batch_idx)
+    return target.long()
+
+
+def refuse_unmeasurable(target: Any, num_classes: int, *, has_own_loss: bool) -> None:
+    """Refuse a target that accuracy and F1 cannot count.
+
+    Raises:
+        ValueError: Says what it is, and what to do.
+    """
+    if is_class_index(target):
+        return
+    problem = None if has_own_loss else labels_problem(target, num_classes)
+    raise ValueError(
+        problem
+        or "Accuracy and F1 need the number of a class for each picture, (N), but the target is"
+        f" {describe(target)}. Override `metrics`, beside `loss`, for such targets."
+    )

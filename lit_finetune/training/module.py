@@ -27,6 +27,7 @@ from lit_finetune.resuming.checkpoint_io import use_atomic_checkpoints
 from lit_finetune.resuming.restore import tell_damage
 from lit_finetune.resuming.run_state import RunState, end_epoch, load_run, save_run, start_run
 from lit_finetune.schedules.checkpoint_state import refuse_lost_schedule
+from lit_finetune.training.batches import images_of, logits_for, refuse_other_loss, split_batch
 from lit_finetune.training.class_matching import (
     match_head,
     meet_data,
@@ -43,8 +44,7 @@ from lit_finetune.training.eval_metrics import (
 )
 from lit_finetune.training.evaluation import Loaders, Stage, count_evaluation, log_evaluations
 from lit_finetune.training.inference_mode import clone_inference_tensors
-from lit_finetune.training.labels import refuse_other_labels
-from lit_finetune.training.metric_values import describe
+from lit_finetune.training.labels import checked_labels, refuse_unmeasurable
 from lit_finetune.training.mixup import make_mixing
 from lit_finetune.training.nonfinite import (
     LossWatch,
@@ -227,16 +227,16 @@ class ClassifierSteps(LightningModule):
 
     @override
     def training_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> Tensor:
-        images, target = batch
+        images, target = split_batch(batch)
         if not self._stops_if_nonfinite:
             self._watch.keep_statistics(self)
+        target = self._checked_labels(target, batch_idx)
         labels = target if is_class_index(target) else None
-        self._check_labels(target, batch_idx)
         if self._mixing is not None:
             images, target = self._mixing(images, target)
             labels = target.argmax(dim=1)  # the class with the greater share of each picture
-        logits = self(images)
-        loss = self.loss(logits, target)
+        logits = logits_for(self, images, channels=len(self.data_config.mean))
+        loss = refuse_other_loss(self.loss(logits, target))
         for weight, auxiliary in self._auxiliary:
             loss = loss + weight * self.loss(auxiliary, target)
         self._auxiliary = ()
@@ -287,24 +287,24 @@ class ClassifierSteps(LightningModule):
         self._count("test", batch, batch_idx, dataloader_idx)
 
     def _count(self, stage: Stage, batch: Any, batch_idx: int, loader: int) -> None:
-        images, target = batch
-        if not is_class_index(target) and type(self).metrics is ClassifierSteps.metrics:
-            raise ValueError(
-                f"Accuracy and F1 need the number of a class for each picture, (N), but the target"
-                f" is {describe(target)}. Override `metrics`, beside `loss`, for such targets."
-            )
-        self._check_labels(target, batch_idx)
-        count_evaluation(self, stage, self(images), target, batch_idx=batch_idx, loader=loader)
+        images, target = split_batch(batch)
+        if type(self).metrics is ClassifierSteps.metrics:
+            has_own_loss = type(self).loss is not ClassifierSteps.loss
+            refuse_unmeasurable(target, self.num_classes, has_own_loss=has_own_loss)
+        target = self._checked_labels(target, batch_idx)
+        logits = logits_for(self, images, channels=len(self.data_config.mean))
+        count_evaluation(self, stage, logits, target, batch_idx=batch_idx, loader=loader)
 
-    def _check_labels(self, target: Any, batch_idx: int) -> None:
-        if is_class_index(target) and type(self).loss is ClassifierSteps.loss:
-            refuse_other_labels(target, self.num_classes, batch_idx=batch_idx)
+    def _checked_labels(self, target: Any, batch_idx: int) -> Any:
+        if type(self).loss is not ClassifierSteps.loss:
+            return target
+        return checked_labels(target, self.num_classes, batch_idx=batch_idx)
 
     @override
     def predict_step(self, batch: tuple[Tensor, Tensor] | Tensor, batch_idx: int) -> Tensor:
         """The probabilities (N, num_classes) of images, whether or not labels come along."""
-        images = batch if isinstance(batch, Tensor) else batch[0]
-        return probabilities(self(images))
+        images = images_of(batch)
+        return probabilities(logits_for(self, images, channels=len(self.data_config.mean)))
 
     @torch.no_grad()
     def predict_image(self, image: str | Path | Image.Image) -> dict[str, float]:

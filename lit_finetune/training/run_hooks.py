@@ -4,6 +4,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 from typing_extensions import override
 
 from lit_finetune.checkpoints.earlier_runs import refuse_missing_last
@@ -54,6 +55,14 @@ class RunHooks(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self._layers and self._runs(pl_module):
             self._layers.look()
+
+    @override
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:
+        if self._runs(pl_module) and isinstance(loss, Tensor) and not loss.requires_grad:
+            raise ValueError(
+                "The loss does not depend on any parameter that trains: all are frozen, or `loss`"
+                " or `forward` cuts it off, by `detach()`, `torch.no_grad()` or a plain number."
+            )
 
     @override
     def on_before_optimizer_step(
