@@ -77,7 +77,14 @@ def checked_labels(target: Any, num_classes: int, *, batch_idx: int) -> Any:
     return target.long()
 
 
-def refuse_unmeasurable(target: Any, num_classes: int, *, has_own_loss: bool) -> None:
+def labels_of(classifier: Any, target: Any, batch_idx: int) -> Any:
+    """The target of a batch as a classifier's loss takes it, which may be the user's own."""
+    if classifier.has_own_loss:
+        return target
+    return checked_labels(target, classifier.num_classes, batch_idx=batch_idx)
+
+
+def refuse_unmeasurable(classifier: Any, target: Any) -> None:
     """Refuse a target that accuracy and F1 cannot count.
 
     Raises:
@@ -85,7 +92,7 @@ def refuse_unmeasurable(target: Any, num_classes: int, *, has_own_loss: bool) ->
     """
     if is_class_index(target):
         return
-    problem = None if has_own_loss else labels_problem(target, num_classes)
+    problem = None if classifier.has_own_loss else labels_problem(target, classifier.num_classes)
     raise ValueError(
         problem
         or "Accuracy and F1 need the number of a class for each picture, (N), but the target is"

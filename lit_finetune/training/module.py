@@ -44,7 +44,7 @@ from lit_finetune.training.eval_metrics import (
 )
 from lit_finetune.training.evaluation import Loaders, Stage, count_evaluation, log_evaluations
 from lit_finetune.training.inference_mode import clone_inference_tensors
-from lit_finetune.training.labels import checked_labels, refuse_unmeasurable
+from lit_finetune.training.labels import labels_of, refuse_unmeasurable
 from lit_finetune.training.mixup import make_mixing
 from lit_finetune.training.nonfinite import (
     LossWatch,
@@ -82,6 +82,7 @@ class ClassifierSteps(LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
+        self.has_own_loss = type(self).loss is not ClassifierSteps.loss
         self._run_seed: int | None = None
         self._resumed: RunState | None = None
         self._scores = TrainingScores()
@@ -230,7 +231,7 @@ class ClassifierSteps(LightningModule):
         images, target = split_batch(batch)
         if not self._stops_if_nonfinite:
             self._watch.keep_statistics(self)
-        target = self._checked_labels(target, batch_idx)
+        target = labels_of(self, target, batch_idx)
         labels = target if is_class_index(target) else None
         if self._mixing is not None:
             images, target = self._mixing(images, target)
@@ -289,16 +290,10 @@ class ClassifierSteps(LightningModule):
     def _count(self, stage: Stage, batch: Any, batch_idx: int, loader: int) -> None:
         images, target = split_batch(batch)
         if type(self).metrics is ClassifierSteps.metrics:
-            has_own_loss = type(self).loss is not ClassifierSteps.loss
-            refuse_unmeasurable(target, self.num_classes, has_own_loss=has_own_loss)
-        target = self._checked_labels(target, batch_idx)
+            refuse_unmeasurable(self, target)
+        target = labels_of(self, target, batch_idx)
         logits = logits_for(self, images, channels=len(self.data_config.mean))
         count_evaluation(self, stage, logits, target, batch_idx=batch_idx, loader=loader)
-
-    def _checked_labels(self, target: Any, batch_idx: int) -> Any:
-        if type(self).loss is not ClassifierSteps.loss:
-            return target
-        return checked_labels(target, self.num_classes, batch_idx=batch_idx)
 
     @override
     def predict_step(self, batch: tuple[Tensor, Tensor] | Tensor, batch_idx: int) -> Tensor:
