@@ -1,4 +1,4 @@
-"""Write what was predicted for each picture."""
+"""Write the predictions for all images to a table."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,27 +18,27 @@ from lit_finetune.files.terminal_text import as_cell, printable
 class PredictionWriter(BasePredictionWriter):
     r"""Write a table of all predictions: file, predicted class, probability of each class.
 
-    The rows come in the order of the dataset, each once, from however many processes. The file
-    appears when it is complete. It can be opened with a spreadsheet and shown in a terminal: in
-    names of files and classes a control character is written as `\x1b`, a backslash as two, and an
-    apostrophe stands before what would begin a formula.
+    The rows have the order of the dataset, each image once, also with several processes. The file
+    appears when it is complete. It is safe in a spreadsheet and in a terminal: in the names of
+    files and classes a control character is written as `\x1b`, a backslash is doubled, and a name
+    that would be a formula begins with an apostrophe.
 
     Args:
         path: The CSV file; by default `predictions.csv` in the folder of the logs.
 
     Raises:
-        ValueError: The pictures' places in the dataset are not known, so that they have no order.
+        ValueError: There are several loaders; or several processes, and the images have no index.
     """
 
     def __init__(self, path: str | None = None) -> None:
         super().__init__("batch")
         self.path = path
-        self._numbers: list[int] = []
+        self._indices: list[int] = []
         self._probabilities: list[Tensor] = []
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._numbers, self._probabilities = [], []
+        self._indices, self._probabilities = [], []
 
     @override
     def write_on_batch_end(
@@ -52,79 +52,88 @@ class PredictionWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         if dataloader_idx > 0:
-            raise ValueError("Predictions of several loaders are no table: give a single one.")
-        if not batch_indices:  # such as those of a stream
+            raise ValueError("Predictions of several loaders are no table: give a single loader.")
+        if not batch_indices:  # as of a stream
             if trainer.world_size > 1:
                 raise ValueError(
-                    "The loader does not number its pictures, so those of several processes have"
-                    " no order: predict on one device."
+                    "The loader gives no indices of its pictures, so predictions of several"
+                    " processes cannot be put in order: predict on one device."
                 )
-            batch_indices = range(len(self._numbers), len(self._numbers) + len(prediction))
-        self._numbers += batch_indices
+            start = len(self._indices)
+            batch_indices = range(start, start + len(prediction))
+        self._indices += batch_indices
         self._probabilities.append(prediction.float().cpu())
 
     @override
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        numbers, probabilities = _gather(self._numbers, self._probabilities, trainer.world_size)
-        folder = trainer.log_dir or trainer.default_root_dir  # asks all processes: not below
+        indices, probabilities = _gather(self._indices, self._probabilities, trainer.world_size)
+        folder = trainer.log_dir or trainer.default_root_dir  # a broadcast, so in all processes
         if not trainer.is_global_zero:
             return
         path = Path(self.path or Path(folder) / "predictions.csv")
-        places = {number: place for place, number in enumerate(numbers)}  # a repeated one once
-        order = sorted(places)
+        rows = rows_by_index(indices)
         names = getattr(getattr(trainer, "datamodule", None), "predict_names", None)
         write_predictions(
             path,
-            probabilities[[places[number] for number in order]],
-            names=[names[number] if names else str(number) for number in order],
+            probabilities[list(rows.values())],
+            names=[names[index] if names else str(index) for index in rows],
             classes=getattr(pl_module, "classes", None) or range(probabilities.shape[1]),
         )
-        rank_zero_info(f"Predictions for {len(order)} pictures are in {printable(path)}")
+        rank_zero_info(f"Predictions for {len(rows)} pictures are in {printable(path)}")
 
 
 def write_predictions(
     path: Path, probabilities: Tensor, *, names: Sequence[str], classes: Sequence[Any]
 ) -> None:
-    """Write a table as a CSV file, which holds old content or new, and never a part.
+    """Write a table as a CSV file, completely or not at all.
 
     Args:
-        path: The file; folders above it are made.
-        probabilities: Of each picture (N) for each class.
-        names: The pictures' names.
-        classes: The classes' names.
+        path: The file; its folder is created.
+        probabilities: Of each image for each class (N, C).
+        names: The names of the images.
+        classes: The names of the classes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    named = [_quoted(as_cell(name)) for name in classes]
+    class_cells = [_quote(as_cell(name)) for name in classes]
     best = probabilities.argmax(dim=1).tolist()
     with atomic_write(path) as file:
-        file.write(_line(["file", "predicted", *named]))
+        file.write(_csv_line(["file", "predicted", *class_cells]))
         for name, predicted, row in zip(names, best, probabilities, strict=True):
-            file.write(
-                _line(
-                    [_quoted(as_cell(name)), named[predicted], *(f"{p:.6g}" for p in row.tolist())]
-                )
-            )
+            cells = [f"{p:.6g}" for p in row.tolist()]
+            file.write(_csv_line([_quote(as_cell(name)), class_cells[predicted], *cells]))
 
 
-def _line(cells: Sequence[str]) -> bytes:
+def rows_by_index(indices: Sequence[int]) -> dict[int, int]:
+    """The row of each image, by its index and in the order of the dataset.
+
+    A sampler for several processes may repeat an image: the last of its rows counts.
+
+    >>> rows_by_index([2, 0, 1, 0])
+    {0: 3, 1: 2, 2: 0}
+    """
+    rows = {index: row for row, index in enumerate(indices)}
+    return dict(sorted(rows.items()))
+
+
+def _csv_line(cells: Sequence[str]) -> bytes:
     return f"{','.join(cells)}\r\n".encode()
 
 
-def _quoted(cell: str) -> str:
-    """A cell in quotes where a spreadsheet of any country would split it.
+def _quote(cell: str) -> str:
+    """A cell, in quotes if a spreadsheet of any locale would split it.
 
-    >>> _quoted("ants"), _quoted("ants; bees")
+    >>> _quote("ants"), _quote("ants; bees")
     ('ants', '"ants; bees"')
     """
     return f'"{cell.replace(chr(34), chr(34) * 2)}"' if set(cell) & set(',;|"') else cell
 
 
 def _gather(
-    numbers: list[int], probabilities: list[Tensor], world_size: int
+    indices: list[int], probabilities: list[Tensor], world_size: int
 ) -> tuple[list[int], Tensor]:
-    """The pictures' numbers and their probabilities, of all processes."""
-    parts: list[Any] = [(numbers, probabilities)] * world_size
+    """The indices and the probabilities of all processes."""
+    parts: list[Any] = [(indices, probabilities)] * world_size
     if world_size > 1:
-        torch.distributed.all_gather_object(parts, (numbers, probabilities))
-    together = torch.cat([rows for _, part in parts for rows in part])
-    return [number for numbers, _ in parts for number in numbers], together
+        torch.distributed.all_gather_object(parts, (indices, probabilities))
+    all_indices = [index for part, _ in parts for index in part]
+    return all_indices, torch.cat([rows for _, part in parts for rows in part])

@@ -18,7 +18,7 @@ from lit_finetune.modules.eval_mode import eval_mode
 from lit_finetune.probe.features import HeadFeatures, collect_features
 from lit_finetune.probe.head import Features
 
-from .sequential_loader import each_once
+from .sequential_loader import sequential_loader
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,7 +138,7 @@ def _record_first(
 
 def _shard(trainer: Trainer, loader: Any, limit: float, part: str) -> Any:
     ranks = {"rank": trainer.global_rank, "num_replicas": trainer.world_size}
-    return each_once(loader, **ranks, limit=limit, part=part)
+    return sequential_loader(loader, **ranks, limit=limit, part=part)
 
 
 def _on_device(trainer: Trainer, loaders: list[Any], name: str) -> Iterator[Features]:

@@ -1,4 +1,4 @@
-"""What a run did, told at its end."""
+"""Print a report at the end of a run."""
 
 from collections.abc import Iterator
 from textwrap import indent
@@ -16,22 +16,22 @@ from .checkpoint import LastCheckpoint
 from .freeze_unfreeze import FreezeUnfreezeCallback
 from .linear_probe import LinearProbe
 
-_SHOWN = ("train/loss", "val/loss", "val/acc", "val/acc_macro", "val/f1")
+_METRICS = ("train/loss", "val/loss", "val/acc", "val/acc_macro", "val/f1")
 
 
 class RunReport(Callback):
-    """Print at the end of training what was trained, how well, and where everything is."""
+    """Print at the end of training what was trained, its metrics, and where the files are."""
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        # Not in `on_fit_end`, where a progress bar may still be drawing.
-        is_trial = getattr(trainer, "fast_dev_run", False)  # mypy knows no such attribute
+        # Not in `on_fit_end`: a progress bar may still be active.
+        is_trial = getattr(trainer, "fast_dev_run", False)  # mypy does not see this attribute
         if stage == "fit" and trainer.is_global_zero and not is_trial:
             print(printable(report(trainer, pl_module)))
 
 
 def report(trainer: Trainer, pl_module: LightningModule) -> str:
-    """A few lines about a run that has ended."""
+    """The report on a run that has ended, in a few lines."""
     facts = list(_facts(trainer, pl_module))
     width = max(len(name) for name, _ in facts)
     lines = [f"{name:<{width}}  {indent(text, ' ' * (width + 2)).strip()}" for name, text in facts]
@@ -44,18 +44,18 @@ def _facts(trainer: Trainer, pl_module: LightningModule) -> Iterator[tuple[str, 
             acc, loss, samples = selection_scores(callback.result)
             yield "probe", f"accuracy {acc:.4f}, loss {loss:.4f} on {samples}"
         if isinstance(callback, FreezeUnfreezeCallback) and callback.plan is not None:
-            whole = full_sizes(trainer.model or pl_module)
-            sizes = {name: whole[id(p)] for name, p in parameters_by_name(pl_module).items()}
+            numel = full_sizes(trainer.model or pl_module)
+            sizes = {name: numel[id(p)] for name, p in parameters_by_name(pl_module).items()}
             yield "phases", format_plan(callback.plan, sizes)
     metrics = trainer.callback_metrics
-    shown = [f"{name} {metrics[name]:.4f}" for name in _SHOWN if name in metrics]
+    values = [f"{name} {metrics[name]:.4f}" for name in _METRICS if name in metrics]
     steps = f"{trainer.current_epoch} epochs, {trainer.global_step} steps"
-    yield "at the end", ", ".join([steps, *shown])
+    yield "at the end", ", ".join([steps, *values])
     for checkpoint in trainer.checkpoint_callbacks:
         if isinstance(checkpoint, ModelCheckpoint):
             yield from _checkpoint_facts(checkpoint)
-    for place in dict.fromkeys(logger.log_dir or logger.save_dir for logger in trainer.loggers):
-        yield "logs", str(place)
+    for folder in dict.fromkeys(logger.log_dir or logger.save_dir for logger in trainer.loggers):
+        yield "logs", str(folder)
 
 
 def _checkpoint_facts(checkpoint: ModelCheckpoint) -> Iterator[tuple[str, str]]:

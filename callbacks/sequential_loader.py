@@ -1,4 +1,4 @@
-"""Each picture of a loader once, whatever the loader would do in training."""
+"""A loader that gives each image of another loader once, in order."""
 
 from collections.abc import Iterable, Sequence
 from copy import copy
@@ -11,7 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 from lit_finetune.loading.few_pictures import refuse_few_pictures
 
 
-def each_once(
+def sequential_loader(
     loader: Any,
     *,
     rank: int,
@@ -19,50 +19,51 @@ def each_once(
     limit: float = 1.0,
     part: str = "pictures",
 ) -> Iterable[Any]:
-    """Batches of each picture of a loader once, in order: the share of one process.
+    """One process's share of the images of a loader: each image once, in order.
 
-    Where the loader cannot be asked for single pictures, it is taken as it is.
+    A loader whose images have no indices is used unchanged.
 
     Args:
         loader: Its dataset, workers and collation are used; its order is not.
-        rank: Which process this is.
-        num_replicas: Of how many.
-        limit: So many batches where it is an int, or else such a share of the pictures, which are
-            then spread over all.
-        part: What the pictures are called in an error.
+        rank: The number of this process.
+        num_replicas: The number of processes.
+        limit: The largest number of batches if it is an int, else the share of the images, evenly
+            spaced over all of them.
+        part: What the images are called in an error.
 
     Raises:
-        ValueError: A process would have none.
+        ValueError: A process would have no image.
     """
-    if not _has_pictures(loader):
+    if not _is_map_style(loader):
         return islice(loader, limit) if isinstance(limit, int) else loader
-    size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 32
-    chosen = spread(len(loader.dataset), most(len(loader.dataset), size * num_replicas, limit))
-    refuse_few_pictures(len(chosen), num_replicas, part)
-    return _in_order(loader, chosen[rank::num_replicas], size)
+    batch_size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 32
+    total = len(loader.dataset)
+    indices = evenly_spaced(total, limited_count(total, batch_size * num_replicas, limit))
+    refuse_few_pictures(len(indices), num_replicas, part)
+    return _with_indices(loader, indices[rank::num_replicas], batch_size)
 
 
-def most(num_pictures: int, batch_size: int, limit: float) -> int:
-    """How many of so many pictures a limit on batches leaves.
+def limited_count(num_images: int, batch_size: int, limit: float) -> int:
+    """The number of images that a limit on batches allows.
 
-    >>> most(100, 8, 1.0), most(100, 8, 2), most(100, 8, 0.5)
+    >>> limited_count(100, 8, 1.0), limited_count(100, 8, 2), limited_count(100, 8, 0.5)
     (100, 16, 50)
     """
     if isinstance(limit, float):
-        return max(1, int(num_pictures * limit))
-    return min(num_pictures, limit * batch_size)
+        return max(1, int(num_images * limit))
+    return min(num_images, limit * batch_size)
 
 
-def spread(num_pictures: int, kept: int) -> list[int]:
-    """The numbers of some pictures, evenly spread over all, for these may be sorted by class.
+def evenly_spaced(num_images: int, count: int) -> list[int]:
+    """The indices of `count` images, evenly spaced, because images may be sorted by class.
 
-    >>> spread(10, 3)
+    >>> evenly_spaced(10, 3)
     [0, 3, 6]
     """
-    return [place * num_pictures // kept for place in range(kept)]
+    return [i * num_images // count for i in range(count)]
 
 
-def _has_pictures(loader: Any) -> bool:
+def _is_map_style(loader: Any) -> bool:
     return (
         isinstance(loader, DataLoader)
         and loader.batch_sampler is not None
@@ -70,15 +71,17 @@ def _has_pictures(loader: Any) -> bool:
     )
 
 
-def _in_order(loader: DataLoader[Any], indices: Sequence[int], size: int) -> DataLoader[Any]:
-    """The same loader, of these pictures in this order."""
+def _with_indices(
+    loader: DataLoader[Any], indices: Sequence[int], batch_size: int
+) -> DataLoader[Any]:
+    """A copy of a loader that gives these images in this order."""
     other = copy(loader)
-    other.__dict__.update(  # a loader lets no one set these after it was made
+    other.__dict__.update(  # DataLoader.__setattr__ refuses these after the first iteration
         sampler=indices,
-        batch_sampler=BatchSampler(indices, size, drop_last=False),
+        batch_sampler=BatchSampler(indices, batch_size, drop_last=False),
         drop_last=False,
         persistent_workers=False,
-        generator=torch.Generator().manual_seed(0),  # not the one that training goes on with
+        generator=torch.Generator().manual_seed(0),  # not the generator that training uses
         _iterator=None,
     )
     return other

@@ -162,4 +162,4 @@ def _end_if_interrupted(run: Run) -> None:
     callbacks: list[Callback] = run.trainer.callbacks  # type: ignore[attr-defined]  # by a connector
     for callback in callbacks:
         if isinstance(callback, LastCheckpoint):
-            callback.end_early(run.trainer)
+            callback.stop_before_training(run.trainer)

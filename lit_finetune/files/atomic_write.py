@@ -99,6 +99,27 @@ def temporary_path(folder: Path) -> Path:
     return folder / f".lit-finetune-{secrets.token_hex(16)}.tmp"
 
 
+def replace_path(new: Path, target: Path) -> None:
+    """Replace a file or a folder by another one; the old one exists until the new one is complete.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("new", "last.ckpt"):
+    ...         Path(folder, name).mkdir()
+    ...         _ = Path(folder, name, "rank").write_text(name)
+    ...     replace_path(Path(folder, "new"), Path(folder, "last.ckpt"))
+    ...     os.listdir(folder), Path(folder, "last.ckpt", "rank").read_text()
+    (['last.ckpt'], 'new')
+    """
+    if not target.is_dir() or target.is_symlink():
+        new.replace(target)
+        return
+    old = target.with_name(f"{target.name}.old-{secrets.token_hex(8)}")
+    target.rename(old)
+    new.rename(target)
+    shutil.rmtree(old)
+
+
 def open_lock(path: Path) -> BinaryIO:
     """Open a file in order to lock it; create it if it does not exist, and keep its content.
 

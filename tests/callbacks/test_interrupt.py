@@ -55,7 +55,7 @@ def test_the_step_that_was_reached_is_kept(
 
     assert compare(situation, tmp_path, Signal(hook, batch, signum)) == []
     said = capsys.readouterr().err
-    assert f"after step {step}, which is kept in {tmp_path}/broken/last.ckpt. To go on: " in said
+    assert f"after step {step}, which is kept in {tmp_path}/broken/last.ckpt. To resume: " in said
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def watched(bar: type[RichProgressBar], **options: Any) -> tuple[str, int]:
 def test_the_bar_ends_full_though_it_is_seldom_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     usual, draws = watched(RichProgressBar, limit_val_batches=0)
     module = sys.modules[SparingProgressBar.__module__]
-    monkeypatch.setattr(module, "DRAW_EVERY_S", 1e9)  # seldom as can be, on any machine
+    monkeypatch.setattr(module, "REFRESH_INTERVAL_S", 1e9)  # seldom as can be, on any machine
     text, few = watched(SparingProgressBar, limit_val_batches=0)
 
     batches = draws // 2
