@@ -215,6 +215,6 @@ def check_format(folder: Path) -> None:
     for name in (*chunks, index.get("updated_at", "0")):  # of the second litdata makes a folder
         if not is_plain_name(name):
             raise ValueError(
-                f"'{path}' names {name!r}, which is not a file beside it: an index and its files"
+                f"'{path}' names {name!r}, which is not a file next to it: an index and its files"
                 " stand in one folder. Pack the pictures again with `write_shards`."
             )

@@ -88,7 +88,7 @@ def read_index(folder: str | Path) -> Metadata:
     for name in names:
         if not is_plain_name(name):
             raise ValueError(
-                f"{printable(path)} names {name!r}, which is not a file beside it: the files of a"
+                f"{printable(path)} names {name!r}, which is not a file next to it: the files of a"
                 " sharded checkpoint are in one folder."
             )
     _refuse_inflated(index, path)

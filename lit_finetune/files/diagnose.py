@@ -78,21 +78,25 @@ def has_weights_signature(start: bytes) -> bool:
 
 def refuse_foreign_content(start: bytes, end: bytes = b"") -> None:
     """Raise if the first or last bytes of a file show another format than weights."""
-    what = None if has_weights_signature(start) else foreign_format(start, end)
-    if what:
-        raise NoWeightsError(f"is {what}.")
+    description = None if has_weights_signature(start) else foreign_format(start, end)
+    if description:
+        raise NoWeightsError(f"is {description}.")
 
 
 def refuse_foreign_name(path: Path) -> None:
     """Raise if a file is a network of another framework by its name."""
-    found = (what for pattern, what in _BY_NAME.items() if re.search(pattern, path.name.lower()))
-    what = next(found, None)
+    found = (
+        description
+        for pattern, description in _BY_NAME.items()
+        if re.search(pattern, path.name.lower())
+    )
+    description = next(found, None)
     is_bare = path.suffix in (".bin", ".weights")
     for suffix, kind in _BY_SIBLING.items() if is_bare else ():
         if path.with_suffix(suffix).is_file():
-            what = f"{kind} (`{path.with_suffix(suffix).name}` is in the same folder)"
-    if what:
-        raise NoWeightsError(f"is by its name {what}, not a file of PyTorch's: {CONVERT}.")
+            description = f"{kind} (`{path.with_suffix(suffix).name}` is in the same folder)"
+    if description:
+        raise NoWeightsError(f"is by its name {description}, not a file of PyTorch's: {CONVERT}.")
 
 
 def refuse_archive(path: Path) -> None:
@@ -137,8 +141,8 @@ def shard_names(index: Path) -> list[str]:
     for name in names:
         if not is_plain_name(name):
             raise NoWeightsError(
-                f"names {name!r}, which is not a file beside it: an index and its files must be in "
-                "one folder."
+                f"names {name!r}, which is not a file next to it: an index and its files must be "
+                "in one folder."
             )
         if name.endswith(".index.json"):
             raise NoWeightsError(f"names {name!r}, which is another index instead of weights.")
@@ -165,11 +169,13 @@ def explain_error(path: Path, error: Exception, start: bytes) -> str:
             "save them again."
         )
     if unsafe:
-        what = f"holds more than tensors: `{unsafe}` would be unpickled, which can run any code."
-        return f"{what} {_SAVE_AGAIN.format('model')}"
+        description = (
+            f"holds more than tensors: `{unsafe}` would be unpickled, which can run any code."
+        )
+        return f"{description} {_SAVE_AGAIN.format('model')}"
     if "TorchScript" in str(error):
-        what = "is a TorchScript archive: a program, not only weights."
-        return f"{what} {_SAVE_AGAIN.format(f'torch.jit.load({path.name!r})')}"
+        description = "is a TorchScript archive: a program, not only weights."
+        return f"{description} {_SAVE_AGAIN.format(f'torch.jit.load({path.name!r})')}"
     size = f"{path.stat().st_size:,} bytes"
     if has_weights_signature(start):
         return f"is no weights file, cut short or damaged ({size}). Download or save it again."

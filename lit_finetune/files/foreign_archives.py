@@ -45,9 +45,9 @@ def foreign_archive(members: Sequence[str]) -> str:
     Args:
         members: The names of its files.
     """
-    for pattern, what in _MEMBERS.items():
+    for pattern, description in _MEMBERS.items():
         if any(re.search(pattern, name) for name in members):
-            return what
+            return description
     files = [name for name in members if not name.endswith("/")]
     if _OFFICE in members:
         return "a document of an office program, not weights: give a weights file"

@@ -75,10 +75,10 @@ def folder_advice(folder: Path) -> str:
     except OSError as error:
         return f" It cannot be read: {error.strerror}."
     shown = printable(folder)
-    for patterns, what in _KINDS:
+    for patterns, description in _KINDS:
         if all(matching(names, pattern) for pattern in patterns):
-            files = _list_weights(folder) if "{files}" in what else ""
-            text = what.format(folder=shown, name=printable(folder.name), files=files)
+            files = _list_weights(folder) if "{files}" in description else ""
+            text = description.format(folder=shown, name=printable(folder.name), files=files)
             return f" It is {text.removesuffix('.')}."
     if found := _list_weights(folder):
         return f"{found} Give one of these."

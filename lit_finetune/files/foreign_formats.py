@@ -127,7 +127,7 @@ _TEXTS: dict[str, str] = {
     r"<svg": "a picture or a document, not weights: give a weights file",
     r"<": f"a web page, not a weights file: {_DOWNLOAD_AGAIN}",
     r".*[\"']weight_map[\"']": (
-        "an index of weights files: give it a name that ends in `.index.json`, beside the files"
+        "an index of weights files: give it a name that ends in `.index.json`, next to the files"
     ),
     r"[\[{].*\"(modelTopology|weightsManifest)\"": f"a TensorFlow.js model, {_FOREIGN}: {CONVERT}",
     r"\{.*\"class_name\": ?\"(Functional|Sequential|Model)\"": (
@@ -135,7 +135,7 @@ _TEXTS: dict[str, str] = {
     ),
     r"\{.*\"(model_type|architectures)\"": (
         "the config of a Hugging Face network, without weights: give the `model.safetensors` "
-        "beside it, or its folder as the backbone, `hf/<folder>`"
+        "next to it, or its folder as the backbone, `hf/<folder>`"
     ),
     r"\{.*\"peft_type\"": "the config of an adapter (peft), without weights: give a weights file",
     r"[\[{]\s*[\]}\"\[{\d]": "a JSON file, which holds no weights: give the weights file",
@@ -168,26 +168,30 @@ def foreign_format(start: bytes, end: bytes = b"") -> str | None:
 
 
 def _match_start(formats: Mapping[bytes, str], start: bytes) -> str | None:
-    matching = (what for pattern, what in formats.items() if re.match(pattern, start, re.DOTALL))
+    matching = (
+        description
+        for pattern, description in formats.items()
+        if re.match(pattern, start, re.DOTALL)
+    )
     return next(matching, None)
 
 
 def _framework_format(start: bytes) -> str | None:
-    what = _match_start(_FRAMEWORKS, start)
-    return f"{what}, {_FOREIGN}: {CONVERT}" if what else None
+    description = _match_start(_FRAMEWORKS, start)
+    return f"{description}, {_FOREIGN}: {CONVERT}" if description else None
 
 
 def _pickle_format(start: bytes, end: bytes) -> str:
     names = global_names(start)
     packages = {name.partition(".")[0] for name in names}
     if b"StructuredToParameterName@@" in start + end or "paddle" in packages:
-        what = f"a PaddlePaddle file (a pickle, which can run any code), {_FOREIGN}"
-        return f"{what}; {from_arrays('paddle.load')}"
+        description = f"a PaddlePaddle file (a pickle, which can run any code), {_FOREIGN}"
+        return f"{description}; {from_arrays('paddle.load')}"
     if "joblib" in packages:
         return _JOBLIB
     if "numpy" in packages and packages <= {"numpy", "collections", "_codecs", "builtins"}:
-        what = f"a pickle of NumPy arrays, which can run any code, {_FOREIGN}"
-        return f"{what}; {from_arrays('pickle.load')}"
+        description = f"a pickle of NumPy arrays, which can run any code, {_FOREIGN}"
+        return f"{description}; {from_arrays('pickle.load')}"
     imports = f" (it imports `{printable(names[0][:80])}`)" if names else ""
     return (
         f"a pickle that `torch.save` did not write{imports}, or damaged; unpickling it could run "
@@ -209,15 +213,17 @@ def _compressed_format(start: bytes) -> str | None:
     if b"joblib" in (inner or start):
         return f"compressed with {name}, and in it is {_JOBLIB}"
     is_known = inner and not any(map(inner.startswith, _COMPRESSED))
-    what = foreign_format(inner) if is_known else None
-    return f"compressed with {name}" + (f", and in it is {what}" if what else f": {UNPACK}")
+    description = foreign_format(inner) if is_known else None
+    return f"compressed with {name}" + (
+        f", and in it is {description}" if description else f": {UNPACK}"
+    )
 
 
 def _text_format(start: bytes) -> str | None:
     text = _decode_text(start)
-    for pattern, what in _TEXTS.items() if text else ():
+    for pattern, description in _TEXTS.items() if text else ():
         if re.match(pattern, text, re.DOTALL | re.IGNORECASE):
-            return what
+            return description
     start_of_text = printable(" ".join(text[:120].split())[:60])
     return text and (
         f"a text, no weights file; it begins with {start_of_text!r}. If it was downloaded, the "

@@ -170,7 +170,7 @@ def test_an_index_of_shards_does_not_leave_its_folder(tmp_path: Path, name: str)
         place.relative_path = name
     (folder / ".metadata").write_bytes(pickle.dumps(index))
 
-    with pytest.raises(ValueError, match="not a file beside it"):
+    with pytest.raises(ValueError, match="not a file next to it"):
         gather_checkpoint(folder)
 
 

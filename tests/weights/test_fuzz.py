@@ -170,7 +170,7 @@ def test_an_index_names_only_files_beside_it(tmp_path: Path, name: Any) -> None:
     save_file(network().state_dict(), tmp_path / "outside.safetensors")
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"0.weight": name}}))
-    with pytest.raises(ValueError, match=r"index\.json names .*not a file beside it"):
+    with pytest.raises(ValueError, match=r"index\.json names .*not a file next to it"):
         read_state_dict(index)
 
 
