@@ -62,7 +62,12 @@ def test_the_published_weights_tell_the_first_pictures_apart(data_root, tmp_path
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("archive", "accuracy"), [("cifar10-png-test.zip", 0.9173), ("cifar10-jpg.zip", 0.8103)]
+    ("archive", "accuracy"),
+    [
+        ("cifar10-jpg.zip", 0.8103),
+        # Of these 500 are told apart above.
+        pytest.param("cifar10-png-test.zip", 0.9173, marks=pytest.mark.sweep),
+    ],
 )
 def test_without_training_it_is_as_good_as_it_was_published(
     data_root, tmp_path, capsys, archive, accuracy

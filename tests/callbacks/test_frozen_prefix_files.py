@@ -2,9 +2,8 @@
 
 import errno
 import os
-import subprocess
-import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch.utils.data import RandomSampler
 from lit_finetune.callbacks import FrozenPrefixCache
 from lit_finetune.feature_cache.files import FileWriter
 from tests.callbacks.prefix_runs import Net, Pictures, Run, are_equal, epochs, loader
+from tests.distributed.ranks import run_ranks
 
 GRADUAL = {0: "head", 1: "layer2", 2: "all"}
 ROOT = Path(__file__).parents[2]
@@ -270,27 +270,20 @@ def test_a_run_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-PROGRAM = """
-import sys
-from pathlib import Path
-from tests.callbacks.prefix_runs import Pictures, Run, loader
-from tests.callbacks.test_frozen_prefix_files import GRADUAL, kept
-import torch
-run = kept(Path(sys.argv[1]), GRADUAL)
-torch.save({"losses": run.diary.losses, **run.state()}, sys.argv[2])
-"""
-
-
-def started(folder: Path, result: Path) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-c", PROGRAM, str(folder), str(result)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def kept_and_saved(folder: Path, result: Path) -> None:
+    """What each of two processes does, which know nothing of each other."""
+    run = kept(folder, GRADUAL)
+    torch.save({"losses": run.diary.losses, **run.state()}, result)
 
 
 @pytest.mark.long
 def test_two_runs_that_share_a_folder_end_like_one_alone(tmp_path: Path) -> None:
-    processes = [started(tmp_path / "shared", tmp_path / f"{i}.pt") for i in range(2)]
+    def start(number: int) -> None:
+        arguments = (tmp_path / "shared", tmp_path / f"{number}.pt")
+        run_ranks(kept_and_saved, *arguments, folder=tmp_path, ranks=1)
 
-    assert [process.wait() for process in processes] == [0, 0]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(start, range(2))) == [None, None]
 
     alone = Run(GRADUAL)
     for number in range(2):

@@ -219,13 +219,13 @@ def plain_compiled_in_parts() -> Plain:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", [plain_compiled, plain_compiled_in_parts])
 @pytest.mark.parametrize(
-    "schedule",
+    ("make", "schedule"),
     [
-        {0: "fc", 1: "layer2.*", 2: "net.layer1"},
-        {0: "fc.weight", 1: "layer2.1", 2: "re:layer1.0.*"},
-        {0: "net.fc", 1: "net.layer2.0.weight", 2: "children[1]"},
+        (plain_compiled, {0: "fc", 1: "layer2.*", 2: "net.layer1"}),
+        (plain_compiled_in_parts, {0: "fc.weight", 1: "layer2.1", 2: "re:layer1.0.*"}),
+        (plain_compiled, {0: "net.fc", 1: "net.layer2.0.weight", 2: "children[1]"}),
+        (plain_compiled_in_parts, {0: "fc", 1: "net.layer2.*", 2: "children[1]"}),
     ],
 )
 def test_selectors_see_through_the_compilation_of_any_module(

@@ -464,39 +464,45 @@ def test_names_that_are_no_text_are_used(photos, options):
     assert "ants/caf\udce9.png" in of_both(first)
 
 
-PROGRAM = """
+def names_and_count(photos):
+    data = ImageFolderDataModule(
+        photos, num_workers=0, batch_size=4, image_size=8, cache="disk", on_corrupt="skip"
+    )
+    data.prepare_data()
+    data.setup("fit")
+    names = [name for part in ("train", "val") for name in data.read_samples(part).names]
+    loaders = (data.train_dataloader(), data.val_dataloader())
+    count = sum(len(labels) for loader in loaders for _, labels in loader)
+    return b"\n".join(os.fsencode(name) for name in names) + b"\n%d" % count
+
+
+PROGRAM = f"""
 import sys
-from lit_finetune.datamodules import ImageFolderDataModule
-data = ImageFolderDataModule(sys.argv[1], num_workers=0, batch_size=4, image_size=8, cache="disk",
-                             on_corrupt="skip")
-data.prepare_data()
-data.setup("fit")
-names = [name for part in ("train", "val") for name in data.read_samples(part).names]
-count = sum(len(y) for part in (data.train_dataloader(), data.val_dataloader()) for _, y in part)
-import os
-sys.stdout.buffer.write(b"\\n".join(os.fsencode(n) for n in names) + b"\\n%d" % count)
+from {__name__} import names_and_count
+sys.stdout.buffer.write(names_and_count(sys.argv[1]))
 """
 
 
 @pytest.mark.long
-def test_another_locale_reads_the_same_split(photos):
+def test_another_locale_reads_the_same_split(photos, capfd):
     bytes_name(photos / "ants", "000.png", b"caf\xe9.png")
     bytes_name(photos / "ants", "001.png", "café.png".encode())
-    outputs = []
-    for locale in ({}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
-        done = subprocess.run(
-            [sys.executable, "-c", PROGRAM, photos],
-            env={**os.environ, **locale},
-            capture_output=True,
-            check=False,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr.decode(errors="replace")
-        assert b"gone" not in done.stderr
-        assert b"newer" not in done.stderr
-        outputs.append(done.stdout)
-    assert outputs[0] == outputs[1]
-    assert outputs[0].endswith(b"\n12")
+    here = names_and_count(photos)
+    told = capfd.readouterr().err
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    there = subprocess.run(
+        [sys.executable, "-c", PROGRAM, photos],
+        env={**os.environ, **locale, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        check=False,
+        timeout=300,
+    )
+    told += there.stderr.decode(errors="replace")
+    assert there.returncode == 0, told
+    assert "gone" not in told
+    assert "newer" not in told
+    assert here == there.stdout
+    assert here.endswith(b"\n12")
 
 
 def test_many_empty_folders_end_in_a_short_message(tmp_path):

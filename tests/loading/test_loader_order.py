@@ -122,8 +122,16 @@ def train(
     return model.state_dict(), seen.batches
 
 
+# The order is made in this process, whatever the workers: three kinds stand for all.
 IN_WORKERS = [
-    pytest.param(name, 2, marks=[] if name == "shuffled" else pytest.mark.long) for name in LOADERS
+    pytest.param("shuffled", 2),
+    pytest.param("shuffled by a generator", 2, marks=pytest.mark.long),
+    pytest.param("batch sampler", 2, marks=pytest.mark.long),
+    *(
+        pytest.param(name, 2, marks=[pytest.mark.long, pytest.mark.sweep])
+        for name in LOADERS
+        if name not in ("shuffled", "shuffled by a generator", "batch sampler")
+    ),
 ]
 
 
