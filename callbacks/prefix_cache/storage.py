@@ -23,6 +23,7 @@ from lit_finetune.feature_cache.files import (
     publish_files,
 )
 from lit_finetune.feature_cache.store import Columns, MemoryTable, Table
+from lit_finetune.files.permissions import warn_of_open_cache
 
 from .node_ranks import NodeRanks, all_gather
 
@@ -161,6 +162,8 @@ def find_table(
     trainer: Trainer, folder: Path, columns: Columns, path: Path | None = None
 ) -> tuple[Table | None, str | None]:
     """The table in a folder if it is complete for all processes; otherwise the problem with it."""
+    if trainer.is_global_zero and path is None:
+        warn_of_open_cache(folder.parent)
     table, problem, is_there = None, None, True
     try:
         table = open_files(folder, columns, path)

@@ -19,6 +19,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from lit_finetune.files.memory import format_bytes, free_memory
+from lit_finetune.files.permissions import warn_of_open_cache
 
 from ..cached_images import (
     MISSING,
@@ -135,6 +136,7 @@ def open_kept(folder: Path, samples: StampedSamples) -> CachedImages:
 
 def keep_in_files(folder: Path, samples: StampedSamples, pipeline: Pipeline, what: str) -> None:
     """Make ready what a folder does not hold yet, or warn why that cannot be."""
+    warn_of_open_cache(folder.parent)
     if not missing_in(folder, samples):  # then it need not be one that can be written to
         return
     try:
