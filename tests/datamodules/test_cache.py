@@ -574,7 +574,8 @@ class SavesImages(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def test_two_processes_make_one_cache_and_see_what_one_process_sees(photos, tmp_path):
+def test_two_processes_make_one_cache_and_see_what_one_process_sees(photos, tmp_path, monkeypatch):
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)  # of tests before; both processes take it
     torch.manual_seed(1)
     trainer = Trainer(
         accelerator="cpu",
