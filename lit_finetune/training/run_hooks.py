@@ -3,7 +3,7 @@
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
@@ -14,6 +14,12 @@ from lit_finetune.loading.loader_order import follow_reloaded
 from lit_finetune.training.class_matching import refuse_unread_checkpoint
 from lit_finetune.training.own_layers import OwnLayers
 from lit_finetune.training.random_backbone import RandomLayers, warning_of_random
+from lit_finetune.training.resumed_data import (
+    DATA_KEY,
+    augmentation_line,
+    augmentation_of,
+    finished_line,
+)
 
 
 class RunHooks(Callback):
@@ -29,6 +35,7 @@ class RunHooks(Callback):
     def __init__(self, classifier: Any) -> None:
         self.classifier = classifier
         self._layers: OwnLayers | None = None
+        self._has_started = False
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -50,6 +57,7 @@ class RunHooks(Callback):
         classes = self.classifier.data_classes
         refuse_other_validation(trainer.val_dataloaders, trainer.train_dataloader, classes)
         self._layers = OwnLayers(self.classifier)
+        self._has_started = True
 
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -75,8 +83,20 @@ class RunHooks(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if self._layers and self._runs(pl_module):
+        if not self._runs(pl_module):
+            return
+        if augmentation := augmentation_of(getattr(trainer, "datamodule", None)):
+            checkpoint[DATA_KEY] = {"train_augmentation": augmentation}
+        if self._layers:
             self._layers.keep_networks()
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        line = augmentation_line(checkpoint, getattr(trainer, "datamodule", None))
+        if line and self._runs(pl_module) and trainer.state.fn == "fit":
+            rank_zero_warn(line)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -88,6 +108,14 @@ class RunHooks(Callback):
         if self._layers and self._runs(pl_module):
             self._layers.keep_networks()
         self._layers = None
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        step = trainer.global_step
+        if self._runs(pl_module) and not self._has_started and trainer.ckpt_path and step:
+            epochs = trainer.fit_loop.epoch_progress.current.completed
+            rank_zero_info(finished_line(step, epochs, trainer.max_epochs))
+        self._has_started = False
 
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:

@@ -1,0 +1,41 @@
+"""What a resumed run says of its data, and of there being nothing left to train."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lit_finetune.files.terminal_text import printable
+
+DATA_KEY = "lit_finetune_data"
+"""The key of a checkpoint under which it says how training pictures were varied."""
+
+
+def augmentation_of(datamodule: Any) -> str | None:
+    """How a data module varies training pictures; None where it does not say.
+
+    >>> from types import SimpleNamespace
+    >>> augmentation_of(SimpleNamespace(train_augmentation="rand"))
+    'rand'
+    """
+    given = getattr(datamodule, "train_augmentation", None)
+    return given if given is None or isinstance(given, str) else type(given).__name__
+
+
+def augmentation_line(checkpoint: Mapping[str, Any], datamodule: Any) -> str | None:
+    """What is said where a resumed run varies pictures otherwise; None where it does not."""
+    noted, now = checkpoint.get(DATA_KEY), augmentation_of(datamodule)
+    before = noted.get("train_augmentation") if isinstance(noted, Mapping) else None
+    if not isinstance(before, str) or now is None or before == now:
+        return None
+    return (
+        f"`train_augmentation` is {now!r}, but was {printable(before)[:80]!r} in the run of the"
+        " checkpoint: from here on pictures are varied otherwise than if it had never stopped."
+    )
+
+
+def finished_line(step: int, epoch: int, max_epochs: int | None) -> str:
+    """What is said where a resumed run had ended before."""
+    return (
+        f"Nothing was trained or validated: the run of the checkpoint had ended, at step {step}"
+        f" after {epoch} epochs (max_epochs={max_epochs}). Raise `max_epochs` or `max_steps` to go"
+        " on; `validate` measures what it has reached."
+    )
