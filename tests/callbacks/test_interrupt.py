@@ -54,8 +54,8 @@ def test_the_step_that_was_reached_is_kept(
     situation = Situation(keep=LONG_AGO, **kind)
 
     assert compare(situation, tmp_path, Signal(hook, batch, signum)) == []
-    said = capsys.readouterr().err
-    assert f"after step {step}, which is kept in {tmp_path}/broken/last.ckpt. To resume: " in said
+    output = capsys.readouterr().err
+    assert f"after step {step}, which is kept in {tmp_path}/broken/last.ckpt. To resume: " in output
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_before_the_first_step_a_signal_ends_the_program_at_once(
     assert signal.getsignal(signal.SIGTERM) == handlers[1]
 
 
-class SignalAmidPictures(TensorDataset):
+class SignalDuringPass(TensorDataset):
     """Send this program a signal when so many pictures were asked for."""
 
     def __init__(self, count: int, signum: int, *tensors: Tensor) -> None:
@@ -132,7 +132,7 @@ def test_a_pass_over_all_pictures_ends_with_the_batch_in_which_the_signal_comes(
     tmp_path: Path, kind: Callable[[], Callback], signum: int, status: int, asked: int
 ) -> None:
     tensors = torch.randn(120, 3, 10, 10), torch.arange(120) % 3
-    dataset = SignalAmidPictures(20, signum, *tensors)
+    dataset = SignalDuringPass(20, signum, *tensors)
     trainer = Trainer(
         max_epochs=2,
         accelerator="cpu",

@@ -195,7 +195,7 @@ def test_all_but_the_head_stays_the_same_bits_with_its_statistics() -> None:
     assert all(module.training for module in classifier.modules())
 
 
-class Given(Callback):
+class SetHead(Callback):
     """Set the head by hand, where the probe would have."""
 
     def __init__(self, found: Any) -> None:
@@ -225,10 +225,10 @@ def test_training_goes_on_as_from_the_same_head_set_by_hand(is_own: bool) -> Non
         seed_everything(0, verbose=False)
         trainer(probe, max_epochs=2).fit(one, **plain_loaders())
         seed_everything(0, verbose=False)
-        trainer(Given(result(probe)), max_epochs=2).fit(other, **plain_loaders())
+        trainer(SetHead(result(probe)), max_epochs=2).fit(other, **plain_loaders())
     else:
         fit(one, probe, max_epochs=2, limit_train_batches=3)
-        fit(other, Given(result(probe)), max_epochs=2, limit_train_batches=3)
+        fit(other, SetHead(result(probe)), max_epochs=2, limit_train_batches=3)
 
     assert same(state(one), state(other))
 
@@ -384,7 +384,7 @@ def test_loggers_and_the_screen_are_told(tmp_path: Path, caplog: pytest.LogCaptu
     assert f"accuracy {result(probe).val_accuracy:.4f}" in caplog.text
 
 
-class Several(FinetuneClassifier):
+class MultiLabel(FinetuneClassifier):
     """A picture may be of several classes."""
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -399,7 +399,7 @@ def test_labels_of_several_classes_are_fitted_class_by_class() -> None:
     labels = (torch.rand(60, 3, generator=generator) > 0.5).long()
     images = torch.randn(60, 3, 8, 8, generator=generator) + labels[:, :, None, None]
     loader = DataLoader(TensorDataset(images, labels), batch_size=16)
-    probe, classifier = LinearProbe(l2=0.01), Several(Net(), num_classes=3)
+    probe, classifier = LinearProbe(l2=0.01), MultiLabel(Net(), num_classes=3)
 
     trainer(probe, max_epochs=0).fit(classifier, loader)
 

@@ -26,7 +26,7 @@ def samples(
     return features * torch.logspace(-2, 3, width) + 50, labels
 
 
-def several(labels: Tensor) -> Tensor:
+def multilabel(labels: Tensor) -> Tensor:
     """Labels (N, C): each sample has its class, and some have the next one too."""
     other = (labels + torch.arange(len(labels)) % 2) % 3
     return functional.one_hot(labels) | functional.one_hot(other)
@@ -37,7 +37,7 @@ def objective(
 ) -> Tensor:
     """The mean loss as torch has it, and the penalty of weights on standardised features."""
     features = features.double()
-    deviation = features.std(dim=0, correction=0)
+    std = features.std(dim=0, correction=0)
     logits = features @ head[0].T + head[1]
     if labels.dim() == 1:
         loss = functional.cross_entropy(logits, labels, **options)
@@ -46,18 +46,18 @@ def objective(
         target = labels.double() * (1 - smoothing) + smoothing / 2
         per_class = functional.binary_cross_entropy_with_logits(logits, target, **options)
         loss = per_class * labels.shape[1]
-    return loss + l2 / 2 * (head[0] * deviation).square().sum()
+    return loss + l2 / 2 * (head[0] * std).square().sum()
 
 
-def slope(fit: ProbeFit, features: Tensor, labels: Tensor, **options: Any) -> float:
+def max_gradient(fit: ProbeFit, features: Tensor, labels: Tensor, **options: Any) -> float:
     """How steep the objective is where a fit has ended, on standardised features."""
     weight, bias = fit.weight.clone().requires_grad_(), fit.bias.clone().requires_grad_()
     objective((weight, bias), features, labels, fit.l2, **options).backward()
     assert weight.grad is not None
     assert bias.grad is not None
-    deviation = features.double().std(dim=0, correction=0)
-    centre = features.double().mean(dim=0)
-    by_weight = (weight.grad - bias.grad[:, None] * centre) / deviation
+    std = features.double().std(dim=0, correction=0)
+    mean = features.double().mean(dim=0)
+    by_weight = (weight.grad - bias.grad[:, None] * mean) / std
     return float(torch.cat([by_weight, bias.grad[:, None]], dim=1).abs().max())
 
 
@@ -110,7 +110,7 @@ def test_it_ends_where_torchs_loss_is_level(
     if weights:
         options["weight"] = torch.tensor(weights).double()
     assert fit.converged
-    assert slope(fit, features, labels, **options) < 1e-5
+    assert max_gradient(fit, features, labels, **options) < 1e-5
     loss = objective((fit.weight, fit.bias), features, labels, 0.0, **options)
     assert fit.loss == pytest.approx(float(loss), rel=1e-9)
 
@@ -122,7 +122,7 @@ def test_several_classes_at_once_end_where_torchs_loss_is_level(
     num: int, smoothing: float, weights: Any
 ) -> None:
     features, labels = samples(num)
-    both = several(labels)
+    both = multilabel(labels)
 
     fit = fit_linear_probe(
         features, both, l2=0.01, class_weights=weights, label_smoothing=smoothing, tolerance=1e-12
@@ -131,7 +131,7 @@ def test_several_classes_at_once_end_where_torchs_loss_is_level(
     options: dict[str, Any] = {"label_smoothing": smoothing}
     if weights:
         options["weight"] = torch.tensor(weights).double()
-    assert slope(fit, features, both, **options) < 1e-5
+    assert max_gradient(fit, features, both, **options) < 1e-5
     right = (fit.logits(features) > 0) == both
     assert fit.accuracy == pytest.approx(float(right.double().mean()))
 
@@ -141,7 +141,7 @@ def test_each_of_several_classes_is_the_regression_of_scikit_learn() -> None:
     from sklearn.preprocessing import StandardScaler
 
     features, labels = samples()
-    both = several(labels)
+    both = multilabel(labels)
     standard = StandardScaler().fit_transform(features.double().numpy())
 
     fit = fit_linear_probe(features, both, l2=0.01, class_weights="balanced", tolerance=1e-12)
@@ -209,7 +209,7 @@ def test_the_strength_is_the_one_with_the_least_validation_loss() -> None:
 @pytest.mark.parametrize("is_several", [False, True])
 def test_without_validation_each_strength_is_judged_on_samples_held_out(is_several: bool) -> None:
     features, labels = samples(60)
-    labels = several(labels) if is_several else labels
+    labels = multilabel(labels) if is_several else labels
 
     fit = fit_linear_probe(features, labels, l2=[1.0, 0.1, 0.01, 1e-5], folds=3)
 
