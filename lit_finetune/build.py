@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -116,21 +116,14 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
         image_size=image_size,
     )
     init_lazy_layers(built.network, built.data_config)
-    was_headless = head_name is None and add_classifier(built.network, num_classes)
-    network, head_name, features = _ensure_head(built, head_name)
-    names = replaced_layers(network, head_name)
-    head = choose_head(network, head_name, num_classes, make_head=make_head, head=head)
-    sizes_match = all(head_num_classes(network, name) == num_classes for name in names)
-    keeps = head == "linear" and sizes_match and not was_headless and not features
-    if not keeps or drop_rate:
-        states = {name: network.get_submodule(name).state_dict() for name in names}
-        head_name = replace_head(
-            network, num_classes, head=head, head_name=head_name, drop_rate=drop_rate
-        )
-        for name, state in states.items() if keeps else ():
-            # A new layer has a bias: 0 for a head without one.
-            state.setdefault("bias", torch.zeros(num_classes))
-            network.get_submodule(name).load_state_dict(state)
+    network, head_name, features, keeps, has_custom_head = _attach_head(
+        built,
+        num_classes,
+        head=head,
+        make_head=make_head,
+        head_name=head_name,
+        drop_rate=drop_rate,
+    )
     record_parameter_order(network, _blank_images(network, built.data_config))
     random = None
     if file or not weights:
@@ -168,9 +161,7 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
             report,
             untrained=untrained,
             is_built=not keeps,
-            is_random=isinstance(head, str)
-            if not keeps
-            else _is_random_head(backbone, weights, file),
+            is_random=_is_random_head(backbone, weights, file) if keeps else not has_custom_head,
         ),
         data_config=built.data_config,
         load_report=report,
@@ -182,6 +173,46 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
         first_head=first_head if classes.origin == "weights" else None,
         rebuild_args=_rebuild_args(built),
     )
+
+
+class _Attached(NamedTuple):
+    """A network with a head for the classes."""
+
+    network: nn.Module
+    head_name: str
+    features: str
+    """The features that a head was appended to, in words; empty if the network had a head."""
+    keeps_head: bool
+    has_custom_head: bool
+    """Whether the head is the user's module or made by a user's function."""
+
+
+def _attach_head(
+    built: Backbone,
+    num_classes: int,
+    *,
+    head: Head,
+    make_head: Callable[[int, int], nn.Module | None],
+    head_name: str | None,
+    drop_rate: float,
+) -> _Attached:
+    """Keep, replace or append the head of a network, so that it has an output for each class."""
+    was_headless = head_name is None and add_classifier(built.network, num_classes)
+    network, head_name, features = _ensure_head(built, head_name)
+    names = replaced_layers(network, head_name)
+    head = choose_head(network, head_name, num_classes, make_head=make_head, head=head)
+    sizes_match = all(head_num_classes(network, name) == num_classes for name in names)
+    keeps = head == "linear" and sizes_match and not was_headless and not features
+    if not keeps or drop_rate:
+        states = {name: network.get_submodule(name).state_dict() for name in names}
+        head_name = replace_head(
+            network, num_classes, head=head, head_name=head_name, drop_rate=drop_rate
+        )
+        for name, state in states.items() if keeps else ():
+            # A new layer has a bias: 0 for a head without one.
+            state.setdefault("bias", torch.zeros(num_classes))
+            network.get_submodule(name).load_state_dict(state)
+    return _Attached(network, head_name, features, keeps, not isinstance(head, str))
 
 
 def _head_is_loaded(report: LoadReport | None, network: nn.Module, head_name: str) -> bool:

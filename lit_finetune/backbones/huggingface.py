@@ -4,9 +4,7 @@ Code in a model's repository on the hub is never run.
 """
 
 import inspect
-import json
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +13,18 @@ from torch import nn
 from lit_finetune._errors import nearest, one_of
 from lit_finetune.backbones.backbone import Backbone
 from lit_finetune.backbones.hub_offline import hub_offline
-from lit_finetune.backbones.image_processor import processor_data_config
+from lit_finetune.backbones.huggingface_config import (
+    error_reason,
+    import_transformers,
+    make_config,
+    make_data_config,
+    plain_fields,
+    read_fields,
+    read_processor,
+    refuse_unsafe_fields,
+)
 from lit_finetune.checkpoints.build_limits import largest_number, limited_memory
 from lit_finetune.classes.names import config_classes
-from lit_finetune.files.json import read_json
-from lit_finetune.images.data_config import DataConfig
 
 WEIGHTS_FILES = (
     "model.safetensors",
@@ -36,9 +41,6 @@ _UNUSED_MODULES: Mapping[str, Mapping[str, type[nn.Module]]] = {
 }
 """Modules of the pooled output, which classifiers on the mean of all tokens do not use."""
 
-_MAX_LABELS = 1 << 20
-_NON_NETWORK_FIELDS = {"architectures", "auto_map", "dtype", "torch_dtype", "transformers_version"}
-
 
 def create(name: str, weights: str | None, kwargs: dict[str, Any]) -> Backbone:
     """Build a network of transformers with new weights; a folder's weights are its `weights_file`.
@@ -49,14 +51,14 @@ def create(name: str, weights: str | None, kwargs: dict[str, Any]) -> Backbone:
         weights: `pretrained` for the weights of a folder (the default there) or of the hub.
         kwargs: Fields that override those of the network's config.
     """
-    transformers = _import_transformers()
+    transformers = import_transformers()
     if name in transformers.CONFIG_MAPPING:
         _refuse_weights(name, weights)
         return _build_from_fields(f"hf/{name}", {"model_type": name}, {}, kwargs)
     path = Path(name).expanduser()
     if path.is_file():
         _refuse_weights(name, weights)
-        return _build_from_fields(f"hf/{name}", _read(path), _read_processor(path), kwargs)
+        return _build_from_fields(f"hf/{name}", read_fields(path), read_processor(path), kwargs)
     if weights is not None:
         one_of(weights, ["pretrained"], f"weights of hf/{name}")
     if path.is_dir():
@@ -79,7 +81,9 @@ def _create_from_folder(
             f"weights, name the config: `hf/{config}`."
         )
     weights_file = file if with_weights else None
-    return _build_from_fields(name, _read(config), _read_processor(config), kwargs, weights_file)
+    return _build_from_fields(
+        name, read_fields(config), read_processor(config), kwargs, weights_file
+    )
 
 
 def _build_from_fields(
@@ -90,14 +94,12 @@ def _build_from_fields(
     weights_file: Path | None = None,
 ) -> Backbone:
     """Build the network of a config's fields, with `kwargs` overriding some."""
-    _refuse_kernels(name, fields)
-    _refuse_quantised(name, fields)
-    _refuse_huge_numbers(name, fields)
+    refuse_unsafe_fields(name, fields)
     sizes = {**fields, **kwargs}
     description = f"The config of {name} describes a network, with {largest_number(sizes, sizes)}"
     with hub_offline(), limited_memory(description):
         return _build_from_config(
-            name, _config(name, fields, kwargs), processor, kwargs, weights_file
+            name, make_config(name, fields, kwargs), processor, kwargs, weights_file
         )
 
 
@@ -109,15 +111,17 @@ def _build_from_config(
     weights_file: Path | None,
 ) -> Backbone:
     factory, has_head = _model_class(name, config)
-    rebuild_args = f"hf/{config.model_type}", _plain_fields(config)
+    rebuild_args = f"hf/{config.model_type}", plain_fields(config)
     try:
-        data_config = _data_config(config, processor, kwargs)
+        data_config = make_data_config(config, processor, kwargs)
     except (TypeError, ValueError, AttributeError, KeyError, OverflowError) as error:
         raise ValueError(f"The image processor of {name} cannot be used: {error}") from error
     try:
         network: nn.Module = factory(config)
     except Exception as error:  # the combination of fields may be invalid in any way
-        raise ValueError(f"{name} cannot be built from its config: {_reason(error)}") from error
+        raise ValueError(
+            f"{name} cannot be built from its config: {error_reason(error)}"
+        ) from error
     _remove_unused(network, config.model_type)
     if "interpolate_pos_encoding" in inspect.signature(network.forward).parameters:
         network.register_forward_pre_hook(_interpolate_positions, with_kwargs=True)
@@ -130,40 +134,6 @@ def _build_from_config(
         has_head=has_head,
         rebuild_args=rebuild_args,
     )
-
-
-def _refuse_kernels(name: str, fields: Any) -> None:
-    """Refuse a config with an attention implementation from the hub."""
-    for key, value in fields.items() if isinstance(fields, Mapping) else ():
-        implementations = value.values() if isinstance(value, Mapping) else [value]
-        if key.strip("_").startswith("attn_implementation") and any(
-            "/" in str(a) for a in implementations
-        ):
-            raise ValueError(
-                f"The config of {name} asks for a program from the hub, `{key}` {value!r}, which is"
-                " never run: remove that field from it."
-            )
-        _refuse_kernels(name, value)
-
-
-def _refuse_quantised(name: str, fields: Mapping[str, Any]) -> None:
-    """Refuse a network with quantised weights, which are integers and cannot be trained."""
-    if how := fields.get("quantization_config"):
-        kind = how.get("quant_method") if isinstance(how, Mapping) else how
-        raise ValueError(
-            f"The weights of {name} are quantised (`quantization_config`: {str(kind)[:100]}) and"
-            " cannot be fine-tuned. Use the model that they were made from, in float32 or bfloat16."
-        )
-
-
-def _refuse_huge_numbers(name: str, fields: Any) -> None:
-    """Refuse a config with a number larger than in any network, before a loop runs up to it."""
-    for key, value in fields.items() if isinstance(fields, Mapping) else ():
-        numbers = value if isinstance(value, list) else [value]
-        for number in numbers:
-            if type(number) is int and number > (_MAX_LABELS if key == "num_labels" else 1 << 24):
-                raise ValueError(f"The config of {name} says `{key}` {number:,}: it is damaged.")
-        _refuse_huge_numbers(name, value)
 
 
 def _remove_unused(network: nn.Module, model_type: str) -> None:
@@ -180,66 +150,9 @@ def _interpolate_positions(module: nn.Module, args: Any, kwargs: dict[str, Any])
     return args, {"interpolate_pos_encoding": True, **kwargs}
 
 
-def _config(name: str, fields: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Any:
-    mapping = _import_transformers().CONFIG_MAPPING
-    kind = fields.get("model_type")
-    if kind not in mapping:
-        own = ", and asks for code of its own, which is never run" if "auto_map" in fields else ""
-        hint = nearest(str(kind), mapping)
-        raise ValueError(f"{name} is of the type {kind!r}, unknown to transformers{own}.{hint}")
-    if kind == "timm_wrapper":
-        raise ValueError(f"{name} is a network of timm: use `timm/{fields.get('architecture')}`.")
-    _refuse_no_classifier(name, mapping[kind], fields)
-    known = {"attn_implementation", "num_labels", *mapping[kind]().to_dict()}
-    for key in kwargs:
-        if key not in known:
-            raise ValueError(
-                f"`backbone_kwargs` do not fit {name}: no {key!r}.{nearest(key, known)}"
-            )
-    merged = {
-        **fields,
-        **{key: _merge_field(fields.get(key), value) for key, value in kwargs.items()},
-    }
-    if "num_labels" in kwargs and "id2label" not in kwargs:
-        merged = {k: v for k, v in merged.items() if k not in ("id2label", "label2id")}
-    try:
-        return mapping[kind].from_dict({k: v for k, v in merged.items() if k != "model_type"})
-    except Exception as error:  # transformers raises exceptions of its own
-        raise ValueError(f"The config of {name} is invalid: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    """What is wrong with a config, without advice to connect to the hub."""
-    text = str(error)
-    if "HF_HUB_OFFLINE" in text or "offline mode" in text:
-        return (
-            "it names another model of the hub for a part of the network, and nothing is fetched"
-            " for a local config. Use a network whose config describes all of it"
-        )
-    return text
-
-
-def _merge_field(before: Any, value: Any) -> Any:
-    """Override a config's field; of a nested config (`vision_config`), only the given fields."""
-    are_mappings = isinstance(before, Mapping) and isinstance(value, Mapping)
-    return {**before, **value} if are_mappings else value
-
-
-def _refuse_no_classifier(name: str, kind: Any, fields: Mapping[str, Any]) -> None:
-    """Refuse a model type for which transformers has neither a classifier nor a plain network."""
-    transformers = _import_transformers()
-    classifiers = transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
-    if kind not in classifiers and kind not in transformers.MODEL_MAPPING:
-        built = ", ".join(map(str, fields.get("architectures") or ())) or "no classifier"
-        raise ValueError(
-            f"{name} is of the type {fields['model_type']!r} ({built}), which is no image"
-            " classifier, nor a network that could become one. Use its backbone's own model."
-        )
-
-
 def _model_class(name: str, config: Any) -> tuple[Any, bool]:
     """The class of the network, and whether it has a head."""
-    transformers = _import_transformers()
+    transformers = import_transformers()
     for mapping, has_head in (
         (transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, True),
         (transformers.MODEL_MAPPING, False),
@@ -258,60 +171,6 @@ def _model_class(name: str, config: Any) -> tuple[Any, bool]:
     )
 
 
-def _plain_fields(config: Any) -> dict[str, Any]:
-    """The fields of a config that its class defines, as plain data."""
-    known = {"num_labels", *type(config)().to_dict()} - _NON_NETWORK_FIELDS - {"model_type"}
-    fields = json.loads(config.to_json_string(use_diff=True))
-    return {key: value for key, value in fields.items() if key in known}
-
-
-def _data_config(
-    config: Any, processor: Mapping[str, Any], kwargs: Mapping[str, Any]
-) -> DataConfig:
-    """The network's data config: of the processor's image size, or else of the config's."""
-    data_config = processor_data_config(processor or _default_processor(config))
-    if processor and "image_size" not in {**kwargs, **kwargs.get("vision_config", {})}:
-        return data_config
-    size = getattr(getattr(config, "vision_config", config), "image_size", 224)
-    return data_config.resized(size if isinstance(size, int) else tuple(size))
-
-
-def _default_processor(config: Any) -> dict[str, Any]:
-    """The default image processor of transformers for such a network."""
-    image_processing_auto = import_module("transformers.models.auto.image_processing_auto")
-    kinds = (config.model_type, config.model_type.removesuffix("_vision_model"))
-    found = next(
-        filter(None, map(image_processing_auto.IMAGE_PROCESSOR_MAPPING_NAMES.get, kinds)), None
-    )
-    if found is None:
-        return {}
-    names = found.values() if isinstance(found, dict) else found
-    name = next(name for name in sorted(filter(None, names), key=len))
-    processor: dict[str, Any] = getattr(_import_transformers(), name)().to_dict()
-    # Without weights, the order of channels does not matter.
-    return {key: value for key, value in processor.items() if key != "do_flip_channel_order"}
-
-
-def _read_processor(config: Path) -> dict[str, Any]:
-    """The image processor saved in a config's folder; empty if there is none."""
-    separate, combined = (
-        config.with_name(name) for name in ("preprocessor_config.json", "processor_config.json")
-    )
-    if separate.is_file():
-        return _read(separate)
-    return dict(_read(combined).get("image_processor", {})) if combined.is_file() else {}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        fields = read_json(path)
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path} is no config: it holds a {type(fields).__name__}.")
-    return fields
-
-
 def _refuse_weights(name: str, weights: str | None) -> None:
     if weights is not None:
         raise ValueError(
@@ -322,7 +181,7 @@ def _refuse_weights(name: str, weights: str | None) -> None:
 
 def _download_from_hub(name: str, *, with_weights: bool) -> Path:
     """Download a model of the hub, unless cached; return its folder."""
-    transformers = _import_transformers()
+    transformers = import_transformers()
     first, _, last = name.rpartition("/")
     is_local = first != "" and Path(first).is_dir()
     is_path = name.startswith((".", "/", "~")) or "/" in first or is_local
@@ -352,14 +211,3 @@ def _download_from_hub(name: str, *, with_weights: bool) -> Path:
         if any((folder / file).is_file() for file in WEIGHTS_FILES):
             break
     return folder
-
-
-def _import_transformers() -> Any:
-    try:
-        import transformers
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "An `hf/` backbone needs transformers: pip install 'lit-finetune[huggingface]'",
-            name="transformers",
-        ) from error
-    return transformers
