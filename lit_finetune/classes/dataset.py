@@ -273,4 +273,12 @@ def _get(owner: Any, name: str) -> Any:
     wraps = hasattr(type(owner), "__getattr__") and any(
         isinstance(each, Dataset) for each in getattr(owner, "__dict__", {}).values()
     )
-    return getattr(owner, name, None) if is_own or not wraps else None
+    if wraps and not is_own:
+        return None
+    if name == "classes":
+        return getattr(owner, name, None)
+    with suppress(
+        Exception
+    ):  # a property of the user's own, which nobody may have meant to be asked
+        return getattr(owner, name, None)
+    return None
