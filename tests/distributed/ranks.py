@@ -44,15 +44,14 @@ def ends_of_ranks(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    shared = {**os.environ, "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1"}
-    shared |= {"MASTER_PORT": port, "WORLD_SIZE": str(ranks), "NODE_RANK": "0"}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared |= {"WORLD_SIZE": str(ranks), "NODE_RANK": "0"}
     with tempfile.TemporaryDirectory() as place:
         logs = [Path(place) / f"{rank}.txt" for rank in range(ranks)]
         processes = [
-            _CONTEXT.Process(target=_act, args=(main, args, rank, shared, folder, log))
+            start(main, *args, folder=folder, log=log, LOCAL_RANK=str(rank), **shared)
             for rank, log in enumerate(logs)
         ]
-        _start(processes)
         _await(processes, time.monotonic() + timeout_s)
         return [
             (process.exitcode, log.read_text(errors="replace") if log.exists() else "")
@@ -60,18 +59,23 @@ def ends_of_ranks(
         ]
 
 
-def _start(processes: list[Any]) -> None:
-    """Start them; the first start of all starts the server, which is told where this tree is."""
+def start(main: Callable[..., Any], *args: Any, folder: Path, log: Path, **variables: str) -> Any:
+    """Start a process that calls the function there, and writes what it prints into a file.
+
+    The first of all starts the server, which is told where this tree is.
+    """
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *([before] if before else [])])
     try:
-        for process in processes:
-            process.start()
+        environment = {**os.environ, **variables}
+        process = _CONTEXT.Process(target=_act, args=(main, args, environment, folder, log))
+        process.start()
     finally:
         if before is None:
             del os.environ["PYTHONPATH"]
         else:
             os.environ["PYTHONPATH"] = before
+    return process
 
 
 def _await(processes: list[Any], limit: float) -> None:
@@ -90,18 +94,17 @@ def _await(processes: list[Any], limit: float) -> None:
 def _act(
     main: Callable[..., Any],
     args: tuple[Any, ...],
-    rank: int,
     environment: Mapping[str, str],
     folder: Path,
     log: Path,
 ) -> None:
     """What one process does."""
-    os.environ |= {**environment, "LOCAL_RANK": str(rank)}
+    os.environ |= environment
     os.chdir(folder)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with log.open("w") as file:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
             os.dup2(file.fileno(), stream.fileno())
-    rank_zero_only.rank = rank
+    rank_zero_only.rank = int(environment.get("LOCAL_RANK", 0))
     main(*args)

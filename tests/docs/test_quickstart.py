@@ -1,9 +1,11 @@
 """The quickstart, as a user runs it: one command, without a network."""
 
 import csv
+import io
+import logging
 import re
-import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from sklearn.datasets import load_digits
 from examples.digits_net import DigitsNet
 from examples.pretrain_digits import WEIGHTS, pretrain
 from lit_finetune import FinetuneClassifier, load_weights
+from lit_finetune.cli.command_line import main
 
 ROOT = Path(__file__).parents[2]
 COMMAND = ("train.py", "fit", "--config", "configs/quickstart.yaml")
@@ -21,15 +24,18 @@ COMMAND = ("train.py", "fit", "--config", "configs/quickstart.yaml")
 def printed(tmp_path_factory) -> str:
     """What a run of the quickstart prints."""
     folder = tmp_path_factory.mktemp("quickstart")
-    run = subprocess.run(
-        [sys.executable, *COMMAND, f"--trainer.default_root_dir={folder}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stderr
-    return run.stdout + run.stderr
+    output = io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        redirect_stdout(output),
+        redirect_stderr(output),
+    ):
+        patch.chdir(ROOT)
+        patch.setattr(sys, "argv", [COMMAND[0]])
+        # Lightning makes itself such a handler where none is there before it, as here pytest's.
+        patch.setattr(logging.getLogger("lightning.pytorch"), "handlers", [logging.StreamHandler()])
+        main(args=[*COMMAND[1:], f"--trainer.default_root_dir={folder}"])
+    return output.getvalue()
 
 
 def told(name: str, printed: str) -> str:

@@ -14,7 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from lit_finetune import FinetuneClassifier
 from lit_finetune.cli.command_line import main
+from tests.distributed.ranks import start
 
 ROOT = Path(__file__).parents[2]
 PHASES = ("training head", "training layer3", "training layer2, layer1")
@@ -41,23 +43,20 @@ def kill_in_phase(folder: Path, phase: str, delay: float, *words: str) -> None:
     """Start a run, and kill it a moment after a phase has begun and a checkpoint is there."""
     folder.mkdir()
     log = folder / "log.txt"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "train.py"), *WORDS, str(folder), *words],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=file,
-            stderr=file,
-        )
-        try:
-            limit = time.monotonic() + 120
-            while phase not in log.read_text() or not last_checkpoint(folder).exists():
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < limit
-                time.sleep(0.005)
-            time.sleep(delay)
-        finally:
-            process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the run had ended before"
+    process = start(main, FinetuneClassifier, [*WORDS, str(folder), *words], folder=folder, log=log)
+    try:
+        limit = time.monotonic() + 120
+        while (
+            not log.exists() or phase not in log.read_text() or not last_checkpoint(folder).exists()
+        ):
+            assert process.is_alive(), log.read_text()
+            assert time.monotonic() < limit
+            time.sleep(0.005)
+        time.sleep(delay)
+    finally:
+        process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, "the run had ended before"
 
 
 def finish(folder: Path, *words: str) -> dict[str, Any]:
