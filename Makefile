@@ -9,7 +9,7 @@ check:  ## ruff and mypy
 	ruff check . && ruff format --check . && mypy
 
 fast:  ## the tests of the core that take no training: under a minute
-	pytest -m "not (slow or long or sweep or network)" lit_finetune callbacks datamodules tests/schedules tests/optim tests/freezing tests/files tests/test_architecture.py
+	pytest -m "not (slow or long or sweep or network)" lit_finetune callbacks datamodules tests/schedules tests/optim tests/freezing tests/test_architecture.py
 
 test:  ## all tests but the marked ones: minutes
 	pytest
