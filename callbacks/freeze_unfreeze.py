@@ -60,28 +60,28 @@ from .trainer_state import (
 
 
 class FreezeUnfreezeCallback(Callback):
-    """Train what the schedule says, from when on it says, and hold all else frozen.
+    """Train the blocks that a schedule names, from the time it names, and keep the others frozen.
 
-    Works with any `LightningModule`. Whatever the module's optimizer holds, frozen parameters are
-    taken out of it, and registered as new named groups when they start to train: with the options
-    that the module gave them, at a rate that stays in proportion to the first group's under any
-    scheduler. Frozen modules stay in eval mode, without a gradient. Under DDP the wrapper is built
-    anew at each change. A resumed run goes on as if it had never stopped.
+    Works with any `LightningModule` and the optimizer that it makes. Frozen parameters have no
+    gradient and are taken out of the optimizer; their modules are in eval mode. When they start
+    to train, they are registered as named groups, with the options that the module gave them and
+    at a rate that stays in proportion to the first group's under any scheduler. Under DDP the
+    wrapper is built again at each change. A resumed run ends as if it had never been stopped.
 
     Args:
-        schedule: From epoch to what starts to train then, such as
-            `{0: head, 2: layer4, 5: all}`. A value is a selector, a list of selectors, or
+        schedule: One of three. A mapping from epoch to what starts to train then, such as
+            `{0: head, 2: layer4, 5: all}`: a selector, a list of selectors, or
             `{modules, lr, lr_scale}`. Selectors are block names, block indices (`-1`, `-2:`),
-            module names, globs (`layer4.*`), regular expressions (`re:…`), `children[:n]` and
-            `all`, which means the rest. Or the name of a strategy, `head_only`, `full`, `gradual`,
-            `lp_ft`, `last_n`, `first_n_frozen`, `norm_only`, `bitfit`, with its arguments as
-            `{gradual: {every: 2}}`. Or a list of entries
-            `{modules, lr, lr_scale, freeze, restore_best, warmup_steps}`,
-            each of which begins at an `epoch`, at a `step` of the optimizer, after a share `at` of
-            the run, or `on_plateau: {monitor, mode, patience, min_delta, max_epochs}`, when a
-            metric of validation gets no better; the first begins at the start. What `freeze`
-            selects trains no longer; with `restore_best` the best weights of the phase before
-            come back first; over `warmup_steps` the rate of what the entry adds rises.
+            module names, globs (`layer4.*`), regular expressions (`re:…`), `children[:n]`,
+            `norms`, `biases` and `all`, which means the rest. Or the name of a strategy,
+            `head_only`, `full`, `gradual`, `lp_ft`, `last_n`, `first_n_frozen`, `norm_only`,
+            `bitfit`, with its arguments as `{gradual: {every: 2}}`. Or a list of entries
+            `{modules, lr, lr_scale, freeze, restore_best, warmup_steps}`, each of which begins at
+            an `epoch`, at a `step` of the optimizer, after the share `at` of the run, or when a
+            validation metric stalls,
+            `on_plateau: {monitor, mode, patience, min_delta, max_epochs}`; the first begins at
+            the start. `freeze` selects what stops training; `restore_best` restores the best
+            weights of the phase before; over `warmup_steps` the rate of the new groups rises.
         train_bn: Whether normalisation layers train in frozen blocks too, statistics and weights,
             in groups of their own.
 
