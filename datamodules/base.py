@@ -25,35 +25,35 @@ from lit_finetune.loading.few_pictures import refuse_few_pictures
 from lit_finetune.loading.run_position import RunPosition, position_in_run
 
 from .cached_images import CachedImages, CachedTensor
-from .dataset import ArraySamples, PictureDataset, Samples, unfinished
+from .dataset import ArraySamples, ImageDataset, Samples, collate_batch
 from .image_cache.build import (
     FOLDER,
-    folder_of,
-    keep_in_files,
-    keep_in_memory,
-    keeps_in_memory,
-    on_device,
-    open_kept,
-    recipe_of,
+    cache_folder,
+    cache_in_files,
+    cache_in_memory,
+    cache_recipe,
+    open_cache,
+    to_device,
+    uses_memory,
     with_stamps,
 )
 from .same_on_all_ranks import refuse_other_pictures
 from .samplers import (
     EpochSampler,
-    PictureLoader,
+    ImageLoader,
     ResumableLoader,
     UnpaddedSampler,
     even_batch_size,
     sampler_class,
 )
 from .sources.class_counts import count_table
-from .transforms.channels import given_options, per_channel
+from .transforms.channels import per_channel, validate_options
 from .transforms.pipeline import Pipeline, Step, make_pipeline
 from .transforms.presets import Augmentation, photo_geometry, train_steps
 
 Cache = Literal["auto", "ram", "disk", "none"]
 Part = Literal["train", "val", "test", "predict"]
-Loader = PictureLoader
+Loader = ImageLoader
 
 PARTS: Mapping[str, tuple[Part, ...]] = {
     "fit": ("train", "val"),
@@ -128,13 +128,13 @@ class ImageDataModule(LightningDataModule):
         self.image_size = image_size
         self.train_augmentation: Augmentation = train_augmentation
         self.seed = seed
-        self._given = given_options(
+        self._given = validate_options(
             mean=mean,
             std=std,
             resize_size=resize_size,
             interpolation=interpolation,
         )
-        self._datasets: dict[Part, PictureDataset] = {}
+        self._datasets: dict[Part, ImageDataset] = {}
         self._made_of: dict[Part, tuple[Samples, DataConfig, str]] = {}
         self._is_prepared = False
         self._told_counts = False
@@ -208,7 +208,7 @@ class ImageDataModule(LightningDataModule):
         self._is_prepared = True
         if self.cache == "disk" and (self.trainer is None or self.trainer.state.fn == "fit"):
             for part in PARTS["fit"]:
-                self._keep_on_disk(part)
+                self._cache_on_disk(part)
 
     @override
     def setup(self, stage: str) -> None:
@@ -269,11 +269,11 @@ class ImageDataModule(LightningDataModule):
         """The training pictures in order, as they are in validation: for a linear probe."""
         train = self._dataset("train")
         pipeline = make_pipeline(eval_geometry(self.data_config), self.data_config)
-        is_kept = recipe_of(pipeline) == recipe_of(train.pipeline)
-        dataset = PictureDataset(
-            train.samples, pipeline, stock=train.stock if is_kept else None, device=train.device
+        is_kept = cache_recipe(pipeline) == cache_recipe(train.pipeline)
+        dataset = ImageDataset(
+            train.samples, pipeline, cache=train.cache if is_kept else None, device=train.device
         )
-        return self._loader(PictureLoader, "train", dataset, batch_size=self.batch_size)
+        return self._loader(ImageLoader, "train", dataset, batch_size=self.batch_size)
 
     @override
     def val_dataloader(self) -> Loader | list[Loader]:
@@ -287,9 +287,9 @@ class ImageDataModule(LightningDataModule):
     def predict_dataloader(self) -> Loader:
         num_pictures, ranks = len(self._dataset("predict")), self._ranks()
         refuse_few_pictures(num_pictures, ranks["num_replicas"], "pictures for predict")
-        return self._loader(PictureLoader, "predict", batch_size=self.batch_size)
+        return self._loader(ImageLoader, "predict", batch_size=self.batch_size)
 
-    def _dataset(self, part: Part) -> PictureDataset:
+    def _dataset(self, part: Part) -> ImageDataset:
         if part not in self._datasets:
             stage = next(stage for stage, parts in PARTS.items() if part in parts)
             raise RuntimeError(f"The {part} pictures are known after `setup({stage!r})`.")
@@ -298,25 +298,25 @@ class ImageDataModule(LightningDataModule):
             self._datasets[part] = self._make_dataset(part, samples, stage)
         return self._datasets[part]
 
-    def _make_dataset(self, part: Part, samples: Samples, stage: str) -> PictureDataset:
+    def _make_dataset(self, part: Part, samples: Samples, stage: str) -> ImageDataset:
         self._made_of[part] = samples, self.data_config, stage
         pipeline = self._pipeline(part, samples)
-        stock: CachedImages | CachedTensor | None = None
+        cached: CachedImages | CachedTensor | None = None
         if self.cache == "disk" and part in PARTS["fit"]:
-            stock = open_kept(self._cache_folder(pipeline), with_stamps(samples))
-        elif keeps_in_memory(self.cache, samples, pipeline, is_read_often=stage == "fit"):
-            stock = keep_in_memory(samples, pipeline, part)
+            cached = open_cache(self._cache_folder(pipeline), with_stamps(samples))
+        elif uses_memory(self.cache, samples, pipeline, is_read_often=stage == "fit"):
+            cached = cache_in_memory(samples, pipeline, part)
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         if not self.num_workers and device.type == "cuda" and pipeline.is_batched:
-            stock = on_device(stock, device)
-        return PictureDataset(samples, pipeline, stock=stock, device=device)
+            cached = to_device(cached, device)
+        return ImageDataset(samples, pipeline, cache=cached, device=device)
 
-    def _keep_on_disk(self, part: Part) -> None:
+    def _cache_on_disk(self, part: Part) -> None:
         samples = self.read_samples(part)
         pipeline = self._pipeline(part, samples)
         folder = self._cache_folder(pipeline)
         if samples.names:
-            keep_in_files(folder, with_stamps(samples), pipeline, part)
+            cache_in_files(folder, with_stamps(samples), pipeline, part)
 
     def _cache_folder(self, pipeline: Pipeline) -> Path:
         root = self.pictures_dir
@@ -324,8 +324,8 @@ class ImageDataModule(LightningDataModule):
             raise ValueError(
                 "`cache` is 'disk', but these pictures are in no folder: name one, `cache_dir`."
             )
-        recipe = recipe_of(pipeline, root=root if self.cache_dir else None)
-        return folder_of(self.cache_dir or Path(str(root), FOLDER), recipe)
+        recipe = cache_recipe(pipeline, root=root if self.cache_dir else None)
+        return cache_folder(self.cache_dir or Path(str(root), FOLDER), recipe)
 
     def _pipeline(self, part: Part, samples: Samples) -> Pipeline:
         config = self.data_config
@@ -334,7 +334,7 @@ class ImageDataModule(LightningDataModule):
             steps = train_steps(config, self.train_augmentation, self.train_geometry(config))
         pipeline = make_pipeline(steps, config)
         if self.cache in ("ram", "disk") and not isinstance(samples, ArraySamples):
-            pipeline = pipeline.shrunk(self.cache_size or config.resize_size * 3 // 2, config)
+            pipeline = pipeline.with_shrink(self.cache_size or config.resize_size * 3 // 2, config)
         return pipeline
 
     def _ranks(self) -> dict[str, int]:
@@ -350,7 +350,7 @@ class ImageDataModule(LightningDataModule):
             **self._ranks(),
             seed=torch.initial_seed() if self._run_seed is None else self._run_seed,
             batch_size=self.batch_size,
-            place=partial(position_in_run, trainer.fit_loop)
+            position=partial(position_in_run, trainer.fit_loop)
             if trainer
             else partial(RunPosition, 0, 0),
         )
@@ -359,19 +359,19 @@ class ImageDataModule(LightningDataModule):
         """A loader of each picture once, in order, whichever process asks."""
         ranks = self._ranks()
         if ranks["num_replicas"] == 1:
-            return self._loader(PictureLoader, part, batch_size=self.batch_size)
+            return self._loader(ImageLoader, part, batch_size=self.batch_size)
         dataset = self._dataset(part)
         refuse_few_pictures(len(dataset), ranks["num_replicas"], f"pictures for {part}")
         size = even_batch_size(len(dataset), self.batch_size, ranks["num_replicas"])
         sampler = UnpaddedSampler(dataset, **ranks)
-        return self._loader(PictureLoader, part, batch_size=size, sampler=sampler)
+        return self._loader(ImageLoader, part, batch_size=size, sampler=sampler)
 
     def _loader(
-        self, make: type[Loader], part: Part, dataset: PictureDataset | None = None, **options: Any
+        self, make: type[Loader], part: Part, dataset: ImageDataset | None = None, **options: Any
     ) -> Loader:
         dataset = dataset or self._dataset(part)
         num_workers = self._num_workers(dataset)
-        if dataset.is_ready:  # Lightning would advise workers, which could only slow it down
+        if dataset.needs_no_workers:  # Lightning would advise workers, which only slow it down
             warnings.filterwarnings("ignore", f"The '{part}_dataloader' does not have many workers")
         return make(
             dataset,
@@ -379,15 +379,15 @@ class ImageDataModule(LightningDataModule):
             persistent_workers=num_workers > 0 and part in PARTS["fit"],
             # Its own, so that loading leaves alone what the model draws (dropout, mixing).
             generator=torch.Generator().manual_seed(self.seed),
-            collate_fn=unfinished,  # type: ignore[arg-type]  # a batch, not a list of samples
+            collate_fn=collate_batch,  # type: ignore[arg-type]  # a batch, not a list of samples
             pin_memory=dataset.device.type == "cuda" and not dataset.is_on_device,
             **options,
         )
 
-    def _num_workers(self, dataset: PictureDataset) -> int:
+    def _num_workers(self, dataset: ImageDataset) -> int:
         if self.num_workers is not None:
             return self.num_workers
-        if len(dataset) <= self.batch_size or dataset.is_ready:
+        if len(dataset) <= self.batch_size or dataset.needs_no_workers:
             return 0
         return spare_cpus(self.trainer.num_devices if self.trainer else 1)
 

@@ -1,4 +1,4 @@
-"""Pictures that were made ready once: as they lie in memory or in files."""
+"""Cached images: their pixels in memory or in files."""
 
 import logging
 import math
@@ -19,76 +19,76 @@ from lit_finetune.files.checksums import checksum, open_regular, read_at, write_
 Pixels = NDArray[np.uint8]
 MISSING = -1
 
-logger = logging.getLogger(__name__)  # workers tell as well, and other processes than the first
+logger = logging.getLogger(__name__)  # in workers and in all processes
 
 
 def as_tensor(pixels: Pixels) -> Tensor:
     """Pixels (H, W, C) as a tensor (C, H, W)."""
-    if not pixels.flags.writeable:  # torch warns of what it cannot protect
+    if not pixels.flags.writeable:  # torch would warn
         pixels = pixels.copy()
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 class Segment(Protocol):
-    """Bytes of many pictures, one after the other."""
+    """The bytes of many images, one after the other."""
 
-    def read(self, start: int, count: int, known: int) -> Pixels | None:
-        """Bytes from a place on; None where they do not have the checksum that is known."""
+    def read(self, start: int, count: int, expected: int) -> Pixels | None:
+        """Read bytes from an offset; None if they do not have the expected checksum."""
 
-    def put_back(self, start: int, pixels: Pixels, known: int) -> None:
-        """Write bytes that were not found as they were, if these are they."""
+    def repair(self, start: int, pixels: Pixels, expected: int) -> None:
+        """Write bytes again that were damaged, if these have the expected checksum."""
 
 
 class MemorySegment:
-    """Bytes in memory; torch shares them with workers instead of sending them."""
+    """Bytes in memory, which torch shares with workers without a copy."""
 
-    def __init__(self, pictures: Sequence[Pixels]) -> None:
-        self._tensor = torch.empty(sum(p.size for p in pictures), dtype=torch.uint8)
-        np.concatenate([p.reshape(-1) for p in pictures], out=self._tensor.numpy())
+    def __init__(self, images: Sequence[Pixels]) -> None:
+        self._tensor = torch.empty(sum(each.size for each in images), dtype=torch.uint8)
+        np.concatenate([each.reshape(-1) for each in images], out=self._tensor.numpy())
 
-    def read(self, start: int, count: int, known: int) -> Pixels | None:
-        """Bytes from a place on."""
+    def read(self, start: int, count: int, expected: int) -> Pixels | None:
+        """Read bytes from an offset."""
         return self._tensor.numpy()[start : start + count]
 
-    def put_back(self, start: int, pixels: Pixels, known: int) -> None:
-        """Nothing: they are there."""
+    def repair(self, start: int, pixels: Pixels, expected: int) -> None:
+        """Do nothing: bytes in memory are never damaged."""
 
 
 class FileSegment:
-    """Bytes in a file, which is opened when they are first read.
+    """Bytes in a file, which is opened at the first read.
 
-    They are never mapped into memory: a mapped file that is cut short ends the process.
+    It is never mapped into memory: truncating a mapped file kills the process.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._file: int | None = None
-        self._is_told = False
+        self._has_warned = False
 
     def __del__(self) -> None:
         if vars(self).get("_file") is not None:
             os.close(vars(self)["_file"])
 
-    def read(self, start: int, count: int, known: int) -> Pixels | None:
-        """Bytes from a place on; None where they do not have the checksum that is known."""
+    def read(self, start: int, count: int, expected: int) -> Pixels | None:
+        """Read bytes from an offset; None if they do not have the expected checksum."""
         pixels = np.empty(count, np.uint8)
         try:
             self._file = open_regular(self.path) if self._file is None else self._file
-        except FileNotFoundError:  # another run found its pictures changed, and removed it
+        except FileNotFoundError:  # another run removed it, because its images have changed
             return None
         except OSError as error:
-            self._tell(f"cannot be read ({error})")
+            self._warn_once(f"cannot be read ({error})")
             return None
-        is_there = read_at(self._file, start, [pixels.data])
-        if is_there and checksum([pixels.data]) == known:
+        is_complete = read_at(self._file, start, [pixels.data])
+        if is_complete and checksum([pixels.data]) == expected:
             return pixels
-        self._tell("does not hold what was written: it was changed, cut short or damaged")
+        self._warn_once("does not hold what was written: it was changed, cut short or damaged")
         return None
 
-    def put_back(self, start: int, pixels: Pixels, known: int) -> None:
-        """Write bytes that were not found as they were, if these are they and the file may be."""
+    def repair(self, start: int, pixels: Pixels, expected: int) -> None:
+        """Write damaged bytes again, if they have the checksum and the file is writable."""
         content = np.ascontiguousarray(pixels).reshape(-1).data
-        if checksum([content]) != known:
+        if checksum([content]) != expected:
             return
         with suppress(OSError):
             file = open_regular(self.path, writable=True)
@@ -97,58 +97,58 @@ class FileSegment:
             finally:
                 os.close(file)
 
-    def _tell(self, problem: str) -> None:
-        if not self._is_told:
-            logger.warning("%s %s. Pictures are made ready anew.", self.path, problem)
-        self._is_told = True
+    def _warn_once(self, problem: str) -> None:
+        if not self._has_warned:
+            logger.warning("%s %s. Pictures are read and resized again.", self.path, problem)
+        self._has_warned = True
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the file: another process opens it itself."""
-        return {"path": self.path, "_file": None, "_is_told": self._is_told}
+        """The state without the open file, which another process opens again."""
+        return {"path": self.path, "_file": None, "_has_warned": self._has_warned}
 
 
 @dataclass(frozen=True, slots=True)
 class CachedImages:
-    """Where the pixels of each picture are.
+    """Cached images of any size, in segments.
 
     Args:
-        segments: Where they lie.
-        table: Of each picture the segment (or `MISSING`), where in it it begins, its height, width
-            and channels, and its checksum.
+        segments: The segments that contain the pixels.
+        table: For each image (N, 6): the number of its segment (or `MISSING`), its offset in it,
+            height, width, channels and checksum.
     """
 
     segments: Sequence[Segment]
     table: NDArray[np.int64]
 
     def get(self, index: int) -> Pixels | None:
-        """One picture (H, W, C), to be read only; None where it is not kept as it was."""
-        segment, start, *shape, known = self.table[index].tolist()
+        """One image (H, W, C), read-only; None if it is missing or damaged."""
+        segment, start, *shape, expected = self.table[index].tolist()
         if segment == MISSING:
             return None
-        pixels = self.segments[segment].read(start, math.prod(shape), known)
+        pixels = self.segments[segment].read(start, math.prod(shape), expected)
         return None if pixels is None else pixels.reshape(shape)
 
-    def put_back(self, index: int, pixels: Pixels) -> None:
-        """Repair a picture that was kept, and is not as it was."""
-        segment, start, *shape, known = self.table[index].tolist()
+    def repair(self, index: int, pixels: Pixels) -> None:
+        """Write an image again that was found damaged."""
+        segment, start, *shape, expected = self.table[index].tolist()
         if segment != MISSING and list(pixels.shape) == shape:
-            self.segments[segment].put_back(start, pixels, known)
+            self.segments[segment].repair(start, pixels, expected)
 
 
 @dataclass(frozen=True, slots=True)
 class CachedTensor:
-    """Pictures of one size as a single tensor (N, C, H, W), on the device that trains if it fits.
+    """Images of one size as one tensor (N, C, H, W), on the device that trains if it fits.
 
-    Workers get it shared, not copied.
+    Workers share it without a copy.
     """
 
-    pictures: Tensor
+    images: Tensor
 
     def get(self, index: int) -> Pixels | None:
-        """One picture (H, W, C)."""
-        pixels: Pixels = self.pictures[index].permute(1, 2, 0).cpu().numpy()
+        """One image (H, W, C)."""
+        pixels: Pixels = self.images[index].permute(1, 2, 0).cpu().numpy()
         return pixels
 
     def batch(self, indices: Tensor) -> Tensor:
-        """Some pictures (n, C, H, W)."""
-        return self.pictures.index_select(0, indices.to(self.pictures.device, non_blocking=True))
+        """The images with these indices (n, C, H, W)."""
+        return self.images.index_select(0, indices.to(self.images.device, non_blocking=True))

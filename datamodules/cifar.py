@@ -17,7 +17,7 @@ from lit_finetune.images.data_config import DataConfig
 from .base import ImageDataModule, Part
 from .dataset import ArraySamples
 from .sources.splits import check_fractions, split_fractions, stratified_split
-from .transforms.presets import small_picture_geometry
+from .transforms.presets import small_image_geometry
 
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
 CIFAR100_CLASSES = """
@@ -73,7 +73,7 @@ class CIFARDataModule(ImageDataModule):
 
     @override
     def train_geometry(self, config: DataConfig) -> list[nn.Module]:
-        return small_picture_geometry(config)
+        return small_image_geometry(config)
 
     @property
     @override

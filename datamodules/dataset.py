@@ -1,4 +1,4 @@
-"""Pictures with labels and names, in files or in memory, and the dataset over them."""
+"""Images with labels and names, in files or in memory, and the dataset of their transforms."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from lit_finetune.images.read import Box, load_part
 from lit_finetune.loading.seeding import derive_seed, drawing_from
 
 from .cached_images import CachedImages, CachedTensor, Pixels, as_tensor
-from .samplers import Draw
+from .samplers import SeededIndex
 from .sources.unreadable import stamp
 from .transforms.pipeline import Pipeline, Shrink
 from .transforms.random_numbers import uniforms
@@ -27,50 +27,50 @@ UNLABELLED = -1
 
 
 class Samples(Protocol):
-    """Pictures that can be loaded one by one."""
+    """Images that are loaded one by one."""
 
     @property
     def names(self) -> Sequence[str]:
-        """What each picture is called."""
+        """The name of each image."""
 
     @property
     def labels(self) -> Sequence[int]:
-        """The class index of each picture, or `UNLABELLED`."""
+        """The class index of each image, or `UNLABELLED`."""
 
     def load(self, index: int) -> Image.Image:
-        """One picture, in RGB."""
+        """One image, in RGB."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileSamples:
-    """Pictures in files; a name is the path below `root`."""
+    """Images in files; a name is the path relative to `root`."""
 
     root: Path
     names: Sequence[str]
     labels: Sequence[int]
 
     def load(self, index: int) -> Image.Image:
-        """One picture, in RGB."""
+        """One image, in RGB."""
         return self.load_part(index)[0]
 
     def load_part(
         self, index: int, choose: Callable[[int, int], tuple[Box, float]] | None = None
     ) -> tuple[Image.Image, Box]:
-        """One picture, and the wanted part of it; see `lit_finetune.images.read.load_part`."""
+        """One image, and the requested part of it; see `lit_finetune.images.read.load_part`."""
         try:
             return load_part(self.root / self.names[index], choose)
         except OSError as error:
             raise OSError(
                 f"{error}\nRepair or remove the file, or set `on_corrupt` to 'skip': then every "
-                "picture is read once before the run, and those that cannot be are left out."
+                "picture is read once before the run, and unreadable ones are left out."
             ) from error
 
     def stamp(self, index: int) -> list[int]:
-        """What changes when the picture changes."""
+        """Numbers that change when the image changes."""
         return stamp(self.root / self.names[index])
 
     def is_current(self, name: str, stamped: Sequence[int]) -> bool:
-        """Whether there is a picture of this name, and it is what it was."""
+        """Whether there is an image of this name, with this stamp."""
         try:
             return stamp(self.root / name) == list(stamped)
         except OSError:
@@ -79,30 +79,30 @@ class FileSamples:
 
 @dataclass(frozen=True, slots=True)
 class ArraySamples:
-    """Pictures in memory: 8 bits; sample, height, width, channel."""
+    """Images in memory (N, H, W, C), of 8 bits."""
 
-    pictures: NDArray[np.uint8]
+    images: NDArray[np.uint8]
     names: Sequence[str]
     labels: Sequence[int]
 
     def load(self, index: int) -> Image.Image:
-        """One picture, in RGB."""
-        return Image.fromarray(self.pictures[index])
+        """One image, in RGB."""
+        return Image.fromarray(self.images[index])
 
     def stamp(self, index: int) -> list[int]:
-        """What changes when the picture changes."""
-        pixels = np.ascontiguousarray(self.pictures[index])
+        """Numbers that change when the image changes."""
+        pixels = np.ascontiguousarray(self.images[index])
         digest = blake2b(pixels.data, digest_size=8).digest()
         return [pixels.size, int.from_bytes(digest, "little", signed=True)]
 
     def is_current(self, name: str, stamped: Sequence[int]) -> bool:
-        """Yes: which other pictures there are is not known here."""
+        """Always True: other images are not known here."""
         return True
 
     def subset(self, indices: Sequence[int]) -> "ArraySamples":
-        """Only these samples, in this order."""
+        """The samples with these indices, in this order."""
         return ArraySamples(
-            self.pictures[np.asarray(indices, dtype=int)],
+            self.images[np.asarray(indices, dtype=int)],
             [self.names[i] for i in indices],
             [self.labels[i] for i in indices],
         )
@@ -110,32 +110,32 @@ class ArraySamples:
 
 @dataclass(frozen=True, slots=True)
 class Batch(Sequence[tuple[Tensor, int]]):
-    """Pictures of a batch: together as they are before normalisation, or one by one as they end."""
+    """A batch before normalization; as a sequence, its normalized images with their labels."""
 
     images: Tensor
     labels: Tensor
-    finish: Callable[[Tensor], Tensor]
+    normalize: Callable[[Tensor], Tensor]
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: Any) -> Any:
-        return self.finish(self.images[index, None])[0], int(self.labels[index])
+        return self.normalize(self.images[index, None])[0], int(self.labels[index])
 
     def __iter__(self) -> Iterator[tuple[Tensor, int]]:
-        return iter(zip(self.finish(self.images), self.labels.tolist(), strict=True))
+        return iter(zip(self.normalize(self.images), self.labels.tolist(), strict=True))
 
 
-def unfinished(batch: Batch) -> tuple[Tensor, Tensor]:
-    """A batch as it leaves a worker: 8 bits a channel are a quarter of what floats take."""
+def collate_batch(batch: Batch) -> tuple[Tensor, Tensor]:
+    """The tensors of a batch before normalization: 8 bits are a quarter of the size of floats."""
     return batch.images, batch.labels
 
 
-class PictureDataset(Dataset[tuple[Tensor, int]]):
-    """Transformed pictures with their labels.
+class ImageDataset(Dataset[tuple[Tensor, int]]):
+    """Transformed images with their labels.
 
-    A `Draw` in the place of an index brings the seed from which its transform draws, whichever
-    process loads it, in whichever batch, and whatever was drawn before.
+    An index may be a `SeededIndex`: then the random transform depends only on its seed and index,
+    whatever the process, the batch and the random numbers before.
     """
 
     def __init__(
@@ -143,132 +143,134 @@ class PictureDataset(Dataset[tuple[Tensor, int]]):
         samples: Samples,
         pipeline: Pipeline,
         *,
-        stock: CachedImages | CachedTensor | None = None,
+        cache: CachedImages | CachedTensor | None = None,
         device: torch.device | None = None,
     ) -> None:
         self.samples = samples
         self.pipeline = pipeline
-        self.stock = stock
+        self.cache = cache
         self.device = device or torch.device("cpu")
         self._labels = torch.tensor(samples.labels)
 
     @property
     def varies(self) -> bool:
-        """Whether a picture is another each time that its seed is."""
-        return bool(self.pipeline.cut or self.pipeline.varied or self.pipeline.moves)
+        """Whether the transform is random."""
+        return bool(
+            self.pipeline.crop or self.pipeline.random_steps or self.pipeline.batch_augmentations
+        )
 
     @property
-    def is_a_tensor(self) -> bool:
-        """Whether batches are made from a single tensor, which takes no workers."""
-        return isinstance(self.stock, CachedTensor) and self.pipeline.is_batched
+    def is_one_tensor(self) -> bool:
+        """Whether batches are rows of one tensor, which needs no workers."""
+        return isinstance(self.cache, CachedTensor) and self.pipeline.is_batched
 
     @property
-    def is_ready(self) -> bool:
-        """Whether so little is left to do that workers would take more from a network than give."""
-        is_kept = isinstance(self.stock, CachedImages) and not self.pipeline.varied
-        return self.is_a_tensor or (is_kept and self.device.type == "cpu")
+    def needs_no_workers(self) -> bool:
+        """Whether loading is so cheap that workers would slow the network down."""
+        is_cached = isinstance(self.cache, CachedImages) and not self.pipeline.random_steps
+        return self.is_one_tensor or (is_cached and self.device.type == "cpu")
 
     @property
     def is_on_device(self) -> bool:
-        """Whether that tensor is where the network is."""
-        return isinstance(self.stock, CachedTensor) and self.stock.pictures.is_cuda
+        """Whether the cached tensor is on the GPU."""
+        return isinstance(self.cache, CachedTensor) and self.cache.images.is_cuda
 
     def __len__(self) -> int:
         return len(self.samples.labels)
 
-    def __getitem__(self, index: int | Draw) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int | SeededIndex) -> tuple[Tensor, int]:
         return cast(tuple[Tensor, int], self.__getitems__([index])[0])
 
-    def __getitems__(self, indices: Sequence[int | Draw]) -> Batch:
-        """A whole batch: what torch's loaders ask for where there is this method."""
-        pictures, seeds = split_draws(indices)
-        draws = uniforms(seeds, pictures, self.pipeline.num_draws)
-        images = self._gather(pictures, seeds, draws)
-        used = self.pipeline.cut.num_draws if self.pipeline.cut else 0
-        for move in self.pipeline.moves:
-            images = move.move(images, draws[:, used : used + move.num_draws])
-            used += move.num_draws
-        return Batch(images, self._labels[torch.from_numpy(pictures)], self.pipeline.finish)
+    def __getitems__(self, indices: Sequence[int | SeededIndex]) -> Batch:
+        """A whole batch; torch's loaders call this method if it exists."""
+        numbers, seeds = split_indices(indices)
+        draws = uniforms(seeds, numbers, self.pipeline.num_draws)
+        images = self._images(numbers, seeds, draws)
+        used = self.pipeline.crop.num_draws if self.pipeline.crop else 0
+        for step in self.pipeline.batch_augmentations:
+            images = step.augment(images, draws[:, used : used + step.num_draws])
+            used += step.num_draws
+        return Batch(images, self._labels[torch.from_numpy(numbers)], self.pipeline.normalize)
 
     def finish(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """A batch as the network expects it, on the device where it is wanted."""
+        """The normalized images and the labels of a batch, on the GPU if the network is there."""
         if self.device.type == "cuda":
             images = images.to(self.device, non_blocking=True)
             labels = labels.to(self.device, non_blocking=True)
-        return self.pipeline.finish(images), labels
+        return self.pipeline.normalize(images), labels
 
-    def _gather(
-        self, pictures: NDArray[np.int64], seeds: NDArray[np.int64], draws: NDArray[np.float64]
+    def _images(
+        self, numbers: NDArray[np.int64], seeds: NDArray[np.int64], draws: NDArray[np.float64]
     ) -> Tensor:
-        """The pictures of a batch, before what is done on the whole of it."""
-        if self.is_a_tensor and isinstance(self.stock, CachedTensor):
-            return self.stock.batch(torch.from_numpy(pictures))
-        rows = zip(pictures.tolist(), seeds.tolist(), draws.tolist(), strict=True)
-        images = [self._vary(*row) for row in rows]
+        """The images of a batch (N, C, H, W), before the batch augmentations."""
+        if self.is_one_tensor and isinstance(self.cache, CachedTensor):
+            return self.cache.batch(torch.from_numpy(numbers))
+        rows = zip(numbers.tolist(), seeds.tolist(), draws.tolist(), strict=True)
+        images = [self._image(*row) for row in rows]
         if len({image.dtype for image in images}) > 1:
             images = [functional.to_dtype(image, torch.float32, scale=True) for image in images]
         return torch.stack(images)
 
-    def _vary(self, index: int, seed: int, draws: list[float]) -> Tensor:
-        """One picture (C, H, W) after its own random steps."""
-        cut, varied = self.pipeline.cut, self.pipeline.varied
-        if cut is None:
-            picture: Any = self._kept(index)
+    def _image(self, index: int, seed: int, draws: list[float]) -> Tensor:
+        """One image (C, H, W) after its crop and its random steps."""
+        crop, random_steps = self.pipeline.crop, self.pipeline.random_steps
+        if crop is None:
+            image: Any = self._fixed(index)
         else:
-            pixels, box = self._part(index, draws[: cut.num_draws])
-            picture = cut.cut(pixels, box)
-        if not varied:
-            return picture if isinstance(picture, Tensor) else as_tensor(picture)
+            pixels, box = self._part(index, draws[: crop.num_draws])
+            image = crop.crop(pixels, box)
+        if not random_steps:
+            return image if isinstance(image, Tensor) else as_tensor(image)
         with drawing_from(derive_seed(seed, index)):
-            picture = functional.to_pil_image(picture)
-            for step in varied:
-                picture = step(picture)
-        return functional.to_image(picture).as_subclass(Tensor)
+            image = functional.to_pil_image(image)
+            for step in random_steps:
+                image = step(image)
+        return functional.to_image(image).as_subclass(Tensor)
 
-    def _kept(self, index: int) -> Pixels:
-        """What the fixed steps give, from the cache or anew."""
-        pixels = self.stock.get(index) if self.stock else None
+    def _fixed(self, index: int) -> Pixels:
+        """The result of the fixed steps, cached or computed."""
+        pixels = self.cache.get(index) if self.cache else None
         if pixels is None:
-            pixels = make_ready(self.samples, self.pipeline, index)
-            if isinstance(self.stock, CachedImages):
-                self.stock.put_back(index, pixels)
+            pixels = prepare_image(self.samples, self.pipeline, index)
+            if isinstance(self.cache, CachedImages):
+                self.cache.repair(index, pixels)
         return pixels
 
     def _part(self, index: int, draws: list[float]) -> tuple[Pixels, Box]:
-        """A picture, perhaps decoded smaller than it is, and the part of it that is to be cut."""
-        cut = self.pipeline.cut
-        assert cut is not None
-        if self.pipeline.fixed or not isinstance(self.samples, FileSamples):
-            pixels = self._kept(index)
-            return pixels, cut.box(pixels.shape[0], pixels.shape[1], draws)
+        """An image, perhaps decoded at a reduced size, and the part of it to crop."""
+        crop = self.pipeline.crop
+        assert crop is not None
+        if self.pipeline.fixed_steps or not isinstance(self.samples, FileSamples):
+            pixels = self._fixed(index)
+            return pixels, crop.box(pixels.shape[0], pixels.shape[1], draws)
 
         def choose(height: int, width: int) -> tuple[Box, float]:
-            box = cut.box(height, width, draws)
-            return box, cut.excess(box)
+            box = crop.box(height, width, draws)
+            return box, crop.max_reduction(box)
 
-        picture, box = self.samples.load_part(index, choose)
-        return np.asarray(picture), box
+        image, box = self.samples.load_part(index, choose)
+        return np.asarray(image), box
 
 
-def split_draws(
-    indices: Sequence[int | Draw],
+def split_indices(
+    indices: Sequence[int | SeededIndex],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The pictures' numbers and their seeds; those without one share one that torch draws."""
-    if isinstance(indices[0], Draw):
-        pictures, seeds = np.array(indices, dtype=np.int64).T
-        return np.ascontiguousarray(pictures), np.ascontiguousarray(seeds)
+    """The indices and the seeds of a batch; plain indices share one random seed."""
+    if isinstance(indices[0], SeededIndex):
+        numbers, seeds = np.array(indices, dtype=np.int64).T
+        return np.ascontiguousarray(numbers), np.ascontiguousarray(seeds)
     numbers = np.array(indices, dtype=np.int64)
     return numbers, np.full(len(numbers), int(torch.randint(2**62, ())))
 
 
-def make_ready(samples: Samples, pipeline: Pipeline, index: int) -> Pixels:
-    """One picture (H, W, C) after the fixed steps, whether or not a cache then keeps it."""
-    first = pipeline.fixed[0] if pipeline.fixed else None
+def prepare_image(samples: Samples, pipeline: Pipeline, index: int) -> Pixels:
+    """One image (H, W, C) after the fixed steps."""
+    first = pipeline.fixed_steps[0] if pipeline.fixed_steps else None
     if isinstance(first, Shrink) and isinstance(samples, FileSamples):
-        picture, _ = samples.load_part(index, first.whole)
+        image, _ = samples.load_part(index, first.part_to_read)
     else:
-        picture = samples.load(index)
-    for step in pipeline.fixed:
-        picture = step(picture)
-    pixels = np.asarray(picture)
+        image = samples.load(index)
+    for step in pipeline.fixed_steps:
+        image = step(image)
+    pixels = np.asarray(image)
     return pixels[..., None] if pixels.ndim == 2 else pixels

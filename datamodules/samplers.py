@@ -1,4 +1,4 @@
-"""Which process loads which picture, and when: a function of seed and place in the run alone."""
+"""Samplers and loaders whose order depends only on the seed and the position in the run."""
 
 from collections.abc import Callable, Iterator
 from itertools import chain, count, repeat
@@ -13,26 +13,26 @@ from lit_finetune.loading.run_position import RunPosition
 from lit_finetune.loading.seeding import derive_seed
 
 
-class Draw(NamedTuple):
-    """The number of a picture, and the epoch's seed: the two say how it is varied this time."""
+class SeededIndex(NamedTuple):
+    """The index of an image and the seed of the epoch, which determine its random transform."""
 
-    picture: int
+    image: int
     seed: int
 
 
 class EpochSampler(DistributedSampler[int]):
-    """Shuffle by seed and epoch, and start where the run stands.
+    """Shuffle by seed and epoch, and start at the position of the run.
 
-    With torch's own sampler a resumed run would see other pictures than one that was never
-    stopped, and would begin an interrupted epoch from its start.
+    With torch's sampler, a resumed run would see other images than an uninterrupted one, and would
+    start an interrupted epoch from its beginning.
 
     Args:
-        dataset: What is sampled; processes that do not divide it evenly repeat a picture or two.
+        dataset: If the processes cannot share it evenly, some images are repeated.
         num_replicas: The number of processes.
-        rank: Which of them this is.
-        seed: Of the run, the same in all processes.
-        batch_size: How many pictures one batch of `Place.batches` has.
-        place: Asked at the start of each epoch.
+        rank: The number of this process.
+        seed: The seed of the run, the same in all processes.
+        batch_size: The number of images in one batch of `RunPosition`.
+        position: Called at the start of each epoch.
     """
 
     def __init__(
@@ -43,30 +43,31 @@ class EpochSampler(DistributedSampler[int]):
         rank: int,
         seed: int,
         batch_size: int,
-        place: Callable[[], RunPosition],
+        position: Callable[[], RunPosition],
     ) -> None:
         super().__init__(dataset, num_replicas, rank, shuffle=False)
         self._run_seed = seed
         self._batch_size = batch_size
-        self._place = place
+        self._position = position
 
     @override
-    def __iter__(self) -> Iterator[Draw]:  # type: ignore[override]  # an index with a seed
-        epoch, batches = self._place()
+    def __iter__(self) -> Iterator[SeededIndex]:  # type: ignore[override]  # an index with a seed
+        epoch, batches = self._position()
         seed = derive_seed(self._run_seed, epoch)
         order = self._order(seed)
         own = torch.tensor(list(super().__iter__())[batches * self._batch_size :], dtype=torch.long)
-        return map(Draw, order[own].tolist(), repeat(seed))
+        return map(SeededIndex, order[own].tolist(), repeat(seed))
 
     def _order(self, seed: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)
         return torch.randperm(len(self.dataset), generator=generator)  # type: ignore[arg-type]
 
 
-class UnshuffledEpochSampler(EpochSampler, SequentialSampler):  # type: ignore[misc]  # of draws
-    """The same pictures in each epoch, varied anew: for `overfit_batches`.
+class UnshuffledEpochSampler(EpochSampler, SequentialSampler):  # type: ignore[misc]  # seeded indices
+    """The same order in each epoch, with new random transforms: for `overfit_batches`.
 
-    Lightning replaces whatever is no `SequentialSampler` then, and draws and place would be lost.
+    Lightning replaces any sampler that is no `SequentialSampler` then, so that the seeds and the
+    position would be lost.
     """
 
     @override
@@ -80,22 +81,22 @@ def is_overfit(trainer: Any) -> bool:
 
 
 def sampler_class(trainer: Any) -> type[EpochSampler]:
-    """What samples the training pictures of a Trainer."""
+    """The sampler class for the training images of a Trainer."""
     return UnshuffledEpochSampler if is_overfit(trainer) else EpochSampler
 
 
 class UnpaddedSampler(DistributedSampler[int]):
-    """Share pictures out among processes, each once, so that metrics count every one once.
+    """Distribute images to processes without repetition, so that metrics count each image once.
 
-    Torch's own sampler repeats a few where the processes do not divide them evenly.
+    Torch's sampler repeats some images if the processes cannot share them evenly.
 
     Raises:
-        ValueError: There are fewer pictures than processes, and one would have none.
+        ValueError: There are fewer images than processes.
     """
 
     def __init__(self, dataset: Dataset[object], *, num_replicas: int, rank: int) -> None:
         super().__init__(dataset, num_replicas, rank, shuffle=False)
-        num_pictures = len(dataset)  # type: ignore[arg-type]  # torch's datasets need no length
+        num_pictures = len(dataset)  # type: ignore[arg-type]  # a `Dataset` may have no length
         refuse_few_pictures(num_pictures, num_replicas)
         self._own = range(rank, num_pictures, num_replicas)
 
@@ -109,17 +110,17 @@ class UnpaddedSampler(DistributedSampler[int]):
 
 
 def even_batch_size(num_pictures: int, batch_size: int, num_replicas: int) -> int:
-    """The batch size nearest to the one asked for with which all processes have as many batches.
+    """The nearest batch size with which all processes have the same number of batches.
 
-    They would wait for each other for ever otherwise: DistributedDataParallel exchanges buffers in
-    every forward pass. Shares differ by one picture at most, so only a size that divides the
-    smaller share is wrong.
+    Otherwise they would wait for each other forever: DistributedDataParallel synchronizes buffers
+    in every forward pass. The shares of the processes differ by at most one image, so only a size
+    that divides the smaller share is wrong.
 
     >>> even_batch_size(65, batch_size=32, num_replicas=2)
     31
 
     Raises:
-        ValueError: There are fewer pictures than processes.
+        ValueError: There are fewer images than processes.
     """
     refuse_few_pictures(num_pictures, num_replicas)
     share, rest = divmod(num_pictures, num_replicas)
@@ -127,11 +128,11 @@ def even_batch_size(num_pictures: int, batch_size: int, num_replicas: int) -> in
     return next(size for size in sizes if share % size) if rest else batch_size
 
 
-class PictureLoader(DataLoader[Any]):
-    """Batches of a `PictureDataset`, finished where they are wanted.
+class ImageLoader(DataLoader[Any]):
+    """Batches of a `ImageDataset`, normalized in the main process.
 
-    What is left when a batch leaves a worker, normalisation, is done here: on the device, if that
-    is a GPU, to which 8 bits a channel then travel. The network's own hooks stay free.
+    On a GPU they are normalized there, so that only 8 bits per channel are transferred. The
+    module's own transfer hooks stay free.
     """
 
     @override
@@ -140,16 +141,16 @@ class PictureLoader(DataLoader[Any]):
         return (dataset.finish(images, labels) for images, labels in super().__iter__())
 
 
-class ResumableLoader(PictureLoader):
-    """A loader that goes on where the run stands: its sampler finds out by itself.
+class ResumableLoader(ImageLoader):
+    """A loader that resumes at the position of the run, which its sampler reads.
 
-    So there is no state to keep; but Lightning asks for these methods, or else warns on resume
-    that the batches would start over.
+    So it has no state. Without these methods Lightning would warn on resume that the batches start
+    over.
     """
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the place in the run is the Trainer's to keep."""
+        """An empty state: the Trainer saves the position in the run."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take nothing back."""
+        """Do nothing: there is no state."""

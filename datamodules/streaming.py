@@ -16,7 +16,7 @@ from lit_finetune.files.terminal_text import printable
 from lit_finetune.loading.seeding import derive_seed
 
 from .base import ImageDataModule, Part
-from .dataset import PictureDataset, Samples
+from .dataset import ImageDataset, Samples
 from .litdata_shards import (
     CLASSES,
     INDEX,
@@ -29,7 +29,7 @@ from .litdata_shards import (
     picture_of,
     read_classes,
 )
-from .samplers import Draw, is_overfit
+from .samplers import SeededIndex, is_overfit
 
 
 class StreamingImageDataModule(ImageDataModule):
@@ -259,17 +259,17 @@ class Varied:
         seed: Of the run.
     """
 
-    def __init__(self, dataset: Any, pictures: PictureDataset, seed: int) -> None:
+    def __init__(self, dataset: Any, pictures: ImageDataset, seed: int) -> None:
         self.dataset = dataset
         self.at_hand = LocalSamples(pictures.samples.labels)
-        self.pictures = PictureDataset(self.at_hand, pictures.pipeline)
+        self.pictures = ImageDataset(self.at_hand, pictures.pipeline)
         self.seed = seed
 
     def __call__(self, sample: dict[str, Any]) -> tuple[Tensor, int]:
         """From a packed sample to picture and label."""
         self.at_hand.sample = sample
         seed = derive_seed(self.seed, self.dataset.current_epoch)
-        return self.pictures[Draw(int(sample["index"]), seed)]
+        return self.pictures[SeededIndex(int(sample["index"]), seed)]
 
 
 def is_elsewhere(address: str) -> bool:

@@ -1,4 +1,4 @@
-"""Pictures decoded and resized once, kept in memory or in files that later runs share.
+"""Decode and resize images once, and cache them in memory or in files that later runs share.
 
-A dataset in, the same dataset with its pictures at hand out.
+Samples and a pipeline in, cached images out.
 """

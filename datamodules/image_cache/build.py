@@ -1,4 +1,4 @@
-"""Making pictures ready once, and keeping them in memory or in files."""
+"""Prepare images once, and cache them in memory or in files."""
 
 import os
 import shutil
@@ -30,76 +30,74 @@ from ..cached_images import (
     Pixels,
     as_tensor,
 )
-from ..dataset import ArraySamples, Samples, make_ready
+from ..dataset import ArraySamples, Samples, prepare_image
 from ..transforms.pipeline import Pipeline
-from .files import only_writer, read_shards, sweep, write_shard
+from .files import read_shards, remove_outdated, write_lock, write_shard
 
 FOLDER = ".lit_finetune_cache"
 FORMAT = 2
-MANY = 1000  # from here on it takes long enough for a progress bar
-SHARD_BYTES = 2**30  # what a writer that is killed loses at most
-MOST_AUTO = 2**30  # bytes that are kept in memory without being asked for
-PROBES = 64
-AHEAD = 64  # pictures that are made ready before they are asked for
+PROGRESS_BAR_COUNT = 1000  # fewer images take too little time for a progress bar
+SHARD_BYTES = 2**30  # the most that a killed writer loses
+MAX_AUTO_BYTES = 2**30  # cached in memory by `auto`
+NUM_PROBES = 64
+PREFETCH = 64  # images that are prepared in advance
 
 
 class StampedSamples(Samples, Protocol):
-    """Pictures that show when they have changed."""
+    """Samples that can tell whether an image has changed."""
 
     def stamp(self, index: int) -> list[int]:
-        """Two numbers that change when the picture changes."""
+        """Two numbers that change when the image changes."""
 
-    def is_current(self, name: str, stamped: Sequence[int]) -> bool:
-        """Whether there is a picture of this name, and it is what it was."""
+    def is_current(self, name: str, stamp_: Sequence[int]) -> bool:
+        """Whether there is an image of this name, with this stamp."""
 
 
 def with_stamps(samples: Samples) -> StampedSamples:
-    """The same pictures, which show when they have changed.
+    """The samples, if they can tell whether an image has changed.
 
     Raises:
-        ValueError: They do not.
+        ValueError: They cannot.
     """
     if not hasattr(samples, "stamp"):
         raise ValueError(
-            f"{type(samples).__name__} has no method `stamp`, which tells a picture that has "
-            "changed, so nothing can be kept on disk: take `cache: ram`."
+            f"{type(samples).__name__} has no method `stamp`, which shows that a picture has "
+            "changed, so nothing can be cached on disk: use `cache: ram`."
         )
     return cast(StampedSamples, samples)
 
 
-def keeps_in_memory(
-    cache: str, samples: Samples, pipeline: Pipeline, *, is_read_often: bool
-) -> bool:
-    """Whether there is something to keep, and it is to be kept in memory."""
+def uses_memory(cache: str, samples: Samples, pipeline: Pipeline, *, is_read_often: bool) -> bool:
+    """Whether the images are cached in memory."""
     in_memory = isinstance(samples, ArraySamples)
-    if cache == "auto" and in_memory and not pipeline.variable:
-        return estimated_bytes(samples, pipeline, range(len(samples.names))) <= MOST_AUTO
-    return cache == "ram" and bool(pipeline.fixed) and (in_memory or is_read_often)
+    if cache == "auto" and in_memory and not pipeline.has_variable_size:
+        return estimated_bytes(samples, pipeline, range(len(samples.names))) <= MAX_AUTO_BYTES
+    return cache == "ram" and bool(pipeline.fixed_steps) and (in_memory or is_read_often)
 
 
-def on_device(
-    stock: CachedImages | CachedTensor | None, device: torch.device
+def to_device(
+    cached: CachedImages | CachedTensor | None, device: torch.device
 ) -> CachedImages | CachedTensor | None:
-    """A tensor that is not too large goes to the device; everything else stays as it is."""
-    if isinstance(stock, CachedTensor) and stock.pictures.numel() <= MOST_AUTO:
-        return CachedTensor(stock.pictures.to(device))
-    return stock
+    """Move a cached tensor to the device, if it is small enough; other caches are unchanged."""
+    if isinstance(cached, CachedTensor) and cached.images.numel() <= MAX_AUTO_BYTES:
+        return CachedTensor(cached.images.to(device))
+    return cached
 
 
-def recipe_of(pipeline: Pipeline, *, root: Path | None = None) -> str:
-    """All that what is kept depends on, but for the pictures themselves.
+def cache_recipe(pipeline: Pipeline, *, root: Path | None = None) -> str:
+    """A text of everything that cached images depend on, except the images themselves.
 
     Args:
-        pipeline: Its fixed steps.
-        root: The folder of the pictures, where what is kept lies elsewhere.
+        pipeline: Has the fixed steps.
+        root: The folder of the images, if the cache is in another folder.
     """
     decoders = f"Pillow {PIL.__version__}, libjpeg {features.version('jpg')}"
-    steps = ", ".join(map(describe, pipeline.fixed))
+    steps = ", ".join(map(describe, pipeline.fixed_steps))
     return f"format {FORMAT}; {decoders}; {steps}; {root and root.absolute()}"
 
 
 def describe(step: nn.Module) -> str:
-    """A step with all that was given to it, whether or not its `repr` shows it.
+    """A step with all its attributes, including those that its `repr` does not show.
 
     >>> from torchvision.transforms.v2 import CenterCrop
     >>> describe(CenterCrop(5))
@@ -111,13 +109,13 @@ def describe(step: nn.Module) -> str:
     return f"{type(step).__name__}({shown})"
 
 
-def folder_of(cache_dir: Path, recipe: str) -> Path:
-    """Where pictures made by a recipe are kept."""
+def cache_folder(cache_dir: Path, recipe: str) -> Path:
+    """The cache folder for a recipe."""
     return cache_dir / blake2b(recipe.encode(), digest_size=8).hexdigest()
 
 
-def open_kept(folder: Path, samples: StampedSamples) -> CachedImages:
-    """The pictures that are kept in a folder, as far as they are what they were."""
+def open_cache(folder: Path, samples: StampedSamples) -> CachedImages:
+    """The cached images in a folder whose originals have not changed."""
     known: dict[tuple[Any, ...], tuple[int, ...]] = {}
     shards = read_shards(folder)
     for number, shard in enumerate(shards):
@@ -134,43 +132,43 @@ def open_kept(folder: Path, samples: StampedSamples) -> CachedImages:
     return CachedImages(segments, np.array(table, np.int64).reshape(-1, 6))
 
 
-def keep_in_files(folder: Path, samples: StampedSamples, pipeline: Pipeline, what: str) -> None:
-    """Make ready what a folder does not hold yet, or warn why that cannot be."""
+def cache_in_files(folder: Path, samples: StampedSamples, pipeline: Pipeline, what: str) -> None:
+    """Cache the images that a folder does not contain yet, or warn why this failed."""
     warn_of_open_cache(folder.parent)
-    if not missing_in(folder, samples):  # then it need not be one that can be written to
+    if not missing_indices(folder, samples):  # a complete folder may be read-only
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with only_writer(folder):
-            _keep_missing(folder, samples, pipeline, what)
+        with write_lock(folder):
+            _write_missing(folder, samples, pipeline, what)
     except OSError as error:
-        if error.errno is None:  # not the disk: a picture that cannot be read
+        if error.errno is None:  # not the disk: an unreadable image
             raise
         rank_zero_warn(
             f"The {what} pictures cannot be kept in '{folder}': {error}. The run goes on, and "
-            "makes each of them ready anew each time, which is slower and gives the same. To keep "
-            "them, make room there, or name another folder: `cache_dir`."
+            "prepares them again each time, which is slower and gives the same result. To cache "
+            "them, free disk space there, or name another folder: `cache_dir`."
         )
 
 
-def _keep_missing(folder: Path, samples: StampedSamples, pipeline: Pipeline, what: str) -> None:
-    missing = missing_in(folder, samples)
+def _write_missing(folder: Path, samples: StampedSamples, pipeline: Pipeline, what: str) -> None:
+    missing = missing_indices(folder, samples)
     if not missing:  # another run was faster
         return
-    sweep(folder, samples.is_current)
+    remove_outdated(folder, samples.is_current)
     size, free = estimated_bytes(samples, pipeline, missing), shutil.disk_usage(folder).free
-    told = f"{len(missing):,} {what} pictures take about {format_bytes(size)} in '{folder}'"
+    text = f"{len(missing):,} {what} pictures take about {format_bytes(size)} in '{folder}'"
     if size > free:
         rank_zero_warn(
-            f"{told}, where {format_bytes(free)} are free: they are not kept. The run goes on, and "
-            "makes each of them ready anew each time, which is slower and gives the same. Make "
-            "room, name another folder (`cache_dir`), or keep smaller ones (`cache_size`)."
+            f"{text}, where {format_bytes(free)} are free: they are not kept. The run goes on, and "
+            "prepares them again each time, which is slower and gives the same result. Free disk "
+            "space, name another folder (`cache_dir`), or cache smaller ones (`cache_size`)."
         )
         return
-    rank_zero_info(f"{told}; making them ready, once.")
-    # Before any is read: one that changes meanwhile then has another stamp, and is never served.
+    rank_zero_info(f"{text}; preparing them once.")
+    # Before reading: an image that changes meanwhile has another stamp, and is never used.
     stamps = {index: samples.stamp(index) for index in missing}
-    pixels = made_ready(samples, pipeline, missing, f"Keeping the {what} pictures")
+    pixels = prepare_images(samples, pipeline, missing, f"Caching the {what} pictures")
     each = max(1, SHARD_BYTES * len(missing) // max(1, size))
     for start in range(0, len(missing), each):
         part = missing[start : start + each]
@@ -178,16 +176,16 @@ def _keep_missing(folder: Path, samples: StampedSamples, pipeline: Pipeline, wha
         write_shard(folder, names, [stamps[i] for i in part], islice(pixels, len(part)))
 
 
-def missing_in(folder: Path, samples: StampedSamples) -> list[int]:
-    """The numbers of the pictures that a folder does not hold as they are now."""
-    found: list[int] = np.flatnonzero(open_kept(folder, samples).table[:, 0] == MISSING).tolist()
+def missing_indices(folder: Path, samples: StampedSamples) -> list[int]:
+    """The indices of the images that a folder does not contain in their present state."""
+    found: list[int] = np.flatnonzero(open_cache(folder, samples).table[:, 0] == MISSING).tolist()
     return found
 
 
-def keep_in_memory(
+def cache_in_memory(
     samples: Samples, pipeline: Pipeline, what: str
 ) -> CachedImages | CachedTensor | None:
-    """Make pictures ready and keep them; None, with a warning, if memory does not hold them."""
+    """Cache images in memory; None, with a warning, if they do not fit."""
     everything = range(len(samples.names))
     if not everything:
         return None
@@ -195,85 +193,89 @@ def keep_in_memory(
     if free is not None and size > free:
         rank_zero_warn(
             f"{len(everything):,} {what} pictures would take about {format_bytes(size)} of memory, "
-            f"but only {format_bytes(free)} are free: they are not kept. The run goes on, and makes"
-            " each of them ready anew each time, which is slower and gives the same. Keep them on"
-            " disk (`cache: disk`), or smaller ones (`cache_size`)."
+            f"but only {format_bytes(free)} are free: they are not kept. The run goes on, and"
+            " prepares them again each time, which is slower and gives the same result. Cache them"
+            " on disk (`cache: disk`), or smaller ones (`cache_size`)."
         )
         return None
-    if (pictures := taken_as_they_are(samples, pipeline)) is not None:
-        return CachedTensor(pictures)
+    if (images := unchanged_tensor(samples, pipeline)) is not None:
+        return CachedTensor(images)
     if not isinstance(samples, ArraySamples):
         rank_zero_info(
             f"{len(everything):,} {what} pictures take about {format_bytes(size)} of memory in "
-            "each process; making them ready, once a run."
+            "each process; preparing them once per run."
         )
-    pixels = made_ready(samples, pipeline, everything, f"Keeping the {what} pictures")
-    if not pipeline.variable:
-        return CachedTensor(filled(pixels, len(everything)))
-    return in_segments(pixels)
+    pixels = prepare_images(samples, pipeline, everything, f"Caching the {what} pictures")
+    if not pipeline.has_variable_size:
+        return CachedTensor(stack_images(pixels, len(everything)))
+    return to_segments(pixels)
 
 
-def taken_as_they_are(samples: Samples, pipeline: Pipeline) -> Tensor | None:
-    """Pictures in memory that the fixed steps would leave as they are; None if there are others."""
-    if not isinstance(samples, ArraySamples) or samples.pictures.ndim != 4:
+def unchanged_tensor(samples: Samples, pipeline: Pipeline) -> Tensor | None:
+    """The images in memory (N, C, H, W), if the fixed steps do not change them; else None."""
+    if not isinstance(samples, ArraySamples) or samples.images.ndim != 4:
         return None
-    size = samples.pictures.shape[1:3]
+    size = samples.images.shape[1:3]
     probe = torch.zeros(3, *size, dtype=torch.uint8)
-    for step in pipeline.fixed:
+    for step in pipeline.fixed_steps:
         if (probe := step(probe)).shape != (3, *size):
             return None
-    return torch.from_numpy(samples.pictures).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy(samples.images).permute(0, 3, 1, 2).contiguous()
 
 
-def filled(pixels: Iterator[Pixels], count: int) -> Tensor:
-    """Pictures of one size as one tensor (N, C, H, W), never twice in memory."""
+def stack_images(pixels: Iterator[Pixels], count: int) -> Tensor:
+    """Images of one size as one tensor (N, C, H, W), with no second copy in memory."""
     first = as_tensor(next(pixels))
-    pictures = first.new_empty((count, *first.shape))
-    pictures[0] = first
-    for index, picture in enumerate(pixels, start=1):
-        pictures[index] = as_tensor(picture)
-    return pictures
+    images = first.new_empty((count, *first.shape))
+    images[0] = first
+    for index, each in enumerate(pixels, start=1):
+        images[index] = as_tensor(each)
+    return images
 
 
-def in_segments(pixels: Iterator[Pixels]) -> CachedImages:
-    """Pictures of any size, in stretches of memory of a moderate length."""
+def to_segments(pixels: Iterator[Pixels]) -> CachedImages:
+    """Images of any size, in segments of memory of a moderate length."""
     segments: list[MemorySegment] = []
     table: list[list[int]] = []
-    waiting: list[Pixels] = []
+    pending: list[Pixels] = []
     start = 0
-    for picture in pixels:
-        table.append([len(segments), start, *picture.shape, 0])
-        waiting.append(picture)
-        start += picture.size
+    for image in pixels:
+        table.append([len(segments), start, *image.shape, 0])
+        pending.append(image)
+        start += image.size
         if start > SHARD_BYTES // 16:
-            segments.append(MemorySegment(waiting))
-            waiting, start = [], 0
-    if waiting:
-        segments.append(MemorySegment(waiting))
+            segments.append(MemorySegment(pending))
+            pending, start = [], 0
+    if pending:
+        segments.append(MemorySegment(pending))
     return CachedImages(segments, np.array(table, np.int64))
 
 
-def made_ready(
+def prepare_images(
     samples: Samples, pipeline: Pipeline, indices: Sequence[int], title: str
 ) -> Iterator[Pixels]:
-    """Pictures after the fixed steps, in order, from all the cores there are."""
+    """Images after the fixed steps, in order, computed on all cores."""
 
     def make(index: int) -> Pixels:
-        return make_ready(samples, pipeline, index)
+        return prepare_image(samples, pipeline, index)
 
-    is_quiet = len(indices) < MANY
-    shown = track(indices, title, transient=True, disable=is_quiet)
-    waiting: deque[Future[Pixels]] = deque()
+    is_quiet = len(indices) < PROGRESS_BAR_COUNT
+    progress = track(indices, title, transient=True, disable=is_quiet)
+    pending: deque[Future[Pixels]] = deque()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for index in shown:
-            waiting.append(pool.submit(make, index))
-            if len(waiting) > AHEAD:
-                yield waiting.popleft().result()
-        yield from (future.result() for future in waiting)
+        for index in progress:
+            pending.append(pool.submit(make, index))
+            if len(pending) > PREFETCH:
+                yield pending.popleft().result()
+        yield from (future.result() for future in pending)
 
 
 def estimated_bytes(samples: Samples, pipeline: Pipeline, indices: Sequence[int]) -> int:
-    """About how much some pictures take after the fixed steps: by a few of them."""
-    probes = indices[:: max(1, len(indices) // PROBES)] if pipeline.variable else indices[:1]
-    sizes = [make_ready(samples, pipeline, index).size for index in probes]
+    """The approximate size of images after the fixed steps, estimated from a few of them."""
+    probes = (
+        indices[:: max(1, len(indices) // NUM_PROBES)]
+        if pipeline.has_variable_size
+        else indices[:1]
+    )
+    sizes = [prepare_image(samples, pipeline, index).size for index in probes]
     return round(sum(sizes) / max(1, len(sizes)) * len(indices))

@@ -1,8 +1,8 @@
-"""Files of pixels: each is whole, says what it holds, and never changes once it is there.
+"""Shards: files of pixels that are written once, completely, and never changed.
 
-A shard is the pixels of its pictures, one after the other, then an index of them, then where the
-index lies. It is written beside its place and renamed: who finds it finds all of it. Pictures and
-index have checksums, by which what was changed later is told.
+A shard contains the pixels of its images, one after the other, then an index of them, then a footer
+with the offset of the index. It is written to a temporary file and renamed, so that it is always
+complete. Images and index have checksums, which reveal later changes.
 """
 
 import os
@@ -25,15 +25,15 @@ from lit_finetune.files.checksums import checksum, open_regular
 from ..cached_images import Pixels
 
 SUFFIX = ".pictures"
-FOOTER = struct.Struct("<16sQQQ")  # a mark, where the index begins, how long it is, its checksum
-MARK = b"lit-finetune-2\n\0"
-LONGEST = 2**24  # a side of a picture, so that sizes do not overflow
+FOOTER = struct.Struct("<16sQQQ")  # magic number; offset, length and checksum of the index
+MAGIC = b"lit-finetune-2\n\0"
+MAX_SIDE = 2**24  # of an image, so that sizes do not overflow
 LOCK = "lock"
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """What a file holds: of each picture name, stamp, where it begins, shape and checksum."""
+    """The index of a file: name, stamp, offset, shape and checksum of each image."""
 
     path: Path
     names: Sequence[str]
@@ -44,36 +44,35 @@ class Shard:
 
 
 def write_shard(
-    folder: Path, names: Sequence[str], stamps: Sequence[Sequence[int]], pictures: Iterable[Pixels]
+    folder: Path, names: Sequence[str], stamps: Sequence[Sequence[int]], images: Iterable[Pixels]
 ) -> Path:
-    """Write pictures (H, W, C), at once or not at all.
+    """Write images (H, W, C), completely or not at all.
 
     Raises:
-        OSError: The disk is full, or the folder cannot be written to.
+        OSError: The disk is full, or the folder is not writable.
     """
     path = folder / f"{uuid.uuid4().hex}{SUFFIX}"
     with atomic_write(path) as file:
         starts, shapes, sums = [], [], []
-        for picture in pictures:
-            content = np.ascontiguousarray(picture).reshape(-1).data
+        for image in images:
+            content = np.ascontiguousarray(image).reshape(-1).data
             starts.append(file.tell())
-            shapes.append(picture.shape)
+            shapes.append(image.shape)
             sums.append(checksum([content]))
             file.write(content)
-        index = as_bytes(
+        index = to_npz(
             names=np.frombuffer("\0".join(names).encode("utf-8", "surrogateescape"), np.uint8),
             stamps=np.array(stamps, np.int64),
             starts=np.array(starts, np.int64),
             shapes=np.array(shapes, np.int64),
             sums=np.array(sums, np.int64),
         )
-        begin = file.tell()
-        known = checksum([memoryview(index)])
-        file.write(index + FOOTER.pack(MARK, begin, len(index), known))
+        offset, index_sum = file.tell(), checksum([memoryview(index)])
+        file.write(index + FOOTER.pack(MAGIC, offset, len(index), index_sum))
     return path
 
 
-def as_bytes(**arrays: NDArray[Any]) -> bytes:
+def to_npz(**arrays: NDArray[Any]) -> bytes:
     """Arrays as the bytes of an `.npz` file."""
     buffer = BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)
@@ -81,24 +80,24 @@ def as_bytes(**arrays: NDArray[Any]) -> bytes:
 
 
 def read_shard(path: Path) -> Shard | None:
-    """What a file holds; None if it is no shard, not a whole one, or gone by now."""
+    """Read the index of a file; None if it is no shard, damaged, or removed meanwhile."""
     try:
         with open(open_regular(path), "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(size - FOOTER.size)
-            mark, begin, length, known = FOOTER.unpack(file.read())
-            if mark != MARK or begin + length + FOOTER.size != size:
+            magic, offset, length, index_sum = FOOTER.unpack(file.read())
+            if magic != MAGIC or offset + length + FOOTER.size != size:
                 return None
-            file.seek(begin)
+            file.seek(offset)
             index = file.read(length)
-        if checksum([memoryview(index)]) != known:
+        if checksum([memoryview(index)]) != index_sum:
             return None
-        return _shard(path, _unpacked(index), end=begin)
-    except Exception:  # NumPy's and the system's; what others have made fails in any way
+        return _shard(path, _from_npz(index), end=offset)
+    except Exception:  # a foreign file can raise any error
         return None
 
 
-def _unpacked(index: bytes) -> dict[str, NDArray[Any]]:
+def _from_npz(index: bytes) -> dict[str, NDArray[Any]]:
     """The arrays of an `.npz` file.
 
     Raises:
@@ -106,12 +105,12 @@ def _unpacked(index: bytes) -> dict[str, NDArray[Any]]:
     """
     with np.load(BytesIO(index), allow_pickle=False) as arrays:
         if sum(each.file_size for each in arrays.zip.infolist()) > len(index):
-            raise ValueError("it is compressed: this is not ours")
+            raise ValueError("it is compressed: we write no such file")
         return dict(arrays)
 
 
 def _shard(path: Path, index: Mapping[str, NDArray[Any]], *, end: int) -> Shard | None:
-    """What an index says; None if that cannot be."""
+    """The shard with this index; None if the index is invalid."""
     names = bytes(index["names"]).decode("utf-8", "surrogateescape").split("\0")
     shard = Shard(path, names, *(index[key] for key in ("stamps", "starts", "shapes", "sums")))
     arrays = (shard.stamps, shard.starts, shard.shapes, shard.sums)
@@ -119,31 +118,31 @@ def _shard(path: Path, index: Mapping[str, NDArray[Any]], *, end: int) -> Shard 
         return None
     if shard.shapes.shape[1:] != (3,) or shard.starts.ndim != 1 or shard.stamps.ndim != 2:
         return None
-    is_possible = (shard.shapes > 0).all() and (shard.shapes[:, :2] <= LONGEST).all()
-    if not is_possible or (shard.shapes[:, 2] > LONGEST // 2**16).any():
+    is_valid = (shard.shapes > 0).all() and (shard.shapes[:, :2] <= MAX_SIDE).all()
+    if not is_valid or (shard.shapes[:, 2] > MAX_SIDE // 2**16).any():
         return None
     ends = shard.starts + shard.shapes.prod(axis=1)
     return shard if (shard.starts >= 0).all() and (ends <= end).all() else None
 
 
 def read_shards(folder: Path) -> list[Shard]:
-    """All the shards in a folder, in an order that is the same for everyone."""
+    """All shards in a folder, in an order that is the same in every process."""
     shards = (read_shard(path) for path in sorted(folder.glob(f"*{SUFFIX}")))
     return [shard for shard in shards if shard is not None]
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Hold the right to write into a folder; wait for it while another process has it.
+def write_lock(folder: Path) -> Iterator[None]:
+    """Lock a folder for writing; wait while another process has the lock.
 
-    The system takes it from a process that ends, however it ends.
+    The system releases the lock of a process that ends, however it ends.
     """
     try:
         import fcntl
-    except ModuleNotFoundError:  # on Windows two runs may both write the same pictures: no harm
+    except ModuleNotFoundError:  # on Windows two runs may write the same images: no harm
         yield
         return
-    with open_lock(folder / LOCK) as file:  # which follows no link
+    with open_lock(folder / LOCK) as file:  # follows no link
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -152,14 +151,14 @@ def only_writer(folder: Path) -> Iterator[None]:
         yield
 
 
-def sweep(folder: Path, is_current: Callable[[str, Sequence[int]], bool]) -> None:
-    """Remove what killed writers left, and shards that are damaged or whose pictures are all old.
+def remove_outdated(folder: Path, is_current: Callable[[str, Sequence[int]], bool]) -> None:
+    """Remove damaged shards, and shards whose images have all changed.
 
-    Only for who holds the right to write. A run that reads such a file does without it from then.
+    The caller has the write lock. A run that uses such a shard reads the original images instead.
 
     Args:
-        folder: It holds the shards.
-        is_current: From name and stamp to whether the picture is still that.
+        folder: Contains the shards.
+        is_current: Whether the image of a name still has a stamp.
     """
     old, damaged = [], []
     for path in folder.glob(f"*{SUFFIX}"):
@@ -171,8 +170,8 @@ def sweep(folder: Path, is_current: Callable[[str, Sequence[int]], bool]) -> Non
     if damaged:
         rank_zero_info(
             f"{len(damaged)} of the files in '{folder}' are damaged, or were not written there:"
-            " they are removed, and their pictures made ready anew."
+            " they are removed, and their pictures are prepared again."
         )
-    for path in [*old, *damaged]:  # half a shard `atomic_write` removes
+    for path in [*old, *damaged]:  # `atomic_write` removes incomplete shards
         with suppress(OSError):
             path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What happens to a picture before the network sees it: crops, flips, affine moves.
+"""Image transforms: crops, flips, shifts, affine transforms and normalization.
 
 Images and a seed in, tensors out.
 """

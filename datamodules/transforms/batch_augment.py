@@ -1,6 +1,6 @@
-"""Augmentation of whole batches, on whichever device they are.
+"""Augmentation of whole batches, on any device.
 
-What happens to a picture follows from its own draws, whatever else is in the batch.
+The result for an image depends only on its own random numbers, not on the rest of the batch.
 """
 
 from abc import abstractmethod
@@ -15,99 +15,109 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional
 from typing_extensions import override
 
-Draws = NDArray[np.float64]
+RandomNumbers = NDArray[np.float64]
 
 
 class BatchAugmentation(nn.Module):
-    """Pictures of one size, moved at random."""
+    """A random transform of images of one size."""
 
     num_draws: int
-    """How many random numbers each picture takes."""
+    """The number of random numbers that each image needs."""
 
     @abstractmethod
-    def move(self, pictures: Tensor, draws: Draws) -> Tensor:
-        """Move pictures (N, C, H, W) of 8 bits by numbers (N, num_draws) from 0 to below 1.
+    def augment(self, images: Tensor, draws: RandomNumbers) -> Tensor:
+        """Transform images (N, C, H, W) of 8 bits, perhaps in place.
 
-        It may do so in place.
+        Args:
+            images: The images.
+            draws: Random numbers (N, num_draws) from 0 to below 1.
         """
 
     @override
-    def forward(self, picture: Image.Image) -> Image.Image:
-        """Move one picture by what torch draws."""
+    def forward(self, image: Image.Image) -> Image.Image:
+        """Transform one image by random numbers from torch's global generator."""
         draws = torch.rand(1, self.num_draws, dtype=torch.float64).numpy()
-        moved = self.move(functional.pil_to_tensor(picture)[None], draws)
-        return functional.to_pil_image(moved[0])
+        augmented = self.augment(functional.pil_to_tensor(image)[None], draws)
+        return functional.to_pil_image(augmented[0])
 
 
 class RandomTranslate(BatchAugmentation):
-    """Shift by up to `most` pixels down and to the right, or up and to the left; zeros come in."""
+    """Shift by up to `max_shift` pixels in both directions; the border is filled with zeros.
+
+    Args:
+        max_shift: The largest vertical and the largest horizontal shift.
+    """
 
     num_draws = 2
 
-    def __init__(self, most: tuple[int, int]) -> None:
+    def __init__(self, max_shift: tuple[int, int]) -> None:
         super().__init__()
-        self.most = most
+        self.max_shift = max_shift
 
     @override
-    def move(self, pictures: Tensor, draws: Draws) -> Tensor:
-        (down, right), (height, width) = self.most, pictures.shape[-2:]
+    def augment(self, images: Tensor, draws: RandomNumbers) -> Tensor:
+        (down, right), (height, width) = self.max_shift, images.shape[-2:]
         tops, lefts = (draws * (2 * down + 1, 2 * right + 1)).astype(np.int64).T
-        # A shifted picture is one stretch of memory, but for the edges over which pixels of other
-        # rows came in. Stretches are copied many times faster than rows or pixels.
-        size = pictures[0].numel()
+        # A shifted image is one slice of memory, except at its edges, where pixels of other rows
+        # come in. Copying slices is many times faster than copying rows or pixels.
+        size = images[0].numel()
         margin = down * width + right
-        flat = F.pad(pictures.reshape(-1), (margin, margin))
-        starts = np.arange(len(pictures)) * size + tops * width + lefts
-        shifted = stretches(flat, starts, size).view(pictures.shape)
-        rows, columns = is_inside(down, height)[tops], is_inside(right, width)[lefts]
+        flat = F.pad(images.reshape(-1), (margin, margin))
+        starts = np.arange(len(images)) * size + tops * width + lefts
+        shifted = slices_at(flat, starts, size).view(images.shape)
+        rows, columns = inside_mask(down, height)[tops], inside_mask(right, width)[lefts]
         mask = torch.from_numpy(rows[:, None, :, None] & columns[:, None, None, :])
-        shifted &= mask.to(pictures.device, non_blocking=True)
+        shifted &= mask.to(images.device, non_blocking=True)
         return shifted
 
     @override
     def extra_repr(self) -> str:
-        return f"most={self.most}"
+        return f"max_shift={self.max_shift}"
 
 
-def stretches(flat: Tensor, starts: NDArray[np.int64], size: int) -> Tensor:
-    """As many bytes from each of these places on, as rows."""
+def slices_at(flat: Tensor, starts: NDArray[np.int64], size: int) -> Tensor:
+    """The slices (n, size) of a flat tensor that begin at these offsets."""
     windows = flat.as_strided((len(flat) - size + 1, size), (1, 1))
-    if flat.device.type == "cpu":  # where torch would copy byte by byte, and NumPy does not
+    if flat.device.type == "cpu":  # torch would copy byte by byte
         return torch.from_numpy(windows.numpy()[starts])
     return windows[torch.from_numpy(starts).to(flat.device, non_blocking=True)]
 
 
 @lru_cache
-def is_inside(most: int, length: int) -> NDArray[np.uint8]:
-    """For each shift from `-most` to `most`, 255 for rows that are on the picture, 0 for others."""
-    places = np.arange(-most, most + 1)[:, None] + np.arange(length)
-    return ((places >= 0) & (places < length)).astype(np.uint8) * np.uint8(255)
+def inside_mask(max_shift: int, length: int) -> NDArray[np.uint8]:
+    """For each shift up to `max_shift`: 255 for rows inside of the image, 0 for others.
+
+    >>> inside_mask(1, 3).tolist()
+    [[0, 255, 255], [255, 255, 255], [255, 255, 0]]
+    """
+    sources = np.arange(-max_shift, max_shift + 1)[:, None] + np.arange(length)
+    return ((sources >= 0) & (sources < length)).astype(np.uint8) * np.uint8(255)
 
 
 class RandomHorizontalFlip(BatchAugmentation):
-    """Every other picture as its mirror image."""
+    """Mirror each image with probability 0.5."""
 
     num_draws = 1
 
     @override
-    def move(self, pictures: Tensor, draws: Draws) -> Tensor:
+    def augment(self, images: Tensor, draws: RandomNumbers) -> Tensor:
         chosen = np.flatnonzero(draws[:, 0] < 0.5)
-        if pictures.device.type == "cpu":  # as above
-            pixels = pictures.numpy()
+        if images.device.type == "cpu":  # NumPy copies faster, as in `slices_at`
+            pixels = images.numpy()
             pixels[chosen] = torch.from_numpy(pixels[chosen]).flip(-1).numpy()
         else:
-            indices = torch.from_numpy(chosen).to(pictures.device, non_blocking=True)
-            pictures[indices] = pictures[indices].flip(-1)
-        return pictures
+            indices = torch.from_numpy(chosen).to(images.device, non_blocking=True)
+            images[indices] = images[indices].flip(-1)
+        return images
 
 
 class RandomAffine(BatchAugmentation):
-    """A small turn about the centre, zoom and shift; black comes in.
+    """A rotation about the centre, a zoom and a shift; the border is filled with black.
 
     Args:
-        degrees: The largest turn, to either side.
+        degrees: The largest rotation, in both directions.
         translate: The largest shift, as a share of height and width.
-        zoom: The largest change of size.
+        zoom: The largest change of size, as a share.
     """
 
     num_draws = 4
@@ -117,35 +127,35 @@ class RandomAffine(BatchAugmentation):
         self.degrees, self.translate, self.zoom = degrees, translate, zoom
 
     @override
-    def move(self, pictures: Tensor, draws: Draws) -> Tensor:
-        size = torch.tensor(pictures.shape[:-3:-1])  # width, height
+    def augment(self, images: Tensor, draws: RandomNumbers) -> Tensor:
+        size = torch.tensor(images.shape[:-3:-1])  # width, height
         signed = torch.from_numpy(draws * 2 - 1)
-        turns = torch.deg2rad(signed[:, 0] * self.degrees)
+        angles = torch.deg2rad(signed[:, 0] * self.degrees)
         shifts = (signed[:, 1:3] * self.translate * size).round()
         scales = 1 + signed[:, 3] * self.zoom
-        return warp(pictures, turns, shifts=shifts, scales=scales)
+        return affine_batch(images, angles, shifts=shifts, scales=scales)
 
 
-def warp(pictures: Tensor, turns: Tensor, *, shifts: Tensor, scales: Tensor) -> Tensor:
-    """Turn, zoom and shift each picture (N, C, H, W) by its own numbers.
+def affine_batch(images: Tensor, angles: Tensor, *, shifts: Tensor, scales: Tensor) -> Tensor:
+    """Rotate, zoom and shift each image by its own parameters.
 
     Args:
-        pictures: Of 8 bits.
-        turns: Clockwise, in radians.
-        shifts: To the right and down, in pixels.
-        scales: Above 1 to enlarge.
+        images: Images (N, C, H, W) of 8 bits.
+        angles: Clockwise rotations (N), in radians.
+        shifts: To the right and down (N, 2), in pixels.
+        scales: Zoom factors (N); above 1 to enlarge.
     """
-    height, width = pictures.shape[-2:]
-    # Where each pixel comes from: multiplications and sums alone, in the same order for each
-    # picture, since a matrix product might round otherwise in a batch of another size.
+    height, width = images.shape[-2:]
+    # The source of each pixel, by elementwise operations in the same order for each image: a
+    # matrix product could round differently in a batch of another size.
     cosines, sines, rights, downs = (
-        number.float().to(pictures.device, non_blocking=True)[:, None, None]
-        for number in (turns.cos() / scales, turns.sin() / scales, *shifts.unbind(1))
+        number.float().to(images.device, non_blocking=True)[:, None, None]
+        for number in (angles.cos() / scales, angles.sin() / scales, *shifts.unbind(1))
     )
-    x = torch.arange(width, device=pictures.device) + (1 - width) / 2 - rights
-    y = torch.arange(height, device=pictures.device)[:, None] + (1 - height) / 2 - downs
+    x = torch.arange(width, device=images.device) + (1 - width) / 2 - rights
+    y = torch.arange(height, device=images.device)[:, None] + (1 - height) / 2 - downs
     columns = (cosines * x + sines * y) * (2 / width)
     rows = (cosines * y - sines * x) * (2 / height)
     grid = torch.stack([columns, rows], dim=-1)
-    moved = F.grid_sample(pictures.float(), grid, mode="bilinear", align_corners=False)
-    return moved.round_().to(torch.uint8)
+    sampled = F.grid_sample(images.float(), grid, mode="bilinear", align_corners=False)
+    return sampled.round_().to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Options of a data module that count for each channel, or not at all."""
+"""Options of a data module that have one value per channel."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from lit_finetune.images.data_config import statistics_problems
 
 
 def per_channel(value: float | tuple[float, ...], channels: int, name: str) -> tuple[float, ...]:
-    """One number for all channels, or what was given.
+    """One value for each channel; a single number counts for all channels.
 
     >>> per_channel(0.5, 3, "mean")
     (0.5, 0.5, 0.5)
@@ -19,11 +19,11 @@ def per_channel(value: float | tuple[float, ...], channels: int, name: str) -> t
     return values
 
 
-def given_options(**options: Any) -> dict[str, Any]:
-    """The options that were given at all.
+def validate_options(**options: Any) -> dict[str, Any]:
+    """The options that are not None.
 
     Raises:
-        ValueError: `mean` or `std` cannot be.
+        ValueError: `mean` or `std` is invalid.
     """
     given = {name: value for name, value in options.items() if value is not None}
     statistics = {

@@ -1,4 +1,4 @@
-"""The steps of a transform, sorted by how they are done best."""
+"""A transform as a pipeline: cached steps, random steps of images, random steps of batches."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ Step = Callable[[Any], Any]
 
 
 class Shrink(nn.Module):
-    """Make the short side of a picture at most so long."""
+    """Reduce an image so that its short side has at most this length."""
 
     def __init__(self, short: int, *, interpolation: Interpolation) -> None:
         super().__init__()
@@ -30,13 +30,13 @@ class Shrink(nn.Module):
         self.interpolation = InterpolationMode(interpolation)
 
     @override
-    def forward(self, picture: Image.Image) -> Image.Image:
-        if min(picture.size) <= self.short:
-            return picture
-        return functional.resize(picture, [self.short], self.interpolation, antialias=True)
+    def forward(self, image: Image.Image) -> Image.Image:
+        if min(image.size) <= self.short:
+            return image
+        return functional.resize(image, [self.short], self.interpolation, antialias=True)
 
-    def whole(self, height: int, width: int) -> tuple[Box, float]:
-        """All of a picture, and how many times smaller it may be read: to twice what is kept."""
+    def part_to_read(self, height: int, width: int) -> tuple[Box, float]:
+        """The whole image, and the factor by which it may be reduced: to twice the final size."""
         return Box(0, 0, height, width), min(height, width) / self.short / 2
 
     @override
@@ -44,69 +44,79 @@ class Shrink(nn.Module):
         return f"short={self.short}, interpolation={self.interpolation.value}"
 
 
-def is_fixed(step: Step) -> bool:
-    """Whether a step gives the same each time, so that a cache may keep it."""
-    is_ours = type(step).__module__ == ResizeToCover.__module__  # nothing is random there
+def is_deterministic(step: Step) -> bool:
+    """Whether a step is deterministic, so that its result can be cached."""
+    is_ours = type(step).__module__ == ResizeToCover.__module__  # that module has no random steps
     return is_ours or isinstance(step, Resize | CenterCrop | Grayscale | Shrink)
 
 
 @dataclass(frozen=True, slots=True)
 class Pipeline:
-    """From a picture to what the network sees.
+    """The steps from an image to the network's input.
 
-    The same steps give the same pixels whether a cache keeps what the fixed ones gave or not.
+    The pixels are the same with and without a cache.
     """
 
-    fixed: tuple[nn.Module, ...]
-    """The steps that give the same each time, from a picture to one: what a cache keeps."""
-    cut: RandomResizedCrop | None
-    """A random part, one picture at a time, since those before it differ in size."""
-    varied: tuple[Step, ...]
-    """Random steps for one picture at a time."""
-    moves: tuple[BatchAugmentation, ...]
-    """Random steps for whole batches."""
-    finish: Callable[[Tensor], Tensor]
-    """From a batch as it comes to normalised floats."""
+    fixed_steps: tuple[nn.Module, ...]
+    """The deterministic first steps, whose results can be cached."""
+    crop: RandomResizedCrop | None
+    """A random crop of single images, which may differ in size before it."""
+    random_steps: tuple[Step, ...]
+    """Random steps of single images."""
+    batch_augmentations: tuple[BatchAugmentation, ...]
+    """Random steps of whole batches."""
+    normalize: Callable[[Tensor], Tensor]
+    """From a batch of 8 bits, or of floats from 0 to 1, to normalized floats."""
 
     @property
     def is_batched(self) -> bool:
-        """Whether all that is left to do on what a cache keeps is done on whole batches."""
-        return bool(self.fixed) and not (self.cut or self.varied or self.variable)
+        """Whether all steps after the cached ones work on whole batches."""
+        return bool(self.fixed_steps) and not (
+            self.crop or self.random_steps or self.has_variable_size
+        )
 
     @property
-    def variable(self) -> bool:
-        """Whether what a cache keeps has a size of its own for each picture."""
-        return not any(isinstance(step, CenterCrop) for step in self.fixed)
+    def has_variable_size(self) -> bool:
+        """Whether images differ in size after the fixed steps."""
+        return not any(isinstance(step, CenterCrop) for step in self.fixed_steps)
 
     @property
     def num_draws(self) -> int:
-        """How many random numbers a picture takes, but for those of varied steps."""
-        return sum(step.num_draws for step in (self.cut, *self.moves) if step)
+        """The number of random numbers for the crop and the batch augmentations of an image."""
+        return sum(step.num_draws for step in (self.crop, *self.batch_augmentations) if step)
 
-    def shrunk(self, short: int, config: DataConfig) -> "Pipeline":
-        """The same, on pictures that are no larger than they need to be for keeping them."""
-        if self.fixed:
+    def with_shrink(self, short: int, config: DataConfig) -> "Pipeline":
+        """The pipeline with reduced images in the cache, if it has no fixed steps."""
+        if self.fixed_steps:
             return self
-        return replace(self, fixed=(Shrink(short, interpolation=config.interpolation),))
+        return replace(self, fixed_steps=(Shrink(short, interpolation=config.interpolation),))
 
 
 def make_pipeline(steps: Sequence[Step], config: DataConfig) -> Pipeline:
-    """Sort the steps of a transform, which come before normalisation."""
-    normalize(config)  # says which channels cannot be
-    if len(config.mean) == 1 and all(map(is_fixed, steps)):
-        steps = [*steps, Grayscale()]  # on the picture, which rounds as `eval_transform` does
-    fixed = tuple(step for step in takewhile(is_fixed, steps) if isinstance(step, nn.Module))
-    rest = steps[len(fixed) :]
-    cut = rest[0] if rest and isinstance(rest[0], RandomResizedCrop) else None
-    rest = rest[1:] if cut else rest
-    moves = tuple(step for step in rest if isinstance(step, BatchAugmentation))
-    varied = () if len(moves) == len(rest) else tuple(rest)
-    finish = partial(normalize_batch, mean=config.mean, std=config.std)
-    return Pipeline(fixed, cut, varied, () if varied else moves, finish)
+    """Make a pipeline of the steps before normalization."""
+    normalize(config)  # raises an error for unsupported channels
+    if len(config.mean) == 1 and all(map(is_deterministic, steps)):
+        steps = [*steps, Grayscale()]  # rounds as `eval_transform` does
+    fixed_steps = tuple(
+        step for step in takewhile(is_deterministic, steps) if isinstance(step, nn.Module)
+    )
+    rest = steps[len(fixed_steps) :]
+    crop = rest[0] if rest and isinstance(rest[0], RandomResizedCrop) else None
+    rest = rest[1:] if crop else rest
+    batch_augmentations = tuple(step for step in rest if isinstance(step, BatchAugmentation))
+    # A step of single images lets all others work on single images as well, in their order.
+    random_steps = () if len(batch_augmentations) == len(rest) else tuple(rest)
+    return Pipeline(
+        fixed_steps,
+        crop,
+        random_steps,
+        () if random_steps else batch_augmentations,
+        partial(normalize_batch, mean=config.mean, std=config.std),
+    )
 
 
 def normalize_batch(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Pictures (N, C, H, W), of 8 bits or of floats from 0 to 1, as normalised floats."""
+    """Images (N, C, H, W), of 8 bits or of floats from 0 to 1, as normalized floats."""
     if len(mean) == 1 and images.shape[-3] == 3:
         images = functional.rgb_to_grayscale(images)
     pixels = functional.to_dtype(images, torch.float32, scale=True)

@@ -1,4 +1,4 @@
-"""What happens to a picture before the network sees it in training."""
+"""The transforms of training images."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -19,19 +19,19 @@ Augmentation = Literal["auto", "trivial", "rand", "none"] | Callable[[Image.Imag
 def train_steps(
     config: DataConfig, augmentation: Augmentation, geometry: list[nn.Module]
 ) -> list[Step]:
-    """What happens to a training picture, step by step, but for normalisation.
+    """The steps of the transform of training images, without normalization.
 
     Args:
-        config: What the network expects.
+        config: The input that the network expects.
         augmentation: `auto` is `geometry` alone; `trivial` and `rand` add TrivialAugment (arXiv
-            2103.10158) or RandAugment (arXiv 1909.13719); `none` is what validation does. A
-            callable gives a picture, which is then brought to the image size.
-        geometry: How `auto` crops and moves the picture; it ends at the image size.
+            2103.10158) or RandAugment (arXiv 1909.13719); `none` is the transform of
+            validation. The result of a callable is resized to the image size.
+        geometry: The steps of `auto`, which end at the image size.
     """
     if augmentation == "none":
         return [*eval_geometry(config)]
     if callable(augmentation):
-        return [augmentation, *fit_whole(config)]
+        return [augmentation, *resize_steps(config)]
     interpolation = v2.InterpolationMode(config.interpolation)
     if augmentation == "trivial":
         return [*geometry, v2.TrivialAugmentWide(interpolation=interpolation)]
@@ -40,25 +40,29 @@ def train_steps(
     return [*geometry]
 
 
-def fit_whole(config: DataConfig) -> list[nn.Module]:
-    """Bring a picture to the image size, as much of it as the config lets in."""
+def resize_steps(config: DataConfig) -> list[nn.Module]:
+    """Resize an image to the image size, and crop it as the config allows."""
     return resize_and_crop(config, config.image_size)
 
 
 def photo_geometry(config: DataConfig) -> list[nn.Module]:
-    """For photographs: a part of random size and proportions, and the mirror image."""
+    """For photographs: a random resized crop, and a horizontal flip."""
     return [
         RandomResizedCrop(config.image_size, interpolation=config.interpolation),
         RandomHorizontalFlip(),
     ]
 
 
-def small_picture_geometry(config: DataConfig) -> list[nn.Module]:
-    """For pictures that their object fills: a shift by up to an eighth, and the mirror image."""
+def small_image_geometry(config: DataConfig) -> list[nn.Module]:
+    """For images that their object fills: a shift by up to an eighth, and a horizontal flip."""
     height, width = config.image_size
-    return [*fit_whole(config), RandomTranslate((height // 8, width // 8)), RandomHorizontalFlip()]
+    return [
+        *resize_steps(config),
+        RandomTranslate((height // 8, width // 8)),
+        RandomHorizontalFlip(),
+    ]
 
 
 def digit_geometry(config: DataConfig) -> list[nn.Module]:
-    """For characters: a small turn, shift and zoom, and no mirror image."""
-    return [*fit_whole(config), RandomAffine(10, translate=0.1, zoom=0.1)]
+    """For characters: a small rotation, shift and zoom, and no flip."""
+    return [*resize_steps(config), RandomAffine(10, translate=0.1, zoom=0.1)]

@@ -1,4 +1,4 @@
-"""The random part of a photograph that is seen in training."""
+"""A random resized crop that decodes no more of a photograph than it needs."""
 
 import math
 from collections.abc import Sequence
@@ -18,13 +18,13 @@ ATTEMPTS = 10
 
 
 class RandomResizedCrop(nn.Module):
-    """A part of random size and proportions, resized: as torchvision's `RandomResizedCrop`.
+    """Crop a part of random size and aspect ratio, and resize it, as in torchvision.
 
     Args:
-        size: Height and width of what comes out.
-        interpolation: How it is resized.
-        scale: The smallest and the largest share of the picture's area.
-        ratio: The smallest and the largest quotient of width and height.
+        size: Height and width of the result.
+        interpolation: The interpolation of the resize.
+        scale: The smallest and the largest share of the image's area.
+        ratio: The smallest and the largest aspect ratio, width by height.
     """
 
     num_draws = 2 * ATTEMPTS + 2
@@ -40,20 +40,20 @@ class RandomResizedCrop(nn.Module):
         super().__init__()
         self.size, self.scale, self.ratio = size, scale, ratio
         mode = InterpolationMode(interpolation)
-        # Pillow's "nearest" is what torch calls exact.
+        # Pillow's "nearest" is torch's "nearest-exact".
         exact = InterpolationMode.NEAREST_EXACT
         self.interpolation = exact if mode is InterpolationMode.NEAREST else mode
 
     @override
-    def forward(self, picture: Image.Image) -> Image.Image:
-        """A part of one picture, by what torch draws."""
-        pixels = np.asarray(picture)
+    def forward(self, image: Image.Image) -> Image.Image:
+        """Crop one image by random numbers from torch's global generator."""
+        pixels = np.asarray(image)
         draws = torch.rand(self.num_draws, dtype=torch.float64).tolist()
         box = self.box(pixels.shape[0], pixels.shape[1], draws)
-        return functional.to_pil_image(self.cut(pixels, box))
+        return functional.to_pil_image(self.crop(pixels, box))
 
     def box(self, height: int, width: int, draws: Sequence[float]) -> Box:
-        """Which part of a picture, by `num_draws` numbers from 0 to below 1."""
+        """The part to crop, from `num_draws` random numbers from 0 to below 1."""
         low, high = (math.log(ratio) for ratio in self.ratio)
         for share, shape in zip(draws[0:-2:2], draws[1:-2:2], strict=True):
             area = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * share)
@@ -65,22 +65,22 @@ class RandomResizedCrop(nn.Module):
                 return Box(top, left, *part)
         return self._centre(height, width)
 
-    def excess(self, box: Box) -> float:
-        """How many times smaller a picture may be, for a part to be twice as large as needed."""
+    def max_reduction(self, box: Box) -> float:
+        """The factor by which an image may be reduced so that the part has twice the final size."""
         return min(box.height / self.size[0], box.width / self.size[1]) / 2
 
-    def cut(self, pixels: NDArray[np.uint8], box: Box) -> Tensor:
-        """The part (C, H, W) of a picture (H, W, C) at the size that is asked for."""
+    def crop(self, pixels: NDArray[np.uint8], box: Box) -> Tensor:
+        """The part of an image (H, W, C), resized to the final size (C, H, W)."""
         part = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
         part = part[..., None] if part.ndim == 2 else part
-        if not part.flags.writeable:  # torch warns of what it cannot protect; nothing writes here
+        if not part.flags.writeable:  # torch would warn, although nothing writes
             part = part.copy()
-        picture = torch.from_numpy(part).permute(2, 0, 1)
-        resized = functional.resize(picture, list(self.size), self.interpolation, antialias=True)
-        return resized.contiguous()  # now, for torch takes longer over a whole batch
+        image = torch.from_numpy(part).permute(2, 0, 1)
+        resized = functional.resize(image, list(self.size), self.interpolation, antialias=True)
+        return resized.contiguous()  # here, because it is slower for a whole batch
 
     def _centre(self, height: int, width: int) -> Box:
-        """As much of a picture of extreme proportions as those asked for allow."""
+        """The largest central part of an image of extreme aspect ratio."""
         if width / height < self.ratio[0]:
             part = (round(width / self.ratio[0]), width)
         elif width / height > self.ratio[1]:

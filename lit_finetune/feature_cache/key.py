@@ -83,8 +83,8 @@ def _stamps(samples: Any) -> list[Any] | None:
         return [list(samples.stamp(index)) for index in range(len(samples.names))]
     if hasattr(samples, "root"):
         return _file_stamps(Path(samples.root, name) for name in samples.names)
-    pictures = getattr(samples, "pictures", None)
-    return None if pictures is None else [pictures]
+    images = getattr(samples, "images", None)
+    return None if images is None else [images]
 
 
 def _file_stamps(paths: Iterable[str | Path]) -> list[tuple[int, int]]:

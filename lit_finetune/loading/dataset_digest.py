@@ -75,8 +75,8 @@ def _parts_of_samples(dataset: Any, samples: Any) -> list[Any] | None:
         listed = ["\n".join(samples.names), np.asarray(samples.labels)]
         if hasattr(samples, "root"):
             return [*listed, _sizes([Path(samples.root, name) for name in _spread(samples.names)])]
-        pictures = getattr(samples, "pictures", None)
-        return None if pictures is None else [*listed, _some_rows(pictures)]
+        images = getattr(samples, "images", None)
+        return None if images is None else [*listed, _some_rows(images)]
     if isinstance(samples, list) and samples and isinstance(samples[0], tuple):  # ImageFolder
         root = getattr(dataset, "root", "")
         names = [os.path.relpath(path, root) for path, *_ in samples]

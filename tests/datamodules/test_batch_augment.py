@@ -47,8 +47,8 @@ def test_draws_differ_by_seed_and_by_picture(other):
 @pytest.mark.parametrize("move", MOVES, ids=repr)
 def test_what_happens_to_a_picture_does_not_depend_on_the_others(move):
     batch, numbers = pictures(), draws(50, move.num_draws)
-    together = move.move(batch.clone(), numbers)
-    alone = [move.move(batch[i : i + 1].clone(), numbers[i : i + 1]) for i in range(50)]
+    together = move.augment(batch.clone(), numbers)
+    alone = [move.augment(batch[i : i + 1].clone(), numbers[i : i + 1]) for i in range(50)]
 
     assert torch.equal(together, torch.cat(alone))
     assert not torch.equal(together, batch)
@@ -56,7 +56,7 @@ def test_what_happens_to_a_picture_does_not_depend_on_the_others(move):
 
 def test_shifts_are_crops_of_the_padded_picture():
     batch, numbers = pictures(300), draws(300, 2)
-    shifted = RandomTranslate((2, 3)).move(batch.clone(), numbers)
+    shifted = RandomTranslate((2, 3)).augment(batch.clone(), numbers)
     seen = set()
     for before, after, (down, right) in zip(batch, shifted, numbers, strict=True):
         top, left = int(down * 5), int(right * 7)
@@ -68,12 +68,12 @@ def test_shifts_are_crops_of_the_padded_picture():
 
 def test_a_shift_by_nothing_changes_nothing():
     batch = pictures(3)
-    assert torch.equal(RandomTranslate((0, 0)).move(batch.clone(), draws(3, 2)), batch)
+    assert torch.equal(RandomTranslate((0, 0)).augment(batch.clone(), draws(3, 2)), batch)
 
 
 def test_every_other_picture_is_mirrored():
     batch, numbers = pictures(1000), draws(1000, 1)
-    mirrored = RandomHorizontalFlip().move(batch.clone(), numbers)
+    mirrored = RandomHorizontalFlip().augment(batch.clone(), numbers)
     chosen = numbers[:, 0] < 0.5
 
     assert 400 < chosen.sum() < 600
@@ -84,7 +84,7 @@ def test_every_other_picture_is_mirrored():
 def test_turns_shifts_and_zooms_are_those_of_torchvision():
     batch, numbers = pictures(40, (16, 24)), draws(40, 4)
     batch = functional.gaussian_blur(batch, [3, 3])
-    moved = RandomAffine(10, translate=0.1, zoom=0.1).move(batch.clone(), numbers)
+    moved = RandomAffine(10, translate=0.1, zoom=0.1).augment(batch.clone(), numbers)
     for before, after, (turn, right, down, zoom) in zip(batch, moved, numbers * 2 - 1, strict=True):
         expected = functional.affine(
             before,
@@ -107,7 +107,7 @@ def test_a_cut_is_torchvisions_crop_and_resize(interpolation, size):
         picture = torch.from_numpy(pixels).permute(2, 0, 1)
         mode = v2.InterpolationMode(interpolation)
         expected = functional.resized_crop(picture, *box, [24, 32], mode, antialias=True)
-        assert torch.equal(step.cut(pixels, box), expected)
+        assert torch.equal(step.crop(pixels, box), expected)
 
 
 def test_the_nearest_pixels_are_those_that_pillow_takes():
@@ -117,7 +117,7 @@ def test_the_nearest_pixels_are_those_that_pillow_takes():
     mode = v2.InterpolationMode.NEAREST
     expected = functional.resized_crop(Image.fromarray(pixels), *box, [16, 16], mode)
 
-    assert torch.equal(step.cut(pixels, box), functional.pil_to_tensor(expected))
+    assert torch.equal(step.crop(pixels, box), functional.pil_to_tensor(expected))
 
 
 def test_cuts_have_the_areas_and_proportions_of_torchvisions():
@@ -147,8 +147,8 @@ def test_of_an_extreme_picture_the_middle_is_cut(size, box):
 @pytest.mark.parametrize("move", MOVES, ids=repr)
 def test_a_gpu_moves_as_a_processor_does(move):
     batch, numbers = pictures(), draws(50, move.num_draws)
-    here = move.move(batch.clone(), numbers)
-    there = move.move(batch.cuda(), numbers)
+    here = move.augment(batch.clone(), numbers)
+    there = move.augment(batch.cuda(), numbers)
 
     assert there.is_cuda
     most = 1 if isinstance(move, RandomAffine) else 0

@@ -12,8 +12,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, default_collate
 from torchvision.transforms import v2
 
-from datamodules.dataset import PictureDataset
-from datamodules.samplers import Draw, EpochSampler
+from datamodules.dataset import ImageDataset
+from datamodules.samplers import EpochSampler, SeededIndex
 from datamodules.transforms.pipeline import make_pipeline
 from datamodules.transforms.presets import photo_geometry
 from lit_finetune.datamodules import DigitsDataModule, ImageDataModule, ImageFolderDataModule
@@ -69,13 +69,13 @@ def test_pictures_do_not_depend_on_the_size_of_the_batch_or_on_workers(kind, pho
 def test_pictures_do_not_depend_on_the_process_and_a_resumed_epoch_has_the_same(kind, photos):
     dataset = make(kind, photos).train_dataloader().dataset
 
-    def epoch(ranks: int, rank: int, place: RunPosition) -> dict[Draw, torch.Tensor]:
+    def epoch(ranks: int, rank: int, position: RunPosition) -> dict[SeededIndex, torch.Tensor]:
         sampler = EpochSampler(
-            dataset, num_replicas=ranks, rank=rank, seed=7, batch_size=3, place=lambda: place
+            dataset, num_replicas=ranks, rank=rank, seed=7, batch_size=3, position=lambda: position
         )
-        draws = list(sampler)
-        images = [image for image, _ in dataset.__getitems__(draws)]
-        return dict(zip(draws, images, strict=True))
+        indices = list(sampler)
+        images = [image for image, _ in dataset.__getitems__(indices)]
+        return dict(zip(indices, images, strict=True))
 
     whole = epoch(1, 0, RunPosition(2, 0))
     for part in (
@@ -93,13 +93,13 @@ def test_pictures_do_not_depend_on_the_process_and_a_resumed_epoch_has_the_same(
 @pytest.mark.parametrize("kind", ["digits", "photos"])
 def test_one_picture_is_what_it_is_in_a_batch(kind, photos):
     dataset = make(kind, photos).train_dataloader().dataset
-    draws = [Draw(3, 99), Draw(0, 99), Draw(7, 98)]
+    draws = [SeededIndex(3, 99), SeededIndex(0, 99), SeededIndex(7, 98)]
     batch = dataset.__getitems__(draws)
 
     for draw, (image, label) in zip(draws, batch, strict=True):
         alone, own_label = dataset[draw]
         assert torch.equal(alone, image)
-        assert own_label == label == dataset.samples.labels[draw.picture]
+        assert own_label == label == dataset.samples.labels[draw.image]
 
 
 @pytest.mark.parametrize("kind", ["digits", "photos"])
@@ -167,8 +167,8 @@ def test_a_network_for_one_channel_sees_grey_pictures(photos):
     samples = make("photos", photos).read_samples("train")
     config = DataConfig(mean=(0.5,), std=(0.25,), image_size=(24, 24), resize_size=28)
     geometry = eval_geometry(config)
-    evaluated = PictureDataset(samples, make_pipeline(geometry, config))
-    varied = PictureDataset(samples, make_pipeline(photo_geometry(config), config))
+    evaluated = ImageDataset(samples, make_pipeline(geometry, config))
+    varied = ImageDataset(samples, make_pipeline(photo_geometry(config), config))
 
     expected = v2.Compose([*geometry, v2.Grayscale(), normalize(config)])(samples.load(3))
     assert torch.equal(evaluated[3][0], expected)

@@ -21,9 +21,9 @@ from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 from torch import nn
 
-from datamodules.dataset import FileSamples, make_ready
-from datamodules.image_cache.build import FOLDER, open_kept
-from datamodules.image_cache.files import FOOTER, MARK, SUFFIX, read_shards, write_shard
+from datamodules.dataset import FileSamples, prepare_image
+from datamodules.image_cache.build import FOLDER, open_cache
+from datamodules.image_cache.files import FOOTER, MAGIC, SUFFIX, read_shards, write_shard
 from lit_finetune.datamodules import DigitsDataModule, ImageFolderDataModule
 from lit_finetune.files.checksums import checksum
 
@@ -100,8 +100,8 @@ def test_training_is_the_same_with_and_without_where_pictures_are_small(
 def test_larger_pictures_are_kept_at_the_size_that_is_asked_for(photos):
     data = make(photos, cache="disk", cache_size=30)
     first = images(data)
-    stock = data.train_dataloader().dataset.stock
-    sizes = {min(stock.get(i).shape[:2]) for i in range(20)}
+    cached = data.train_dataloader().dataset.cache
+    sizes = {min(cached.get(i).shape[:2]) for i in range(20)}
 
     assert sizes == {25, 30}
     assert not torch.equal(first, images(make(photos, cache="none")))
@@ -241,10 +241,10 @@ def test_no_change_of_a_file_gives_other_pixels(tmp_path):
     whole, noticed = path.read_bytes(), 0
 
     for _ in range(300):
-        stock = open_kept(folder, samples)
-        stock.get(0)  # it is open before the change, as that of a run is
+        cached = open_cache(folder, samples)
+        cached.get(0)  # it is open before the change, as that of a run is
         change(rng, path)
-        for each in (stock, open_kept(folder, samples)):
+        for each in (cached, open_cache(folder, samples)):
             found = [each.get(i) for i in range(5)]
             noticed += any(one is None for one in found)
             assert all(
@@ -342,7 +342,7 @@ def test_an_index_that_cannot_be_is_not_followed(tmp_path, values):
     buffer = BytesIO()
     np.savez(buffer, **{key: np.asarray(value) for key, value in given.items()})
     index = buffer.getvalue()
-    footer = FOOTER.pack(MARK, 3, len(index), checksum([memoryview(index)]))
+    footer = FOOTER.pack(MAGIC, 3, len(index), checksum([memoryview(index)]))
     (tmp_path / f"a{SUFFIX}").write_bytes(b"abc" + index + footer)
 
     assert not read_shards(tmp_path)
@@ -504,8 +504,8 @@ def test_names_of_all_kinds_are_kept(tmp_path):
     folder.mkdir()
     write_shard(folder, names, [samples.stamp(i) for i in range(3)], pixels)
 
-    stock = open_kept(folder, samples)
-    assert all(np.array_equal(stock.get(i), pixels[i]) for i in range(3))
+    cached = open_cache(folder, samples)
+    assert all(np.array_equal(cached.get(i), pixels[i]) for i in range(3))
     assert read_shards(folder)[0].names == names
 
 
@@ -550,8 +550,8 @@ def test_evaluation_is_never_decoded_at_a_reduced_scale(tmp_path):
     fresh = make(tmp_path, val_split=0.5, cache="none")
     assert torch.equal(images(data, "val"), images(fresh, "val"))
     dataset = data.val_dataloader().dataset
-    pixels = make_ready(dataset.samples, dataset.pipeline, 0)
-    assert np.array_equal(dataset.stock.get(0), pixels)
+    pixels = prepare_image(dataset.samples, dataset.pipeline, 0)
+    assert np.array_equal(dataset.cache.get(0), pixels)
 
 
 class SavesImages(LightningModule):
