@@ -5,7 +5,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lit_finetune.distributed.fsdp2 import is_sharded, reshard
-from lit_finetune.freezing.best_weights import copy_trained, put_back
+from lit_finetune.freezing.best_weights import copy_trained, restore_weights
 from lit_finetune.freezing.trainable_state import TrainableState
 from lit_finetune.schedules.triggers import Stall
 
@@ -23,7 +23,7 @@ def best_weights(
 
 def back_to_best(pl_module: LightningModule, best: dict[str, Tensor], stall: Stall) -> None:
     """Give the module the best weights of the phase that ends."""
-    put_back(pl_module, best)
+    restore_weights(pl_module, best)
     rank_zero_info(
         f"Back to the best weights of the phase, at {stall.best:.4g}."
         if best

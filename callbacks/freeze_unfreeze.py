@@ -145,9 +145,9 @@ class FreezeUnfreezeCallback(Callback):
         self._planned_with = parameters_by_name(pl_module)
         self._before = {n: p.requires_grad for n, p in self._planned_with.items()}
         # Before the strategy wraps the module: DDP takes note of what requires a gradient.
-        self._trains().begin(pl_module, self._progress.phase)
+        self._trains().apply_phase(pl_module, self._progress.phase)
         if has_finder(trainer):  # else later: Lightning would warn of modules in eval mode
-            self._trains().hold_frozen(pl_module)
+            self._trains().freeze_modules(pl_module)
 
     def _revise(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Plan anew where the optimizers tell of networks that no schedule is about."""
@@ -156,14 +156,14 @@ class FreezeUnfreezeCallback(Callback):
             self._leave_out(trainer, pl_module, found)
             rewrap(trainer.strategy, pl_module)
             if has_finder(trainer):
-                self._trains().hold_frozen(pl_module)
+                self._trains().freeze_modules(pl_module)
 
     def _leave_out(self, trainer: Trainer, pl_module: LightningModule, names: list[str]) -> None:
         """Plan anew, without networks that no optimizer holds; these are as they were before."""
-        self._trains().end()
+        self._trains().release()
         self.plan = plan_without(trainer, pl_module, self._given, names, before=self._before)
         self._state = TrainableState(self.plan, train_bn=self.train_bn)
-        self._trains().begin(pl_module, self._progress.phase)
+        self._trains().apply_phase(pl_module, self._progress.phase)
 
     @override
     def on_load_checkpoint(
@@ -175,7 +175,7 @@ class FreezeUnfreezeCallback(Callback):
         self._resumed = load_run(trainer, checkpoint)
         self._take_up(trainer, pl_module, checkpoint)
         if has_finder(trainer):
-            self._trains().hold_frozen(pl_module)
+            self._trains().freeze_modules(pl_module)
 
     @override
     def on_save_checkpoint(
@@ -198,7 +198,7 @@ class FreezeUnfreezeCallback(Callback):
         self._before = {}
         self.plan = plan = with_length(trainer, self._planned(), self._max_epochs)
         tell_overruled(self._trains().enforce(), self._told)
-        self._trains().hold_frozen(pl_module)
+        self._trains().freeze_modules(pl_module)
         tell(trainer, self._planned(), self._progress)
         tell_what_stays(plan)
         refuse_changed_layers(trainer, self._planned_with or {})
@@ -302,7 +302,7 @@ class FreezeUnfreezeCallback(Callback):
             self._leave_out(trainer, pl_module, left_out)
         self._progress = load_progress(self._planned(), state, train_bn=self.train_bn)
         self._best = state.get("best_weights", {}) if self._progress.stall.best is not None else {}
-        self._trains().begin(pl_module, self._progress.phase)
+        self._trains().apply_phase(pl_module, self._progress.phase)
 
     def _planned(self) -> Plan:
         assert self.plan is not None, "Lightning calls setup() first"
@@ -326,10 +326,10 @@ class FreezeUnfreezeCallback(Callback):
         self._progress = self._progress.advance(target, here)
         for index in range(first, target + 1):
             self._regroup(index, pl_module)
-        self._trains().begin(pl_module, self._progress.phase)
+        self._trains().apply_phase(pl_module, self._progress.phase)
         rewrap(trainer.strategy, pl_module)
         forget_graphs()  # those of the last phase lack the new gradients
-        self._trains().hold_frozen(pl_module)
+        self._trains().freeze_modules(pl_module)
         self._checks.begin_phase()
         tell(trainer, self._planned(), self._progress)
 
@@ -347,7 +347,7 @@ class FreezeUnfreezeCallback(Callback):
     def _restore(self, trainer: Trainer) -> None:
         remove_hooks(trainer.strategy)
         if self._state:
-            self._state.end()
+            self._state.release()
         if self._groups:
             self._groups.remove()
         self._groups, self._planned_with, self._before = None, None, {}

@@ -4,8 +4,12 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_finetune.distributed.wrapping import exchanges_parameters, shards_parameters
-from lit_finetune.freezing.fixed_networks import FixedNetworks, kept_line, without_averages
-from lit_finetune.freezing.layer_watch import LayerWatch, refuse_exchanged_amid
+from lit_finetune.freezing.fixed_networks import (
+    FixedNetworks,
+    restored_line,
+    without_averaged_models,
+)
+from lit_finetune.freezing.layer_watch import LayerWatch, refuse_exchanged_in_training
 from lit_finetune.freezing.silent_blocks import SilentBlocks, silent_line
 from lit_finetune.freezing.trainable_state import TrainableState
 from lit_finetune.modules.fsdp1 import parameters_by_name
@@ -35,7 +39,7 @@ class RunChecks:
         self._watch = LayerWatch(pl_module, modules_only=self._modules_only)
         self._silent = SilentBlocks()
         beside = [] if shards_parameters(trainer.strategy) else state.plan.auxiliary_networks
-        self._fixed = FixedNetworks(without_averages(pl_module, beside))
+        self._fixed = FixedNetworks(without_averaged_models(pl_module, beside))
         self.begin_phase()
 
     def begin_phase(self) -> None:
@@ -43,7 +47,7 @@ class RunChecks:
         if not shards_parameters(
             self._trainer.strategy
         ):  # else a process may hold nothing of a block
-            self._silent.add(self._state.plan.blocks, self._state.joined())
+            self._silent.add(self._state.plan.blocks, self._state.newly_trained())
 
     def between_steps(self) -> None:
         """Look at what hooks have done, before a step or a phase.
@@ -61,11 +65,11 @@ class RunChecks:
             ValueError: It has exchanged or added layers, or goes against the schedule.
         """
         if self._module.automatic_optimization:  # else the module may freeze networks in turn
-            self._state.refuse_otherwise()
+            self._state.refuse_changed()
         self._refuse_exchanged()
-        self._fixed.restore_known()  # what the forward pass has moved
-        self._silent.look()
-        if silent := self._silent.take_due():
+        self._fixed.restore_settled()  # what the forward pass has moved
+        self._silent.check()
+        if silent := self._silent.pop_silent():
             rank_zero_warn(silent_line(silent, self._silent.steps))
 
     def keep_networks(self, *, by_value: bool = False) -> None:
@@ -75,7 +79,7 @@ class RunChecks:
             by_value: Whether it is asked by values which of them somebody moves.
         """
         if moved := self._fixed.restore(by_value=by_value):
-            rank_zero_info(kept_line(moved))
+            rank_zero_info(restored_line(moved))
 
     def finish(self) -> None:
         """Say what the training has not made clear before."""
@@ -84,15 +88,15 @@ class RunChecks:
             rank_zero_warn(silent_line(silent, self._silent.steps))
 
     def _refuse_exchanged(self) -> None:
-        if self._watch.is_same():
+        if self._watch.is_unchanged():
             return
         if not self._modules_only:
-            refuse_exchanged_amid(
+            refuse_exchanged_in_training(
                 self._parameters,
                 parameters_by_name(self._module),
-                beside=self._state.plan.auxiliary_networks,
+                auxiliary=self._state.plan.auxiliary_networks,
                 when=f"before step {self._trainer.global_step} in epoch"
                 f" {self._trainer.current_epoch}",
             )
         self._watch = LayerWatch(self._module, modules_only=self._modules_only)
-        self._state.hold_frozen(self._module)
+        self._state.freeze_modules(self._module)

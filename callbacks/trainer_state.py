@@ -16,13 +16,16 @@ from lit_finetune.blocks.block import Block, list_blocks
 from lit_finetune.classifier import FinetuneClassifier
 from lit_finetune.distributed.wrapping import shards_parameters
 from lit_finetune.freezing.auxiliary_networks import (
-    named_alone,
+    find_auxiliary_networks,
+    named_auxiliary_parameters,
     parameters_within,
-    side_networks,
     without_modules,
 )
 from lit_finetune.freezing.freeze import restore_trainable, with_user_frozen
-from lit_finetune.freezing.parallel_networks import side_by_side, without_optimizer
+from lit_finetune.freezing.parallel_networks import (
+    parallel_trained_networks,
+    parallel_unoptimized_networks,
+)
 from lit_finetune.freezing.trainable_state import refuse_lazy
 from lit_finetune.modules.fsdp1 import full_sizes, parameters_by_name
 from lit_finetune.optim.phase_groups import PhaseGroups
@@ -76,7 +79,9 @@ def first_plan(
     try:
         return plan_for(trainer, pl_module, strategy, phases, train_bn)
     except ValueError:
-        networks = () if shards_parameters(trainer.strategy) else side_by_side(pl_module)
+        networks = (
+            () if shards_parameters(trainer.strategy) else parallel_trained_networks(pl_module)
+        )
         for kept in networks:
             left_out = [name for name in networks if name != kept]
             with suppress(ValueError):
@@ -183,7 +188,7 @@ def networks_left_out(
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     held = [parameter for group in groups for parameter in group["params"]]
     frozen = [name for name, trained in before.items() if trained and not named[name].requires_grad]
-    return list(without_optimizer(pl_module, held, frozen))
+    return list(parallel_unoptimized_networks(pl_module, held, frozen))
 
 
 def _blocks_of(
@@ -203,13 +208,15 @@ def _blocks_of(
     network = "backbone" if isinstance(pl_module, FinetuneClassifier) else None
     kinds = LightningModule | nn.ModuleDict
     sides = list(
-        side_networks(pl_module, network=network, is_container=lambda each: isinstance(each, kinds))
+        find_auxiliary_networks(
+            pl_module, network=network, is_container=lambda each: isinstance(each, kinds)
+        )
     )
     sides += [name for name in left_out if name not in sides]
     if not own and sides:
         with without_modules(pl_module, sides):
             own = list_blocks(pl_module)
-        named = named_alone(phases, own, list_blocks(pl_module))
+        named = named_auxiliary_parameters(phases, own, list_blocks(pl_module))
         if kept := [s for s in sides if any(n.startswith(f"{s}.") for n in named)]:
             sides = [name for name in sides if name not in kept]
             with without_modules(pl_module, sides):

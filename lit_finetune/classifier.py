@@ -19,7 +19,7 @@ from lit_finetune.classes.head import unnamed
 from lit_finetune.distributed.fsdp2 import shard
 from lit_finetune.distributed.supported_strategies import refuse_arguments_under_fsdp1
 from lit_finetune.distributed.wrapping import prepare_fsdp1, wrap_by_blocks
-from lit_finetune.freezing.auxiliary_networks import side_networks, without_modules
+from lit_finetune.freezing.auxiliary_networks import find_auxiliary_networks, without_modules
 from lit_finetune.freezing.freeze import enforce_eval, frozen_modules
 from lit_finetune.gradient_checkpointing import recompute_units
 from lit_finetune.heads.replace import choose_head, forward_features, replace_head
@@ -187,7 +187,7 @@ class FinetuneClassifier(ClassifierSteps):
         """The network's blocks from the input to the head, by names within this module."""
         if self._noted:
             return self._noted[0]
-        with without_modules(self, side_networks(self, network="backbone")):
+        with without_modules(self, find_auxiliary_networks(self, network="backbone")):
             return list_blocks(self, f"backbone.{self.head_name}")
 
     @override

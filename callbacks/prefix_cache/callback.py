@@ -187,9 +187,9 @@ class FrozenPrefixCache(Callback):
         watch = self._watches.get(is_training)
         if watch is None or self._is_disabled:
             return not self._is_disabled
-        if is_training and watch.trains():
+        if is_training and watch.is_training():
             return False
-        if watch.has_moved():
+        if watch.has_changed():
             self._is_disabled = True
             self._log_once(
                 "frozen blocks were changed amid an epoch, by a hook or another callback: from now"

@@ -14,7 +14,7 @@ from lit_finetune._errors import some_of
 from lit_finetune.blocks.block import Block
 from lit_finetune.classifier import FinetuneClassifier
 from lit_finetune.feature_cache.key import prefix_tensors
-from lit_finetune.freezing.prefix_watch import may_move
+from lit_finetune.freezing.prefix_watch import may_change_in_training
 from lit_finetune.splitting.check import check_split
 from lit_finetune.splitting.split import forward_between
 
@@ -93,7 +93,9 @@ def frozen_blocks(run: Run, *, check_modes: bool) -> tuple[list[Block], str | No
     for block in run.blocks:
         if any(named[name].requires_grad for name in block.parameters):
             break
-        if check_modes and any(m.training and may_move(m) for m in run.modules_of([block])):
+        if check_modes and any(
+            m.training and may_change_in_training(m) for m in run.modules_of([block])
+        ):
             return frozen, block.name
         frozen.append(block)
     return frozen, None

@@ -1,5 +1,5 @@
 """Apply a phase to a module and enforce it: gradients, eval mode, batch statistics.
 
-A module and a plan in; the same module, with only the planned parameters training. Uses `blocks`,
+A module and a plan in; the same module, of which only the planned parameters train. Uses `blocks`,
 `schedules`, `distributed`.
 """

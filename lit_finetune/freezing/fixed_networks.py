@@ -1,4 +1,4 @@
-"""Networks beside the one that trains keep their statistics, whatever mode they are in."""
+"""Keep the batch statistics of auxiliary networks, also in training mode."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,43 +10,43 @@ from torchmetrics import Metric
 
 from lit_finetune.feature_cache.key import bit_sums
 
-_FIRST_LOOKS = 2
-"""How often the values of parameters are compared at first: `.data` leaves no other trace."""
+_NUM_VALUE_CHECKS = 2
+"""The number of first checks that compare the values of parameters, to detect `.data`."""
 
 
 @dataclass(slots=True)
-class _Noted:
+class _NetworkState:
     network: nn.Module
     parameters: dict[str, Tensor]
     sums: list[int]
-    places: list[tuple[int, int]]
+    versions: list[tuple[int, int]]
     buffers: list[Tensor]
     values: list[Tensor]
-    looks: int = 0
-    is_told: bool = False
+    num_checks: int = 0
+    is_reported: bool = False
 
-    def is_awake(self) -> bool:
-        """Whether something in it is in training mode, and may move what it gathers."""
+    def is_training(self) -> bool:
+        """Whether a module in it is in training mode and may update its buffers."""
         return bool(self.buffers) and any(each.training for each in self.network.modules())
 
-    def is_moved(self, *, by_value: bool) -> bool:
-        """Whether someone has written to the parameters, such as a moving average."""
-        by_value = by_value or self.looks < _FIRST_LOOKS
-        self.looks += 1
-        if _places(self.parameters.values()) != self.places:
+    def has_changed_parameters(self, *, by_value: bool) -> bool:
+        """Whether the parameters have changed, for example by a moving average."""
+        by_value = by_value or self.num_checks < _NUM_VALUE_CHECKS
+        self.num_checks += 1
+        if _storage_versions(self.parameters.values()) != self.versions:
             return True
         return by_value and bit_sums(self.parameters) != self.sums
 
-    def has_other_buffers(self) -> bool:
+    def has_changed_buffers(self) -> bool:
         pairs = zip(self.buffers, self.values, strict=True)
         return any(not torch.equal(buffer, value) for buffer, value in pairs)
 
 
 class FixedNetworks:
-    """Networks that nobody trains: in training mode too, their buffers stay as they were.
+    """Restores the buffers of untrained networks, which training mode would update.
 
-    A network whose parameters somebody moves, such as a teacher that follows the student by a
-    moving average, is left alone from then on, with the statistics that it has gathered.
+    A network whose parameters change, such as a teacher that is a moving average of the student, is
+    left alone from then on, with its updated statistics.
 
     >>> teacher = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     >>> fixed = FixedNetworks({"teacher": teacher})
@@ -55,58 +55,58 @@ class FixedNetworks:
     (['teacher'], 0)
 
     Args:
-        networks: By name.
+        networks: The networks by name.
     """
 
     def __init__(self, networks: Mapping[str, nn.Module]) -> None:
-        self._noted = {name: _noted(network) for name, network in networks.items()}
+        self._states = {name: _record_state(network) for name, network in networks.items()}
 
     @torch.no_grad()
     def restore(self, *, by_value: bool = False) -> list[str]:
-        """Put back the buffers of those whose parameters nobody has moved.
+        """Restore the buffers of networks whose parameters have not changed.
 
         Args:
-            by_value: Whether the values of parameters are compared, and not only where they lie.
+            by_value: Whether to compare the values of parameters, not only their storage version.
 
         Returns:
-            The names of networks whose buffers had moved, each once.
+            The names of networks whose buffers had changed, each only once.
         """
-        told = []
-        for name, noted in list(self._noted.items()):
-            if not noted.is_awake():
+        changed = []
+        for name, state in list(self._states.items()):
+            if not state.is_training():
                 continue
-            if noted.is_moved(by_value=by_value):
-                del self._noted[name]
+            if state.has_changed_parameters(by_value=by_value):
+                del self._states[name]
                 continue
-            if not noted.is_told and noted.has_other_buffers():
-                noted.is_told = True
-                told.append(name)
-            torch._foreach_copy_(noted.buffers, noted.values)
-        return told
+            if not state.is_reported and state.has_changed_buffers():
+                state.is_reported = True
+                changed.append(name)
+            torch._foreach_copy_(state.buffers, state.values)
+        return changed
 
     @torch.no_grad()
-    def restore_known(self) -> None:
-        """Put back the buffers of those that have stood still for some steps."""
-        for noted in self._noted.values():
-            is_known = noted.looks >= _FIRST_LOOKS and noted.is_awake()
-            if is_known and not noted.is_moved(by_value=False):
-                torch._foreach_copy_(noted.buffers, noted.values)
+    def restore_settled(self) -> None:
+        """Restore the buffers of networks that have not changed in the first checks."""
+        for state in self._states.values():
+            is_settled = state.num_checks >= _NUM_VALUE_CHECKS and state.is_training()
+            if is_settled and not state.has_changed_parameters(by_value=False):
+                torch._foreach_copy_(state.buffers, state.values)
 
 
-def without_averages(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
-    """The networks of these names that do not gather something by themselves.
+def without_averaged_models(model: nn.Module, names: Iterable[str]) -> dict[str, nn.Module]:
+    """The networks of these names that are neither metrics nor averaged models.
 
     >>> module = nn.ModuleDict({"teacher": nn.Linear(2, 2), "mean": AveragedModel(nn.Linear(2, 2))})
-    >>> list(without_averages(module, module))
+    >>> list(without_averaged_models(module, module))
     ['teacher']
     """
-    found = {name: model.get_submodule(name) for name in names}
-    gathers = Metric | AveragedModel
-    return {name: each for name, each in found.items() if not isinstance(each, gathers)}
+    networks = {name: model.get_submodule(name) for name in names}
+    averaging = Metric | AveragedModel
+    return {name: each for name, each in networks.items() if not isinstance(each, averaging)}
 
 
-def kept_line(names: Sequence[str]) -> str:
-    """What is said of networks whose statistics were put back."""
+def restored_line(names: Sequence[str]) -> str:
+    """The message about networks whose statistics were restored."""
     return (
         f"{' and '.join(map(repr, names))}, beside the network that trains, would gather statistics"
         " in training mode although nobody trains it: they stay as they were. In that mode it"
@@ -115,18 +115,18 @@ def kept_line(names: Sequence[str]) -> str:
     )
 
 
-def _noted(network: nn.Module) -> _Noted:
+def _record_state(network: nn.Module) -> _NetworkState:
     parameters: dict[str, Tensor] = dict(network.named_parameters())
     buffers = [buffer for buffer in network.buffers() if not buffer.is_inference()]
-    return _Noted(
+    return _NetworkState(
         network=network,
         parameters=parameters,
         sums=bit_sums(parameters),
-        places=_places(parameters.values()),
+        versions=_storage_versions(parameters.values()),
         buffers=buffers,
         values=[buffer.clone() for buffer in buffers],
     )
 
 
-def _places(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
+def _storage_versions(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
     return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]

@@ -1,4 +1,4 @@
-"""Apply to a network what trains and what does not, and hold it there."""
+"""Freeze and unfreeze parameters and modules of a network."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -9,8 +9,9 @@ from lit_finetune.blocks.block import Block
 from lit_finetune.blocks.norm_layers import is_norm, norm_parameters
 from lit_finetune.modules.fsdp1 import modules_by_name, parameters_by_name, unpruned_name
 
-_NOTES = "_lit_finetune_notes"
-"""Where a module keeps, for each parameter, whether it was still before, and whether it trains."""
+_ATTRIBUTE = "_lit_finetune_notes"
+"""The attribute of a module that holds, for each parameter, whether the user froze it and whether
+it was last set to train."""
 
 
 def set_trainable(
@@ -18,17 +19,17 @@ def set_trainable(
     names: Collection[str],
     *,
     user_frozen: Collection[str] = frozenset(),
-    untouched: Collection[str] = frozenset(),
+    excluded: Collection[str] = frozenset(),
 ) -> bool:
     """Let the named parameters of a model train, and freeze all others.
 
-    A frozen parameter loses its gradient: an optimizer would still step with what it holds.
+    The gradient of a frozen parameter is removed: an optimizer would still apply it.
 
     Args:
-        model: Its modules take note of what was done, for `with_user_frozen` in another run.
+        model: The result is stored in its modules, for `with_user_frozen` in a later run.
         names: The parameters that train.
-        user_frozen: Those that were fixed before any schedule came.
-        untouched: Those that are left as they are.
+        user_frozen: Those that the user froze before the run.
+        excluded: Those that are not changed.
 
     Returns:
         Whether anything changed. A wrapper such as DistributedDataParallel must follow if so.
@@ -38,7 +39,7 @@ def set_trainable(
     for name, module in modules_by_name(model, remove_duplicate=False):
         modules.setdefault(name, module)
     for name, parameter in parameters_by_name(model).items():
-        if name in untouched:
+        if name in excluded:
             continue
         trains = name in names or unpruned_name(name) in names
         if parameter.requires_grad != trains:
@@ -46,30 +47,30 @@ def set_trainable(
             changed = True
         if not trains:
             parameter.grad = None
-        path, _, own = name.rpartition(".")
-        _notes_of(modules[path])[own] = (name in user_frozen, trains)
+        path, _, attribute = name.rpartition(".")
+        _notes_of_module(modules[path])[attribute] = (name in user_frozen, trains)
     return changed
 
 
 def restore_trainable(model: nn.Module, before: Mapping[str, bool]) -> None:
-    """Let parameters require a gradient as before, where a trial leaves no trace."""
+    """Restore `requires_grad` after a trial run."""
     parameters = parameters_by_name(model)
     for name, trains in before.items():
         parameters[name].requires_grad_(trains)
-        notes, own = _notes_on(model, name)
-        was_still, _ = notes.get(own, (not trains, trains))
-        notes[own] = (was_still, trains)
+        notes, attribute = _notes_of_parameter(model, name)
+        was_frozen, _ = notes.get(attribute, (not trains, trains))
+        notes[attribute] = (was_frozen, trains)
 
 
 def with_user_frozen(model: nn.Module, blocks: Iterable[Block]) -> list[Block]:
-    """The blocks, with what of them was fixed before any schedule came.
+    """The blocks, with the parameters that the user froze before any schedule.
 
-    That is what requires no gradient, unless a schedule has frozen it in an earlier run; and what
-    a schedule has trained since, if nobody but schedules has touched it. Where nothing before the
-    head requires a gradient, someone has frozen the backbone whole: that leaves the rest to the
-    schedule, and nothing counts as fixed.
+    These are the parameters that require no gradient, except those that a schedule froze in an
+    earlier run; and those that a schedule has trained since, if only schedules changed them. If no
+    parameter before the head requires a gradient, the user has frozen the whole backbone for the
+    schedule to unfreeze, and none counts as user-frozen.
     """
-    user_frozen = {name for name, p in model.named_parameters() if is_fixed(model, name, p)}
+    user_frozen = {name for name, p in model.named_parameters() if is_user_frozen(model, name, p)}
     *backbone, head = blocks
     if user_frozen.issuperset(name for block in backbone for name in block.free):
         user_frozen.clear()
@@ -79,25 +80,25 @@ def with_user_frozen(model: nn.Module, blocks: Iterable[Block]) -> list[Block]:
     ]
 
 
-def is_fixed(model: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+def is_user_frozen(model: nn.Module, name: str, parameter: nn.Parameter) -> bool:
     """Whether `requires_grad` was False before any schedule, as in `with_user_frozen`."""
-    notes, own = _notes_on(model, name)
-    was_still, trained = notes.get(own, (False, not parameter.requires_grad))
-    is_as_left = parameter.requires_grad == trained
-    return was_still if is_as_left else not parameter.requires_grad
+    notes, attribute = _notes_of_parameter(model, name)
+    was_frozen, trained = notes.get(attribute, (False, not parameter.requires_grad))
+    is_unchanged = parameter.requires_grad == trained
+    return was_frozen if is_unchanged else not parameter.requires_grad
 
 
-def _notes_on(model: nn.Module, name: str) -> tuple[dict[str, tuple[bool, bool]], str]:
-    """What the module that holds a parameter has noted, and the parameter's name in it.
+def _notes_of_parameter(model: nn.Module, name: str) -> tuple[dict[str, tuple[bool, bool]], str]:
+    """The notes in the module that holds a parameter, and the parameter's name in it.
 
-    There it stays when the module is copied, or becomes a part of another one.
+    They stay with the module when it is copied, or becomes a part of another one.
     """
-    path, _, own = name.rpartition(".")
-    return _notes_of(model.get_submodule(path)), own
+    path, _, attribute = name.rpartition(".")
+    return _notes_of_module(model.get_submodule(path)), attribute
 
 
-def _notes_of(module: nn.Module) -> dict[str, tuple[bool, bool]]:
-    notes: dict[str, tuple[bool, bool]] = module.__dict__.setdefault(_NOTES, {})
+def _notes_of_module(module: nn.Module) -> dict[str, tuple[bool, bool]]:
+    notes: dict[str, tuple[bool, bool]] = module.__dict__.setdefault(_ATTRIBUTE, {})
     return notes
 
 
@@ -106,48 +107,52 @@ def frozen_modules(
     blocks: Sequence[Block],
     *,
     norms_train: bool = False,
-    untouched: Collection[str] = frozenset(),
+    excluded: Collection[str] = frozenset(),
 ) -> list[nn.Module]:
-    """The modules to keep in eval mode, so that batch statistics and dropout stand still.
+    """The modules to keep in eval mode, so that batch statistics and dropout are frozen.
 
-    A module is frozen when it has parameters and none of them trains; so are the modules inside
-    it, and those without parameters (dropout, drop-path) that belong to a frozen block. One that
-    is also used outside of all these is not. A normalisation layer of which some parameters train
-    and some do not (biases alone) is frozen too: its statistics stand still until all of it trains.
+    A module is frozen if it has parameters and none of them trains; so are its submodules, and
+    modules without parameters (dropout, drop-path) in a frozen block. A module that is also used
+    elsewhere is not. A normalisation layer with only some trainable parameters (biases) is frozen,
+    too: its statistics do not change until all of it trains.
 
     Args:
-        model: Some of its parameters require a gradient, some do not.
+        model: A model with its `requires_grad` set.
         blocks: The model's blocks.
-        norms_train: Whether normalisation layers train in frozen blocks too; they are then left
-            out of the result, and do not make the rest of their block count as trained.
-        untouched: Parameters whose modules keep the mode that they are in.
+        norms_train: Whether normalisation layers train in frozen blocks, too; they are then left
+            out of the result, and the rest of their block stays frozen.
+        excluded: Parameters whose modules keep their mode.
     """
     norms = norm_parameters(model) if norms_train else frozenset()
     named = parameters_by_name(model, remove_duplicate=False)
-    live = {name for name, parameter in named.items() if parameter.requires_grad} - norms
-    live |= {*map(unpruned_name, live), *untouched}
-    alive, known = _ancestors(live), _ancestors(named)
+    trainable = {name for name, parameter in named.items() if parameter.requires_grad} - norms
+    trainable |= {*map(unpruned_name, trainable), *excluded}
+    with_trainable, with_parameters = _parent_modules(trainable), _parent_modules(named)
     modules = list(modules_by_name(model, remove_duplicate=False))
-    roots = {name for name, _ in modules if name and name in known and name not in alive}
+    roots = {
+        name
+        for name, _ in modules
+        if name and name in with_parameters and name not in with_trainable
+    }
     for block in blocks:
-        if not live.intersection(block.parameters):
-            roots.update(name for name in block.modules if name not in alive)
-    roots.update(name for name, module in modules if _is_partly_live(name, module, live))
-    at_rest = [_is_within(name, roots) for name, _ in modules]
-    awake = {id(m) for (_, m), rests in zip(modules, at_rest, strict=True) if not rests}
+        if not trainable.intersection(block.parameters):
+            roots.update(name for name in block.modules if name not in with_trainable)
+    roots.update(name for name, module in modules if _is_partly_trainable(name, module, trainable))
+    is_frozen = [_is_within(name, roots) for name, _ in modules]
+    active = {id(m) for (_, m), frozen in zip(modules, is_frozen, strict=True) if not frozen}
     found = {
         id(m): m
-        for (_, m), rests in zip(modules, at_rest, strict=True)
-        if rests and id(m) not in awake
+        for (_, m), frozen in zip(modules, is_frozen, strict=True)
+        if frozen and id(m) not in active
     }
     return [m for m in found.values() if not (norms_train and is_norm(m))]
 
 
 def enforce_eval(frozen: Iterable[nn.Module]) -> None:
-    """Put modules that someone has set to train back into eval mode.
+    """Put frozen modules back into eval mode.
 
-    Lightning sets modes on its own account (before training, around validation), so this is
-    called whenever that can have happened. It sets the flag alone: every module is in the list.
+    Lightning sets modes itself (before training, around validation), so this is called whenever
+    that may have happened. It sets only the flag of each module, since all submodules are listed.
     """
     for module in frozen:
         if module.training:
@@ -155,16 +160,19 @@ def enforce_eval(frozen: Iterable[nn.Module]) -> None:
 
 
 def restore_training(frozen: Iterable[nn.Module]) -> None:
-    """Let modules that were held train again."""
+    """Put modules into training mode."""
     for module in frozen:
         module.training = True
 
 
-def _is_partly_live(name: str, module: nn.Module, live: Collection[str]) -> bool:
-    """Whether it is a normalisation layer of which some parameters train, and some do not."""
+def _is_partly_trainable(name: str, module: nn.Module, trainable: Collection[str]) -> bool:
+    """Whether a module is a normalisation layer with some trainable parameters and some frozen."""
     if not is_norm(module):
         return False
-    trains = [f"{name}.{own}" in live for own, _ in module.named_parameters(recurse=False)]
+    trains = [
+        f"{name}.{attribute}" in trainable
+        for attribute, _ in module.named_parameters(recurse=False)
+    ]
     return any(trains) and not all(trains)
 
 
@@ -177,12 +185,12 @@ def _is_within(name: str, roots: Collection[str]) -> bool:
     return True
 
 
-def _ancestors(parameters: Iterable[str]) -> set[str]:
-    """The names of all modules around these parameters."""
+def _parent_modules(parameters: Iterable[str]) -> set[str]:
+    """The names of all parent modules of these parameters."""
     found: set[str] = set()
     for name in parameters:
-        around = name.rpartition(".")[0]
-        while around and around not in found:
-            found.add(around)
-            around = around.rpartition(".")[0]
+        parent = name.rpartition(".")[0]
+        while parent and parent not in found:
+            found.add(parent)
+            parent = parent.rpartition(".")[0]
     return found

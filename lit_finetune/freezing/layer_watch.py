@@ -1,4 +1,4 @@
-"""Notice layers that are exchanged while a network trains, by a look at each before a step."""
+"""Detect layers that are exchanged during training, by comparing them before each step."""
 
 from collections.abc import Collection, Mapping
 
@@ -7,70 +7,72 @@ from torch import nn
 from lit_finetune._errors import some_of
 from lit_finetune.modules.fsdp1 import unpruned_name
 
-_PRUNED = "_orig"
+_PRUNED_SUFFIX = "_orig"
 
 
 class LayerWatch:
-    """The modules of a network and their parameters, noted to be compared.
+    """The modules of a network and their parameters, to detect changes.
 
-    It is compared by identity alone: less than a millisecond for a ResNet-50.
+    They are compared only by identity: less than a millisecond for a ResNet-50.
 
     >>> network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     >>> watch = LayerWatch(network)
-    >>> before = watch.is_same()
+    >>> before = watch.is_unchanged()
     >>> network[1] = nn.Linear(2, 2)
-    >>> before, watch.is_same()
+    >>> before, watch.is_unchanged()
     (True, False)
 
     Args:
-        network: It trains.
-        modules_only: Whether parameters may be exchanged, since the strategy does so itself.
+        network: A network in training.
+        modules_only: Whether to ignore parameters, since the strategy exchanges them itself.
     """
 
     def __init__(self, network: nn.Module, *, modules_only: bool = False) -> None:
         modules = list(network.modules())
         self._children = [(each._modules, dict(each._modules)) for each in modules]
-        own = [] if modules_only else [each._parameters for each in modules if each._parameters]
-        self._parameters = [(now, dict(now)) for now in own]
+        parameters = (
+            [] if modules_only else [each._parameters for each in modules if each._parameters]
+        )
+        self._parameters = [(current, dict(current)) for current in parameters]
         self._empty = [] if modules_only else [m._parameters for m in modules if not m._parameters]
 
-    def is_same(self) -> bool:
-        """Whether all of it is in its place; masks that prune a parameter leave it there."""
+    def is_unchanged(self) -> bool:
+        """Whether all modules and parameters are the same objects; pruning masks are ignored."""
         return (
-            all(_is_same(now, noted) for now, noted in self._children)
-            and all(_is_same(n, noted) or _is_pruned(n, noted) for n, noted in self._parameters)
+            all(_is_same(current, saved) for current, saved in self._children)
+            and all(_is_same(n, saved) or _is_pruned(n, saved) for n, saved in self._parameters)
             and not any(self._empty)
         )
 
 
-def refuse_exchanged_amid(
+def refuse_exchanged_in_training(
     planned: Mapping[str, nn.Parameter],
-    now: Mapping[str, nn.Parameter],
+    current: Mapping[str, nn.Parameter],
     *,
-    beside: tuple[str, ...] = (),
+    auxiliary: tuple[str, ...] = (),
     when: str,
 ) -> None:
-    """Refuse parameters that came, went or were exchanged while the network trained.
+    """Refuse parameters that were added, removed or exchanged during training.
 
-    What joins without a gradient, such as a copy of the network to learn from, is let be.
+    New parameters without `requires_grad`, such as those of a teacher, are allowed.
 
     Args:
-        planned: The parameters that the schedule is about, by name.
-        now: The module's parameters.
-        beside: The names of networks that the schedule leaves as they are.
-        when: At which point of the training it was seen.
+        planned: The parameters of the schedule, by name.
+        current: The module's parameters.
+        auxiliary: The names of auxiliary networks.
+        when: The point of the training, for the message.
 
     Raises:
-        ValueError: Names them, and says where layers may be built.
+        ValueError: Names the parameters, and says where layers may be built.
     """
-    starts = tuple(f"{name}." for name in beside)
-    here, known = (
-        {unpruned_name(n): each for n, each in named.items() if not n.startswith(starts)}
-        for named in (now, planned)
+    prefixes = tuple(f"{name}." for name in auxiliary)
+    present, expected = (
+        {unpruned_name(n): each for n, each in named.items() if not n.startswith(prefixes)}
+        for named in (current, planned)
     )
-    gone = [name for name, parameter in known.items() if here.get(name) is not parameter]
-    new = [name for name, each in here.items() if name not in known and each.requires_grad]
-    if other := [*gone, *new]:
+    missing = [name for name, parameter in expected.items() if present.get(name) is not parameter]
+    new = [name for name, each in present.items() if name not in expected and each.requires_grad]
+    if other := [*missing, *new]:
         raise ValueError(
             f"Layers were exchanged or added amid the training, {when}: {some_of(other, 3)}. No"
             " optimizer and no schedule knows them, so they would never train. Build layers in"
@@ -80,28 +82,28 @@ def refuse_exchanged_amid(
 
 
 def refuse_unoptimised(
-    known: Mapping[str, nn.Parameter],
-    now: Mapping[str, nn.Parameter],
+    expected: Mapping[str, nn.Parameter],
+    current: Mapping[str, nn.Parameter],
     *,
     optimised: Collection[int],
     when: str,
 ) -> None:
-    """Refuse parameters that came amid a training without a schedule, if no optimizer moves them.
+    """Refuse parameters that were added during training without a schedule or an optimizer.
 
     Args:
-        known: The module's parameters when it began.
-        now: Its parameters.
+        expected: The module's parameters at the start of training.
+        current: Its parameters now.
         optimised: The `id` of each parameter that an optimizer holds.
-        when: At which point of the training it was seen.
+        when: The point of the training, for the message.
 
     Raises:
-        ValueError: Names them, and says what to do.
+        ValueError: Names the parameters, and says what to do.
     """
-    before = set(map(id, known.values()))
+    known_ids = set(map(id, expected.values()))
     new = [
         name
-        for name, each in now.items()
-        if each.requires_grad and id(each) not in before and id(each) not in optimised
+        for name, each in current.items()
+        if each.requires_grad and id(each) not in known_ids and id(each) not in optimised
     ]
     if new:
         raise ValueError(
@@ -112,13 +114,15 @@ def refuse_unoptimised(
         )
 
 
-def _is_same(now: Mapping[str, object], noted: Mapping[str, object]) -> bool:
-    if len(now) != len(noted):
+def _is_same(current: Mapping[str, object], saved: Mapping[str, object]) -> bool:
+    if len(current) != len(saved):
         return False
-    return all(now.get(name) is each for name, each in noted.items())
+    return all(current.get(name) is each for name, each in saved.items())
 
 
-def _is_pruned(now: Mapping[str, object], noted: Mapping[str, object]) -> bool:
-    """Whether masks of `torch.nn.utils.prune` were put on, or taken off: the numbers stay."""
-    plain = {name.removesuffix(_PRUNED): each for name, each in noted.items()}
-    return _is_same({name.removesuffix(_PRUNED): each for name, each in now.items()}, plain)
+def _is_pruned(current: Mapping[str, object], saved: Mapping[str, object]) -> bool:
+    """Whether only masks of `torch.nn.utils.prune` were added or removed."""
+    unpruned = {name.removesuffix(_PRUNED_SUFFIX): each for name, each in saved.items()}
+    return _is_same(
+        {name.removesuffix(_PRUNED_SUFFIX): each for name, each in current.items()}, unpruned
+    )

@@ -1,4 +1,4 @@
-"""Networks that run side by side on the same input, told apart by the sizes of their layers."""
+"""Find networks that run in parallel on the same input, by the sizes of their layers."""
 
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
@@ -8,34 +8,34 @@ from torch import Tensor, nn
 
 def layers(module: nn.Module) -> list[Any]:
     """The linear layers and convolutions of a module, in the order of registration."""
-    kinds = nn.Linear | nn.modules.conv._ConvNd
-    return [each for each in module.modules() if isinstance(each, kinds)]
+    types = nn.Linear | nn.modules.conv._ConvNd
+    return [each for each in module.modules() if isinstance(each, types)]
 
 
-def inlet(layer: Any) -> tuple[bool, int]:
-    """Whether a layer is linear, and how many features or channels it takes."""
+def input_size(layer: Any) -> tuple[bool, int]:
+    """Whether a layer is linear, and its number of input features or channels."""
     is_linear = isinstance(layer, nn.Linear)
     return is_linear, layer.in_features if is_linear else layer.in_channels
 
 
 def num_layers(module: nn.Module) -> int:
-    """How many modules hold weights: parameters that are more than a vector."""
+    """The number of submodules with a parameter of more than one dimension."""
     return sum(
         any(parameter.ndim > 1 for parameter in each.parameters(recurse=False))
         for each in module.modules()
     )
 
 
-def begin_alike(one: nn.Module, other: nn.Module) -> bool:
+def have_same_input(network: nn.Module, other: nn.Module) -> bool:
     """Whether two networks of several layers take the same input, by their first layers."""
-    if min(num_layers(one), num_layers(other)) < 2:
+    if min(num_layers(network), num_layers(other)) < 2:
         return False
-    first = [[inlet(layer) for layer in layers(each)[:1]] for each in (one, other)]
+    first = [[input_size(layer) for layer in layers(each)[:1]] for each in (network, other)]
     return first[0] == first[1] != []
 
 
-def are_parallel(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two networks take the same input, and neither could take what the other gives.
+def are_parallel(network: nn.Module, other: nn.Module) -> bool:
+    """Whether two networks take the same input, and neither could take the other's output.
 
     >>> teacher = nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 2))
     >>> student = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -43,32 +43,32 @@ def are_parallel(one: nn.Module, other: nn.Module) -> bool:
     >>> are_parallel(teacher, student), are_parallel(block, block)
     (True, False)
     """
-    if not begin_alike(one, other):
+    if not have_same_input(network, other):
         return False
-    begin = layers(one)[0]
-    return not any(_can_feed(layers(each)[-1], begin) for each in (one, other))
+    first_layer = layers(network)[0]
+    return not any(_can_feed(layers(each)[-1], first_layer) for each in (network, other))
 
 
-def parallel_to(
+def find_parallel_networks(
     model: nn.Module,
     *,
-    is_aside: Callable[[str, nn.Module], bool],
+    is_candidate: Callable[[str, nn.Module], bool],
     trains: Callable[[str, nn.Module], bool],
 ) -> tuple[str, ...]:
-    """The names of networks within a module that run beside one that trains.
+    """The names of networks within a module that run in parallel to one that trains.
 
-    They lie side by side in some module of it, however deep, and begin as the whole does: blocks
-    of a network, which may be alike as well, lie one behind the other.
+    They are children of the same module, at any depth, and take the same input as the whole model:
+    blocks of a network, which may be similar as well, run one after the other.
 
     Args:
-        model: It may hold several networks.
-        is_aside: Whether a module may be one that runs beside, by its name within the model.
+        model: A module that may contain several networks.
+        is_candidate: Whether a module may be such a network, by its name within the model.
         trains: Whether a module trains.
     """
     found: list[str] = []
     first = layers(model)[:1]
     for path, container in model.named_modules():
-        if isinstance(container, nn.Sequential) or any(_within(path, name) for name in found):
+        if isinstance(container, nn.Sequential) or any(_is_within(path, name) for name in found):
             continue
         children = {
             f"{path}.{name}" if path else name: child for name, child in container.named_children()
@@ -80,67 +80,68 @@ def parallel_to(
         found += [
             name
             for name, child in networks.items()
-            if is_aside(name, child)
-            and [inlet(layer) for layer in layers(child)[:1]] == [inlet(layer) for layer in first]
+            if is_candidate(name, child)
+            and [input_size(layer) for layer in layers(child)[:1]]
+            == [input_size(layer) for layer in first]
             and any(are_parallel(child, other) for other in trained if other is not child)
         ]
     return tuple(found)
 
 
-def side_by_side(model: nn.Module) -> tuple[str, ...]:
-    """The names of the networks in a module that run side by side, and require gradients."""
+def parallel_trained_networks(model: nn.Module) -> tuple[str, ...]:
+    """The names of parallel networks in a module that require gradients."""
 
     def trains(name: str, module: nn.Module) -> bool:
         return any(parameter.requires_grad for parameter in module.parameters())
 
-    return parallel_to(model, is_aside=trains, trains=trains)
+    return find_parallel_networks(model, is_candidate=trains, trains=trains)
 
 
-def without_optimizer(
-    model: nn.Module, held: Collection[Tensor], frozen_here: Collection[str]
+def parallel_unoptimized_networks(
+    model: nn.Module, optimized: Collection[Tensor], frozen_names: Collection[str]
 ) -> tuple[str, ...]:
-    """The names of networks of which no optimizer holds anything, beside one that trains.
+    """The names of networks without parameters in an optimizer, parallel to one that trains.
 
     >>> module = nn.ModuleDict({
     ...     "teacher": nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 2)),
     ...     "student": nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)),
     ... })
-    >>> without_optimizer(module, list(module["student"].parameters()), [])
+    >>> parallel_unoptimized_networks(module, list(module["student"].parameters()), [])
     ('teacher',)
 
     Args:
         model: A module in training.
-        held: The parameters that optimizers hold.
-        frozen_here: The parameters that a schedule has frozen by now. An optimizer that holds none
-            of these has perhaps been given what requires a gradient, and its choice tells nothing.
+        optimized: The parameters that optimizers hold.
+        frozen_names: The parameters that a schedule has frozen so far. An optimizer without any of
+            them may have been given only parameters with gradients, so it is no evidence.
     """
-    ids = {id(parameter) for parameter in held}
+    ids = {id(parameter) for parameter in optimized}
     named = dict(model.named_parameters())
-    frozen = [id(named[name]) for name in frozen_here if name in named]
+    frozen = [id(named[name]) for name in frozen_names if name in named]
 
     def trains(name: str, module: nn.Module) -> bool:
-        own = {id(parameter) for parameter in module.parameters()}
-        is_filtered = not own.isdisjoint(frozen) and (own & ids).isdisjoint(frozen)
-        return not own.isdisjoint(ids) and not is_filtered
+        module_ids = {id(parameter) for parameter in module.parameters()}
+        is_filtered = not module_ids.isdisjoint(frozen) and (module_ids & ids).isdisjoint(frozen)
+        return not module_ids.isdisjoint(ids) and not is_filtered
 
-    def is_aside(name: str, module: nn.Module) -> bool:
+    def is_candidate(name: str, module: nn.Module) -> bool:
         return ids.isdisjoint(map(id, module.parameters()))
 
-    return parallel_to(model, is_aside=is_aside, trains=trains)
+    return find_parallel_networks(model, is_candidate=is_candidate, trains=trains)
 
 
-def _can_feed(end: Any, begin: Any) -> bool:
-    """Whether one layer may take what another one gives: no map comes of a vector."""
-    takes_vectors, size = inlet(begin)
+def _can_feed(end: Any, first_layer: Any) -> bool:
+    """Whether a layer may take the output of another one: a convolution takes no vectors."""
+    takes_vectors, size = input_size(first_layer)
     if isinstance(end, nn.Linear):
         return takes_vectors and end.out_features == size
     return bool(end.out_channels == size)
 
 
-def _within(path: str, name: str) -> bool:
+def _is_within(path: str, name: str) -> bool:
     return f"{path}.".startswith(f"{name}.")
 
 
-def leaves(module: nn.Module) -> Iterator[nn.Module]:
-    """The modules without modules inside."""
+def leaf_modules(module: nn.Module) -> Iterator[nn.Module]:
+    """The modules without submodules."""
     return (each for each in module.modules() if next(each.children(), None) is None)

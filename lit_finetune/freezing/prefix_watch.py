@@ -1,4 +1,4 @@
-"""See whether the first blocks of a network change while what they gave is used."""
+"""Detect changes of a network's frozen first blocks while their cached output is used."""
 
 from collections.abc import Iterable, Mapping
 
@@ -9,15 +9,15 @@ from lit_finetune.splitting.split_point import depends_on_mode
 
 
 class PrefixWatch:
-    """The parameters, buffers and modes of blocks that stand still, noted to be compared.
+    """The parameters, buffers and modes of frozen blocks, to detect changes.
 
-    Writing to a tensor, or putting another one in its place, is seen at once, at the price of a
-    comparison of numbers per tensor. What is written past torch (`.data`, NumPy) is seen in the
-    values alone.
+    Writing to a tensor or replacing it is detected at once, by comparing a few integers for each
+    tensor. Writing that torch does not record (`.data`, NumPy) is only detected by comparing
+    values.
 
     Args:
-        network: It has the tensors.
-        tensors: Those of the blocks, by their names in the network.
+        network: The network with the tensors.
+        tensors: The blocks' tensors, by their names in the network.
         modules: All modules of the blocks.
     """
 
@@ -26,33 +26,35 @@ class PrefixWatch:
     ) -> None:
         self._tensors = tensors
         self._slots = [(_owner(network, name), name.rpartition(".")[2]) for name in tensors]
-        self._movers = [module for module in modules if may_move(module)]
-        self._places = _places(tensors)
+        self._stateful = [module for module in modules if may_change_in_training(module)]
+        self._storage_versions = _storage_versions(tensors)
         self._sums = bit_sums(tensors)
 
-    def trains(self) -> bool:
-        """Whether something requires a gradient by now, or moves its statistics."""
-        is_moving = any(module.training for module in self._movers)
-        return is_moving or any(tensor.requires_grad for tensor in self._tensors.values())
+    def is_training(self) -> bool:
+        """Whether a tensor requires a gradient, or a module updates its statistics."""
+        is_updating = any(module.training for module in self._stateful)
+        return is_updating or any(tensor.requires_grad for tensor in self._tensors.values())
 
-    def has_moved(self) -> bool:
-        """Whether a tensor has other values, as far as torch takes note of writing."""
+    def has_changed(self) -> bool:
+        """Whether a tensor has other values, as far as torch records writing."""
         pairs = zip(self._slots, self._tensors.values(), strict=True)
-        if any(_in_slot(owner, own) is not tensor for (owner, own), tensor in pairs):
+        if any(
+            _current_tensor(owner, attribute) is not tensor for (owner, attribute), tensor in pairs
+        ):
             return True
-        places = _places(self._tensors)
-        if places == self._places:
+        places = _storage_versions(self._tensors)
+        if places == self._storage_versions:
             return False
-        self._places = places
-        return self.has_other_values()  # averages are put in, and taken out again
+        self._storage_versions = places
+        return self.has_other_values()  # averaged weights may be swapped in and out
 
     def has_other_values(self) -> bool:
-        """Whether the values are others, however they were written."""
+        """Whether the values have changed, however they were written."""
         return bit_sums(self._tensors) != self._sums
 
 
-def may_move(module: nn.Module) -> bool:
-    """Whether a module does something else in training: it has buffers, or asks for its mode."""
+def may_change_in_training(module: nn.Module) -> bool:
+    """Whether a module may behave differently in training: it has buffers, or reads its mode."""
     has_buffers = next(module.buffers(recurse=False), None) is not None
     return has_buffers or depends_on_mode(module, inner=False)
 
@@ -61,9 +63,9 @@ def _owner(network: nn.Module, name: str) -> nn.Module:
     return network.get_submodule(name.rpartition(".")[0])
 
 
-def _in_slot(owner: nn.Module, own: str) -> Tensor | None:
-    return owner._parameters.get(own, owner._buffers.get(own))
+def _current_tensor(owner: nn.Module, attribute: str) -> Tensor | None:
+    return owner._parameters.get(attribute, owner._buffers.get(attribute))
 
 
-def _places(tensors: Mapping[str, Tensor]) -> list[tuple[int, int]]:
+def _storage_versions(tensors: Mapping[str, Tensor]) -> list[tuple[int, int]]:
     return [(tensor.data_ptr(), tensor._version) for tensor in tensors.values()]

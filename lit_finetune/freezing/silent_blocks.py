@@ -1,4 +1,4 @@
-"""Blocks that should train and get no gradient, told once after the first steps of a phase."""
+"""Report blocks that should train but get no gradient in the first steps of a phase."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -8,63 +8,64 @@ from lit_finetune._errors import some_of
 from lit_finetune.blocks.block import Block
 
 _STEPS = 8
-"""A block that is left out at random, half of the time, is silent for as many in 1 of 250 runs."""
+"""A block that is skipped at random half of the time has no gradient for so many steps in 1 of
+250 runs."""
 
 
 class SilentBlocks:
-    """The blocks that train since a phase began, and have had no gradient since.
+    """The blocks that train since a phase began, and have had no gradient so far.
 
     >>> head = nn.Linear(2, 2)
     >>> silent = SilentBlocks()
     >>> silent.add([Block("head", (), ("weight", "bias"))], dict(head.named_parameters()))
-    >>> silent.look()
+    >>> silent.check()
     >>> silent.finish()
     {'head': ('weight', 'bias')}
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[str, tuple[str, ...]] = {}
+        self._pending: dict[str, tuple[str, ...]] = {}
         self._parameters: dict[str, nn.Parameter] = {}
         self.steps = 0
-        """How many were looked at since something was added."""
+        """The number of checked steps since the last `add`."""
 
     def add(self, blocks: Iterable[Block], parameters: Mapping[str, nn.Parameter]) -> None:
         """Wait for a gradient in each of the blocks.
 
         Args:
-            blocks: Those of the network.
-            parameters: What has begun to train, by name.
+            blocks: The network's blocks.
+            parameters: The parameters that start to train, by name.
         """
         self.steps = 0
         for block in blocks:
             if names := tuple(name for name in block.parameters if name in parameters):
-                self._waiting[block.name] = names
+                self._pending[block.name] = names
         self._parameters.update(parameters)
 
-    def look(self) -> None:
-        """See before a step whose turn it was."""
-        if not self._waiting:
+    def check(self) -> None:
+        """Before a step, drop the blocks that have a gradient."""
+        if not self._pending:
             return
         self.steps += 1
-        self._waiting = {
+        self._pending = {
             block: names
-            for block, names in self._waiting.items()
+            for block, names in self._pending.items()
             if all(self._parameters[name].grad is None for name in names)
         }
 
-    def take_due(self) -> dict[str, tuple[str, ...]]:
-        """The blocks that were silent for long enough; they are waited for no longer."""
-        return self.finish() if self._waiting and self.steps >= _STEPS else {}
+    def pop_silent(self) -> dict[str, tuple[str, ...]]:
+        """The blocks without a gradient after enough steps; they are not checked again."""
+        return self.finish() if self._pending and self.steps >= _STEPS else {}
 
     def finish(self) -> dict[str, tuple[str, ...]]:
-        """The blocks that were silent until now, and what of them trains."""
-        found = self._waiting if self.steps else {}
-        self._waiting, self._parameters = {}, {}
-        return found
+        """The blocks without a gradient so far, with their parameters that should train."""
+        silent = self._pending if self.steps else {}
+        self._pending, self._parameters = {}, {}
+        return silent
 
 
 def silent_line(silent: Mapping[str, Sequence[str]], steps: int) -> str:
-    """What is said of silent blocks.
+    """The message about blocks without a gradient.
 
     >>> silent_line({"stem": ["net.0.weight"]}, 8)[:63]
     'No gradient has reached the block stem (net.0.weight) in 8 step'

@@ -1,4 +1,4 @@
-"""Hold what is frozen where others average weights, and gather statistics anew for the average."""
+"""Keep frozen weights and statistics under weight averaging."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ from torch.optim.swa_utils import AveragedModel
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """The buffers of a frozen normalisation layer, and what was in them."""
+    """The buffers of a frozen normalisation layer, and their values."""
 
     layer: nn.Module
     buffers: dict[str, Tensor]
     values: dict[str, Tensor]
 
 
-def take_statistics(frozen: Iterable[nn.Module]) -> list[Statistics]:
-    """Take note of the running statistics that frozen modules keep."""
+def save_statistics(frozen: Iterable[nn.Module]) -> list[Statistics]:
+    """Save the running statistics of frozen modules."""
     return [
         Statistics(module, buffers, {name: buffer.clone() for name, buffer in buffers.items()})
         for module in frozen
@@ -28,44 +28,44 @@ def take_statistics(frozen: Iterable[nn.Module]) -> list[Statistics]:
 
 
 def restore_statistics(statistics: Iterable[Statistics]) -> None:
-    """Give layers their statistics back where someone has put fresh ones in their place.
+    """Restore the statistics of layers whose buffers were replaced.
 
-    StochasticWeightAveraging does, to gather them anew; a layer in eval mode would gather none.
+    StochasticWeightAveraging replaces them to collect new ones; a layer in eval mode would not.
     """
-    for noted in statistics:
-        if noted.layer.running_mean is not noted.buffers["running_mean"]:
-            for name, buffer in noted.buffers.items():
-                buffer.copy_(noted.values[name])
-                setattr(noted.layer, name, buffer)
+    for saved in statistics:
+        if saved.layer.running_mean is not saved.buffers["running_mean"]:
+            for name, buffer in saved.buffers.items():
+                buffer.copy_(saved.values[name])
+                setattr(saved.layer, name, buffer)
 
 
 def average_exactly(model: AveragedModel) -> None:
-    """Let the average of what never changes be just that.
+    """Make the average of a constant exactly that constant.
 
-    A moving average, `0.9999 * average + 0.0001 * value`, drifts away from a constant by up to
-    6e-4 of it, since what it would add is rounded off; and a whole number shrinks each time.
+    A moving average, `0.9999 * average + 0.0001 * value`, drifts from a constant by up to 6e-4 of
+    it by rounding, and an integer shrinks with each update.
     """
     if model.avg_fn is not None:
-        model.avg_fn = _exact(model.avg_fn)
+        model.avg_fn = _keep_constants(model.avg_fn)
 
 
 def copy_into_averages(module: nn.Module, callbacks: Iterable[Any]) -> None:
-    """Bring the copies that callbacks took of a module to average its weights up to date.
+    """Update the copies of a module in callbacks that average its weights.
 
-    They were taken before the first step, and are shown in its place until there is an average.
+    They were copied before the first step, and are used until there is an average.
     """
     for callback in callbacks:
         average = getattr(callback, "_average_model", None)  # of WeightAveraging and of SWA
-        copied = average.module if isinstance(average, AveragedModel) else average
-        if isinstance(copied, nn.Module):
-            copied.load_state_dict(module.state_dict())
+        averaged_module = average.module if isinstance(average, AveragedModel) else average
+        if isinstance(averaged_module, nn.Module):
+            averaged_module.load_state_dict(module.state_dict())
 
 
 _Average = Callable[[Tensor, Tensor, Any], Tensor]
 
 
-def _exact(average: _Average) -> _Average:
-    def exact(averaged: Tensor, current: Tensor, count: Any) -> Tensor:
+def _keep_constants(average: _Average) -> _Average:
+    def average_or_constant(averaged: Tensor, current: Tensor, count: Any) -> Tensor:
         return torch.where(averaged == current, averaged, average(averaged, current, count))
 
-    return exact
+    return average_or_constant

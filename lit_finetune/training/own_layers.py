@@ -5,8 +5,12 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_finetune.distributed.wrapping import exchanges_parameters, shards_parameters
-from lit_finetune.freezing.auxiliary_networks import side_networks
-from lit_finetune.freezing.fixed_networks import FixedNetworks, kept_line, without_averages
+from lit_finetune.freezing.auxiliary_networks import find_auxiliary_networks
+from lit_finetune.freezing.fixed_networks import (
+    FixedNetworks,
+    restored_line,
+    without_averaged_models,
+)
 from lit_finetune.freezing.layer_watch import LayerWatch, refuse_unoptimised
 from lit_finetune.modules.fsdp1 import parameters_by_name
 
@@ -26,9 +30,9 @@ class OwnLayers:
         sides = (
             ()
             if shards_parameters(trainer.strategy)
-            else side_networks(classifier, network="backbone")
+            else find_auxiliary_networks(classifier, network="backbone")
         )
-        self._fixed = FixedNetworks(without_averages(classifier, sides))
+        self._fixed = FixedNetworks(without_averaged_models(classifier, sides))
 
     def look(self) -> None:
         """Look at what hooks have done before a batch.
@@ -37,7 +41,7 @@ class OwnLayers:
             ValueError: There are new layers that no optimizer holds.
         """
         if moved := self._fixed.restore():
-            rank_zero_info(kept_line(moved))
+            rank_zero_info(restored_line(moved))
         self._refuse_unoptimised()
 
     def look_before_step(self) -> None:
@@ -46,7 +50,7 @@ class OwnLayers:
         Raises:
             ValueError: There are new layers that no optimizer holds.
         """
-        self._fixed.restore_known()
+        self._fixed.restore_settled()
         self._refuse_unoptimised()
 
     def keep_networks(self) -> None:
@@ -54,7 +58,7 @@ class OwnLayers:
         self._fixed.restore(by_value=True)
 
     def _refuse_unoptimised(self) -> None:
-        if self._watch.is_same():
+        if self._watch.is_unchanged():
             return
         trainer = self._classifier.trainer
         if not self._modules_only:

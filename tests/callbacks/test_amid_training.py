@@ -200,7 +200,7 @@ def test_a_look_for_exchanged_layers_is_a_small_part_of_a_step() -> None:
     step = time.perf_counter() - start
     start = time.perf_counter()
     for _ in range(10):
-        assert watch.is_same()
+        assert watch.is_unchanged()
     assert time.perf_counter() - start < step / 3
 
 

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from lit_finetune import FinetuneClassifier, list_blocks
 from lit_finetune.checkpoints.sharded import gather_checkpoint, plain_data_only
 from lit_finetune.distributed.fsdp2 import is_sharded, refuse_unsharded, reshard, shard
-from lit_finetune.freezing.best_weights import copy_trained, put_back
+from lit_finetune.freezing.best_weights import copy_trained, restore_weights
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_the_best_weights_of_shards_are_whole_and_go_back_into_shards(mesh: Devi
     best = copy_trained(network, [])
     for parameter in network.parameters():
         parameter.data.zero_()
-    put_back(network, best)
+    restore_weights(network, best)
 
     assert not any(isinstance(value, DTensor) for value in best.values())
     weight = network.stem.weight
