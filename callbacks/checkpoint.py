@@ -90,7 +90,7 @@ class BestCheckpoint(ModelCheckpoint):
         self._written_paths |= {*trainer.strategy.broadcast(earlier)}
         if isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO):
             for path in earlier:
-                trainer.strategy.checkpoint_io.note(path)
+                trainer.strategy.checkpoint_io.add_written(path)
         if self.last_model_path not in self._written_paths:
             self.last_model_path = ""
 

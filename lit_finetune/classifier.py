@@ -38,7 +38,7 @@ from lit_finetune.optim.optimizer import (
     lr_scheduler_config,
 )
 from lit_finetune.optim.param_groups import ParamGroup, make_param_groups
-from lit_finetune.resuming.load_from_checkpoint import readable
+from lit_finetune.resuming.load_from_checkpoint import trusted_checkpoint
 from lit_finetune.splitting.split import PrefixOutput, forward_from, forward_prefix
 from lit_finetune.training.class_matching import refuse_unread_checkpoint
 from lit_finetune.training.hparams import check_hparams, plain_hparams
@@ -388,7 +388,10 @@ class FinetuneClassifier(ClassifierSteps):
         `torch.serialization.add_safe_globals`.
         """
         given = {"hparams_file": hparams_file, "weights_only": weights_only}
-        with readable(cls, checkpoint_path, said=kwargs, **given) as (file, judged):
+        with trusted_checkpoint(cls, checkpoint_path, user_kwargs=kwargs, **given) as (
+            file,
+            judged,
+        ):
             loaded = super().load_from_checkpoint(file, map_location, strict=strict, **judged)
         refuse_unread_checkpoint(loaded, checkpoint_path)
         return loaded

@@ -1,5 +1,5 @@
-"""A run that goes on is the run that never stopped: loops, gradients and checkpoints.
+"""Resume a run exactly: loops, gradients and checkpoints.
 
-A Trainer and a checkpoint in; loops, loaders and schedulers set to the batch that comes next out.
+A Trainer and a checkpoint in; loops, loaders and schedulers set to the next batch out.
 Uses `checkpoints`, `distributed`, `loading`.
 """

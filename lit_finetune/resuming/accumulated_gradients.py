@@ -1,6 +1,6 @@
-"""The gradients of an accumulated step, kept in a checkpoint that is written amid it.
+"""Save the gradients of an unfinished accumulated step in a checkpoint, and restore them.
 
-Lightning leaves them out: a run that goes on would make that step of its other batches alone.
+Lightning leaves them out: a resumed run would make that step from its other batches only.
 """
 
 import warnings
@@ -14,32 +14,32 @@ from lit_finetune.distributed.wrapping import shards_parameters
 from lit_finetune.resuming.position import ResumePoint
 
 
-def num_waiting(point: ResumePoint, accumulate: int) -> int:
-    """How many batches wait for their step.
+def num_accumulated(point: ResumePoint, accumulate: int) -> int:
+    """The number of batches accumulated for the next step.
 
-    >>> num_waiting(ResumePoint(epoch=0, batches=5), 3)
+    >>> num_accumulated(ResumePoint(epoch=0, batches=5), 3)
     2
-    >>> num_waiting(ResumePoint(epoch=0, batches=5, is_last_batch=True), 3)
+    >>> num_accumulated(ResumePoint(epoch=0, batches=5, is_last_batch=True), 3)
     0
 
     Args:
-        point: What is done.
-        accumulate: The batches of a step; that of an epoch's last batch has what is left.
+        point: The position of the checkpoint.
+        accumulate: The batches of a step; the last step of an epoch may have fewer.
     """
     return 0 if point.is_last_batch else point.batches % accumulate
 
 
-def waiting_gradients(trainer: Any, point: ResumePoint) -> dict[str, Tensor] | None:
-    """By the names of parameters; None where no gradient waits, or none is whole.
+def accumulated_gradients(trainer: Any, point: ResumePoint) -> dict[str, Tensor] | None:
+    """The accumulated gradients by parameter name; None if there are none, or they are sharded.
 
-    Of several processes it is their mean, so that the step is the same but for rounding.
+    With several processes it is their mean, so that the step is the same except for rounding.
 
     Args:
         trainer: It saves a checkpoint, in all processes.
-        point: What is done.
+        point: The position of the checkpoint.
     """
     module = trainer.lightning_module
-    if not num_waiting(point, trainer.accumulate_grad_batches) or shards_parameters(
+    if not num_accumulated(point, trainer.accumulate_grad_batches) or shards_parameters(
         trainer.strategy
     ):
         return None
@@ -48,8 +48,10 @@ def waiting_gradients(trainer: Any, point: ResumePoint) -> dict[str, Tensor] | N
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     if not trained:
         return {}
-    has_one = [float(p.grad is not None) for p in trained.values()]
-    shares = trainer.strategy.reduce(torch.tensor(has_one, device=module.device), reduce_op="mean")
+    has_gradient = [float(p.grad is not None) for p in trained.values()]
+    shares = trainer.strategy.reduce(
+        torch.tensor(has_gradient, device=module.device), reduce_op="mean"
+    )
     return {
         name: trainer.strategy.reduce(_gradient(p).clone(), reduce_op="mean")
         for (name, p), share in zip(trained.items(), shares.tolist(), strict=True)
@@ -58,24 +60,24 @@ def waiting_gradients(trainer: Any, point: ResumePoint) -> dict[str, Tensor] | N
 
 
 def restore_gradients(trainer: Any, point: ResumePoint, gradients: object) -> None:
-    """Let a step that has begun go on with its gradients, or say that they are lost.
+    """Restore the gradients of an unfinished step, or warn that they are lost.
 
     Args:
-        trainer: It goes on, and has accumulated nothing yet.
-        point: What is done.
-        gradients: Those of a checkpoint, if it has any.
+        trainer: It resumes, and has accumulated nothing yet.
+        point: The position of the checkpoint.
+        gradients: The gradients in the checkpoint; None if it has none.
 
     Raises:
         ValueError: They are not those of this module's parameters.
     """
-    waiting = num_waiting(point, trainer.accumulate_grad_batches)
-    if not waiting or not trainer.lightning_module.automatic_optimization:
+    num_batches = num_accumulated(point, trainer.accumulate_grad_batches)
+    if not num_batches or not trainer.lightning_module.automatic_optimization:
         return
     if gradients is None:
         warnings.warn(
-            f"The run goes on amid an accumulated step, after {waiting} of its"
+            f"The run resumes within an accumulated step, after {num_batches} of its"
             f" {trainer.accumulate_grad_batches} batches, but the checkpoint does not hold their"
-            " gradients: this step is made of its other batches alone. Resume from a checkpoint of"
+            " gradients: this step is made from its other batches only. Resume from a checkpoint of"
             " a step's end to repeat the run.",
             stacklevel=2,
         )
@@ -87,7 +89,7 @@ def restore_gradients(trainer: Any, point: ResumePoint, gradients: object) -> No
     ):
         raise ValueError(
             "The gradients in the checkpoint are not those of this network: it is damaged, or was"
-            " changed. Start anew from its weights alone, passed as `weights`."
+            " changed. Start a new run from its weights alone, passed as `weights`."
         )
     for name, gradient in gradients.items():
         if parameters[name].requires_grad:

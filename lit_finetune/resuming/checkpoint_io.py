@@ -1,4 +1,4 @@
-"""How checkpoints get to the disk and back: whole, and none removed that the run did not write."""
+"""Write checkpoints atomically, and remove only those that the run wrote."""
 
 import io
 import os
@@ -23,21 +23,21 @@ from lit_finetune.files.terminal_text import printable
 def use_atomic_checkpoints(strategy: Strategy) -> None:
     """Let a strategy write and remove checkpoints as `AtomicCheckpointIO` does.
 
-    A CheckpointIO that the user has chosen stays.
+    A CheckpointIO that the user has chosen is kept.
     """
     if type(strategy.checkpoint_io) is not TorchCheckpointIO:
         return
     strategy.checkpoint_io = AtomicCheckpointIO()
     if shards_parameters(strategy):  # it writes without its CheckpointIO, but removes with it
-        save = partial(_save_and_note, strategy.save_checkpoint, strategy.checkpoint_io)
+        save = partial(_save_and_record, strategy.save_checkpoint, strategy.checkpoint_io)
         strategy.save_checkpoint = save  # type: ignore[method-assign]
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Write a checkpoint beside its place first; remove only those that were written by this.
+    """Write a checkpoint to a temporary file next to it first; remove only those it has written.
 
-    Lightning writes it to the folder of temporary files and moves it. Where that is on another file
-    system, moving is copying: a kill or a full disk amid it leaves half a checkpoint.
+    Lightning writes to the system's temporary folder and moves the file. On another file system,
+    moving is copying: a kill or a full disk in between leaves an incomplete checkpoint.
     """
 
     def __init__(self) -> None:
@@ -50,29 +50,29 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if storage_options is not None or not is_local(str(path)):
             super().save_checkpoint(checkpoint, path, storage_options)
         else:
-            content = io.BytesIO()  # torch gives a full disk another name, and no OSError
+            content = io.BytesIO()  # torch does not raise an OSError on a full disk
             torch.save(checkpoint, content)
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as file:
                 file.write(content.getbuffer())
-        self.note(path)
+        self.add_written(path)
 
-    def note(self, path: str | Path) -> None:
-        """Take note of a checkpoint that this run wrote, now or before it was resumed."""
-        self._written.add(_place(path))
+    def add_written(self, path: str | Path) -> None:
+        """Record a checkpoint that this run wrote, now or before it was resumed."""
+        self._written.add(_resolved_path(path))
 
     @override
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """What a file or an address holds, or the weights in a folder of a sharded run."""
+        """The content of a file or a URL, or the weights in a folder of a sharded run."""
         refuse_unsafe(weights_only)
         source = resolve_checkpoint(path)
         return read_checkpoint(source, name=path, map_location=map_location or "cpu")
 
     @override
     def remove_checkpoint(self, path: str | Path) -> None:
-        if _place(path) in self._written:
+        if _resolved_path(path) in self._written:
             super().remove_checkpoint(path)
         else:
             rank_zero_warn(
@@ -81,14 +81,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             )
 
 
-def _save_and_note(save: Any, noting: AtomicCheckpointIO, *args: Any, **kwargs: Any) -> None:
+def _save_and_record(
+    save: Any, checkpoint_io: AtomicCheckpointIO, *args: Any, **kwargs: Any
+) -> None:
     save(*args, **kwargs)
-    noting.note(kwargs.get("filepath") or args[1])
+    checkpoint_io.add_written(kwargs.get("filepath") or args[1])
 
 
-def _place(path: str | Path) -> str:
-    """A path by the folder that it leads to; what is there may be a link itself."""
+def _resolved_path(path: str | Path) -> str:
+    """A path with its folder resolved; the last part may be a link."""
     if not is_local(str(path)):
         return str(path)
-    above, name = os.path.split(path)
-    return os.path.join(os.path.realpath(above), name)
+    parent, name = os.path.split(path)
+    return os.path.join(os.path.realpath(parent), name)

@@ -1,7 +1,7 @@
-"""What Lightning's callbacks do at an epoch's start, done again where a run goes on amid one.
+"""Repeat the epoch start of Lightning's callbacks when a run resumes within an epoch.
 
-Lightning skips `on_train_epoch_start` there. Its callbacks that keep what they set in that hook in
-their state need no help; these do.
+Lightning skips `on_train_epoch_start` then. Most of its callbacks save what they set in that hook
+in their state; those here do not.
 """
 
 from functools import partial
@@ -9,18 +9,18 @@ from typing import Any
 
 
 def repeat_epoch_start(trainer: Any) -> None:
-    """Let accumulation and weight averaging be as they were amid the epoch that goes on.
+    """Restore the state of gradient accumulation and weight averaging within an epoch.
 
     Args:
         trainer: It has read a checkpoint, and is about to train the rest of an epoch.
 
     Raises:
-        ValueError: Of what the checkpoint was written amid, a part is lost.
+        ValueError: The checkpoint was written while statistics were updated, which are lost.
     """
     for callback in trainer.callbacks:
         if hasattr(callback, "get_accumulate_grad_batches"):  # GradientAccumulationScheduler
             callback.on_train_epoch_start(trainer)
-            # It takes what it has set itself for the user's.
+            # It would take the value that it has set itself for the user's.
             vars(callback)["on_train_start"] = partial(_skip_once, callback)
         elif hasattr(callback, "_swa_scheduler"):  # StochasticWeightAveraging
             _resume_averaging(callback, trainer)
@@ -31,18 +31,18 @@ def _skip_once(callback: Any, *_: Any) -> None:
 
 
 def _resume_averaging(callback: Any, trainer: Any) -> None:
-    """Put the scheduler back that averages weights, without the step that a new one makes.
+    """Restore the scheduler of weight averaging, without the initial step of a new one.
 
     Raises:
-        ValueError: No scheduler is left, and statistics were being gathered.
+        ValueError: Averaging was over, and statistics were being updated.
     """
     if trainer.current_epoch == callback.swa_end + 1:
         raise ValueError(
-            "The checkpoint was written amid the last epoch of StochasticWeightAveraging, which"
+            "The checkpoint was written within the last epoch of StochasticWeightAveraging, which"
             " gathers statistics and does not train: those of the batches before are not in it."
             " Resume from a checkpoint of an epoch's end."
         )
-    if callback._scheduler_state is None:  # averaging had not begun
+    if callback._scheduler_state is None:  # averaging had not started
         return
     groups = trainer.optimizers[0].param_groups
     rates = [group["lr"] for group in groups]

@@ -1,4 +1,4 @@
-"""What goes wrong while a checkpoint is taken up, in one sentence that says what to do."""
+"""Report errors while a checkpoint is restored in one sentence that says what to do."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,33 +12,38 @@ from lit_finetune.checkpoints.sharded import plain_data_only, plain_part
 from lit_finetune.checkpoints.structure import mismatched_part
 from lit_finetune.distributed.wrapping import shards_parameters
 
-_STEPS = ("restore_model", "restore_datamodule", "restore_callbacks", "restore_training_state")
-"""Lightning's, once it has read a checkpoint."""
-_OF_PYTHON = (LookupError, TypeError, AttributeError, ArithmeticError, AssertionError)
-"""What code raises that is given other data than it wrote."""
+_RESTORE_STEPS = (
+    "restore_model",
+    "restore_datamodule",
+    "restore_callbacks",
+    "restore_training_state",
+)
+"""Lightning's methods for restoring a checkpoint."""
+_PYTHON_ERRORS = (LookupError, TypeError, AttributeError, ArithmeticError, AssertionError)
+"""The errors of code that loads data of another form than it saved."""
 
 
 def migrate(checkpoint: dict[str, Any]) -> None:
-    """Bring a checkpoint of an older Lightning to the form of this one.
+    """Migrate a checkpoint of an older Lightning to the current form.
 
     Raises:
-        ValueError: It is not made as that version made them.
+        ValueError: It does not have the form of that version.
     """
-    with _told_as_damage():
+    with _errors_as_damage():
         migrate_checkpoint(checkpoint)
 
 
-def tell_damage(trainer: Any) -> None:
-    """Let a Trainer say in a sentence that a checkpoint is damaged; the second time does nothing.
+def report_damaged_checkpoints(trainer: Any) -> None:
+    """Let a Trainer report a damaged checkpoint clearly; a second call does nothing.
 
-    Its callbacks, loops and optimizers each take up what the file has for them, and a Python error
-    is all that they have for data of another form.
+    Callbacks, loops and optimizers load their parts of the file, and raise Python errors on data of
+    another form.
     """
     connector = trainer._checkpoint_connector
     if isinstance(connector.resume_start, partial):
         return
     connector.resume_start = partial(_resume_start, connector.resume_start, trainer)
-    for name in _STEPS:
+    for name in _RESTORE_STEPS:
         setattr(connector, name, partial(_restore, getattr(connector, name), trainer, name))
 
 
@@ -50,32 +55,32 @@ def _resume_start(
 ) -> None:
     refuse_unsafe(weights_only)
     if not checkpoint_path or not shards_parameters(trainer.strategy):
-        with _told_as_damage():
+        with _errors_as_damage():
             resume_start(checkpoint_path, weights_only=weights_only)
         return
-    # A strategy that shards reads it itself: Lightning has no CheckpointIO for that.
+    # A strategy that shards reads it itself, without a CheckpointIO.
     plain_part(checkpoint_path, skip_data=True)
-    with plain_data_only(checkpoint_path), _told_as_damage():
+    with plain_data_only(checkpoint_path), _errors_as_damage():
         resume_start(checkpoint_path, weights_only=weights_only)
 
 
 def _restore(restore: Callable[[], None], trainer: Any, name: str) -> None:
-    with _told_as_damage():
-        found = trainer._checkpoint_connector._loaded_checkpoint or {}
-        wrong = [
-            (part, mismatched_part(ours, state, allow_none=part in _of_users(trainer)))
-            for part, ours, state in _states(trainer, name, found)
+    with _errors_as_damage():
+        checkpoint = trainer._checkpoint_connector._loaded_checkpoint or {}
+        mismatches = [
+            (part, mismatched_part(expected, state, allow_none=part in _lenient_parts(trainer)))
+            for part, expected, state in _states(trainer, name, checkpoint)
         ]
-        restore()  # whoever has a message of its own for what is wrong comes first
-        for part, place in wrong:
-            if place:
-                raise TypeError(f"{part}: `{place}`")
+        restore()  # a clearer error of its own comes first
+        for part, path in mismatches:
+            if path:
+                raise TypeError(f"{part}: `{path}`")
 
 
-def _of_users(trainer: Any) -> set[str]:
-    """Whose states may have None for what is something in this run, as only they know.
+def _lenient_parts(trainer: Any) -> set[str]:
+    """The parts whose saved states may have None for a value of this run.
 
-    These are the callbacks that are not Lightning's own, and the loops.
+    These are the loops, and all callbacks other than Lightning's.
     """
     return {"loops"} | {
         callback.state_key
@@ -87,7 +92,7 @@ def _of_users(trainer: Any) -> set[str]:
 def _states(
     trainer: Any, name: str, checkpoint: Mapping[str, Any]
 ) -> Iterator[tuple[str, Any, Any]]:
-    """What is about to take up a state, by name: its own state, and the one in the checkpoint."""
+    """The parts that a step restores: name, state in this run, state in the checkpoint."""
     if name == "restore_callbacks":
         states = checkpoint.get("callbacks", {})
         for callback in trainer.callbacks:
@@ -104,19 +109,19 @@ def _states(
             trainer.optimizers, checkpoint.get("optimizer_states", []), strict=False
         ):
             groups = zip(optimizer.param_groups, state["param_groups"], strict=False)
-            for ours, found in groups:  # a sharded run calls parameters by their names
-                options = {key: value for key, value in ours.items() if key != "params"}
-                yield type(optimizer).__name__, options, found
+            for expected, saved in groups:  # a sharded run names the parameters
+                options = {key: value for key, value in expected.items() if key != "params"}
+                yield type(optimizer).__name__, options, saved
 
 
 @contextmanager
-def _told_as_damage() -> Iterator[None]:
+def _errors_as_damage() -> Iterator[None]:
     try:
         yield
-    except _OF_PYTHON as error:
+    except _PYTHON_ERRORS as error:
         raise ValueError(
-            "The checkpoint cannot be taken up: a part of it is not what whoever wrote it wrote"
-            f" there ({type(error).__name__}: {str(error)[:200]}). It is damaged, was changed, or"
-            " is of other callbacks or versions. Start anew from its weights alone, passed as"
+            "The checkpoint cannot be restored: a part of it has an unexpected form"
+            f" ({type(error).__name__}: {str(error)[:200]}). It is damaged, was changed, or is of"
+            " other callbacks or versions. Start a new run from its weights alone, passed as"
             " `weights`."
         ) from error

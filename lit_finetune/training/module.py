@@ -24,7 +24,7 @@ from lit_finetune.loading.seeding import derive_seed, seed_device
 from lit_finetune.modules.eval_mode import eval_mode
 from lit_finetune.optim.optimizer import refuse_rare_validation
 from lit_finetune.resuming.checkpoint_io import use_atomic_checkpoints
-from lit_finetune.resuming.restore import tell_damage
+from lit_finetune.resuming.restore import report_damaged_checkpoints
 from lit_finetune.resuming.run_state import RunState, end_epoch, load_run, save_run, start_run
 from lit_finetune.schedules.checkpoint_state import refuse_lost_schedule
 from lit_finetune.training.batches import images_of, logits_for, refuse_other_loss, split_batch
@@ -163,7 +163,7 @@ class ClassifierSteps(LightningModule):
         """What comes first in a run; a subclass may have a `setup` of its own."""
         clone_inference_tensors(self)  # of an evaluation before
         use_atomic_checkpoints(self.trainer.strategy)
-        tell_damage(self.trainer)
+        report_damaged_checkpoints(self.trainer)
         refuse_fsdp1_rewrap(self.trainer.strategy, self)
         if stage == "fit":
             refuse_fsdp1_options(self.trainer.strategy)
@@ -345,7 +345,7 @@ class ClassifierSteps(LightningModule):
         self._run_seed, self._resumed = own["run_seed"], load_run(self._trainer, checkpoint)
         self._scores.sums = own.get("scores")
         if self._resumed and self._scores.sums is not None:
-            self._resumed.forget_epoch("train/loss", "train/acc")
+            self._resumed.drop_epoch_metrics("train/loss", "train/acc")
 
     def call_outputs(self, classes: HeadClasses) -> None:
         """Let the outputs be called so, here, in what is measured and in the network's config."""

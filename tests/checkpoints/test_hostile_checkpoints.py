@@ -491,7 +491,7 @@ def test_a_part_that_only_its_owner_knows_is_told_as_well(
         torch.save({**trained, "loops" if part == "fit_loop" else part: damage}, file)
         model = FinetuneClassifier(Net(), num_classes=2)
         model = FinetuneClassifier(Net(), num_classes=2)
-        with pytest.raises(ValueError, match="The checkpoint cannot be taken up"):
+        with pytest.raises(ValueError, match="The checkpoint cannot be restored"):
             make_trainer().fit(model, loader(), ckpt_path=str(file))
 
 

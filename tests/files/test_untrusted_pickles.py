@@ -22,7 +22,7 @@ from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 from lit_finetune import FinetuneClassifier
 from lit_finetune.checkpoints.sharded import gather_checkpoint, plain_data_only
 from lit_finetune.files.pickle_check import PickleError, check_pickle
-from lit_finetune.resuming.load_from_checkpoint import readable
+from lit_finetune.resuming.load_from_checkpoint import trusted_checkpoint
 from lit_finetune.weights.files import read_entries
 from lit_finetune.weights.load import read_state_dict
 
@@ -183,8 +183,8 @@ def test_the_file_that_was_judged_is_the_one_that_is_loaded(tmp_path: Path) -> N
     torch.save({**content, "state_dict": model.state_dict()}, good)
     other.write_bytes(as_zip(DEEP))
 
-    options: dict[str, Any] = {"hparams_file": None, "weights_only": None, "said": {}}
-    with readable(FinetuneClassifier, good, **options) as (file, _):
+    options: dict[str, Any] = {"hparams_file": None, "weights_only": None, "user_kwargs": {}}
+    with trusted_checkpoint(FinetuneClassifier, good, **options) as (file, _):
         shutil.move(other, good)
         state = torch.load(file, weights_only=True)["state_dict"]
     assert all(map(torch.equal, state.values(), model.state_dict().values()))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lit_finetune.resuming.position import ResumePoint, read_point, tidy
+from lit_finetune.resuming.position import ResumePoint, normalize_counters, read_point
 from tests.resuming.resumed_kinds import KINDS, kept_pictures
 from tests.resuming.resumed_runs import (
     BATCHES,
@@ -129,10 +129,10 @@ def loops(epoch: int, **counts: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("ready", "processed", "completed", "expected"),
     [
-        (3, 3, 2, ResumePoint(epoch=1, batches=3, is_settled=False)),  # in on_train_batch_end
+        (3, 3, 2, ResumePoint(epoch=1, batches=3, is_complete=False)),  # in on_train_batch_end
         (3, 2, 2, ResumePoint(epoch=1, batches=2, is_validated=True)),  # in on_train_batch_start
         (5, 4, 4, ResumePoint(epoch=1, batches=4, is_validated=True)),  # in that of the last batch
-        (5, 5, 4, ResumePoint(epoch=1, batches=5, is_last_batch=True, is_settled=False)),
+        (5, 5, 4, ResumePoint(epoch=1, batches=5, is_last_batch=True, is_complete=False)),
     ],
 )
 def test_counters_say_what_is_done(
@@ -140,7 +140,7 @@ def test_counters_say_what_is_done(
 ) -> None:
     state = loops(1, ready=ready, started=processed, processed=processed, completed=completed)
     point = read_point(state)
-    tidy(state, point)
+    normalize_counters(state, point)
 
     assert point == expected
     assert set(state["epoch_loop.batch_progress"]["current"].values()) == {expected.batches}
