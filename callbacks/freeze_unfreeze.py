@@ -22,7 +22,7 @@ from lit_finetune.distributed.wrapping import (
 )
 from lit_finetune.freezing.freeze import restore_trainable
 from lit_finetune.freezing.trainable_state import TrainableState
-from lit_finetune.loading.loader_order import follow_reloaded
+from lit_finetune.loading.loader_order import make_reloaded_repeatable
 from lit_finetune.modules.compiled import forget_graphs
 from lit_finetune.modules.fsdp1 import parameters_by_name
 from lit_finetune.optim.phase_groups import PhaseGroups
@@ -207,7 +207,7 @@ class FreezeUnfreezeCallback(Callback):
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        follow_reloaded(trainer)
+        make_reloaded_repeatable(trainer)
         self._follow(trainer)
         self._move_on(trainer, pl_module)
         self._trains().enforce()

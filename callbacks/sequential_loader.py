@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
-from lit_finetune.loading.few_pictures import refuse_few_pictures
+from lit_finetune.loading.few_pictures import refuse_few_images
 
 
 def sequential_loader(
@@ -39,7 +39,7 @@ def sequential_loader(
     batch_size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None) or 32
     total = len(loader.dataset)
     indices = evenly_spaced(total, limited_count(total, batch_size * num_replicas, limit))
-    refuse_few_pictures(len(indices), num_replicas, part)
+    refuse_few_images(len(indices), num_replicas, part)
     return _with_indices(loader, indices[rank::num_replicas], batch_size)
 
 

@@ -21,7 +21,7 @@ from lit_finetune.checkpoints.read import read_checkpoint
 from lit_finetune.checkpoints.source import resolve_checkpoint
 from lit_finetune.checkpoints.structure import read_run_seed
 from lit_finetune.images.data_config import DataConfig, Interpolation, eval_geometry
-from lit_finetune.loading.few_pictures import refuse_few_pictures
+from lit_finetune.loading.few_pictures import refuse_few_images
 from lit_finetune.loading.run_position import RunPosition, position_in_run
 
 from .cached_images import CachedImages, CachedTensor
@@ -286,7 +286,7 @@ class ImageDataModule(LightningDataModule):
     @override
     def predict_dataloader(self) -> Loader:
         num_pictures, ranks = len(self._dataset("predict")), self._ranks()
-        refuse_few_pictures(num_pictures, ranks["num_replicas"], "pictures for predict")
+        refuse_few_images(num_pictures, ranks["num_replicas"], "pictures for predict")
         return self._loader(ImageLoader, "predict", batch_size=self.batch_size)
 
     def _dataset(self, part: Part) -> ImageDataset:
@@ -361,7 +361,7 @@ class ImageDataModule(LightningDataModule):
         if ranks["num_replicas"] == 1:
             return self._loader(ImageLoader, part, batch_size=self.batch_size)
         dataset = self._dataset(part)
-        refuse_few_pictures(len(dataset), ranks["num_replicas"], f"pictures for {part}")
+        refuse_few_images(len(dataset), ranks["num_replicas"], f"pictures for {part}")
         size = even_batch_size(len(dataset), self.batch_size, ranks["num_replicas"])
         sampler = UnpaddedSampler(dataset, **ranks)
         return self._loader(ImageLoader, part, batch_size=size, sampler=sampler)

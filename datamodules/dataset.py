@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import functional
 
 from lit_finetune.images.read import Box, load_part
-from lit_finetune.loading.seeding import derive_seed, drawing_from
+from lit_finetune.loading.seeding import derive_seed, torch_seed
 
 from .cached_images import CachedImages, CachedTensor, Pixels, as_tensor
 from .samplers import SeededIndex
@@ -221,7 +221,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
             image = crop.crop(pixels, box)
         if not random_steps:
             return image if isinstance(image, Tensor) else as_tensor(image)
-        with drawing_from(derive_seed(seed, index)):
+        with torch_seed(derive_seed(seed, index)):
             image = functional.to_pil_image(image)
             for step in random_steps:
                 image = step(image)

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, SequentialSampler
 from typing_extensions import override
 
-from lit_finetune.loading.few_pictures import refuse_few_pictures
+from lit_finetune.loading.few_pictures import refuse_few_images
 from lit_finetune.loading.run_position import RunPosition
 from lit_finetune.loading.seeding import derive_seed
 
@@ -97,7 +97,7 @@ class UnpaddedSampler(DistributedSampler[int]):
     def __init__(self, dataset: Dataset[object], *, num_replicas: int, rank: int) -> None:
         super().__init__(dataset, num_replicas, rank, shuffle=False)
         num_pictures = len(dataset)  # type: ignore[arg-type]  # a `Dataset` may have no length
-        refuse_few_pictures(num_pictures, num_replicas)
+        refuse_few_images(num_pictures, num_replicas)
         self._own = range(rank, num_pictures, num_replicas)
 
     @override
@@ -122,7 +122,7 @@ def even_batch_size(num_pictures: int, batch_size: int, num_replicas: int) -> in
     Raises:
         ValueError: There are fewer images than processes.
     """
-    refuse_few_pictures(num_pictures, num_replicas)
+    refuse_few_images(num_pictures, num_replicas)
     share, rest = divmod(num_pictures, num_replicas)
     sizes = chain(range(batch_size, 1, -1), count(batch_size + 1))
     return next(size for size in sizes if share % size) if rest else batch_size

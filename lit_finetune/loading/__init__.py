@@ -1,5 +1,5 @@
-"""Which picture comes when, with which random numbers: functions of a seed and the run's position.
+"""The order of samples and their random numbers, as functions of a seed and the run's position.
 
-Data loaders and a `RunPosition` in; the same loaders, in an order that can be repeated, out.
+Data loaders and a `RunPosition` in; the same loaders, in a repeatable order, out.
 Uses only error messages.
 """

@@ -1,9 +1,9 @@
-"""How a run divides an epoch into batches, held against the run that goes on amid it."""
+"""Compare how a run and its checkpoint divide an epoch into batches."""
 
 from collections.abc import Mapping
 from typing import Any
 
-_WORDS = {
+_TEMPLATES = {
     "processes": "{} processes",
     "batch_size": "batches of {}",
     "accumulate_grad_batches": "accumulate_grad_batches={}",
@@ -13,40 +13,46 @@ _WORDS = {
 
 
 def batching_of(trainer: Any) -> dict[str, int]:
-    """What decides which pictures a batch holds, as far as the training loader tells."""
-    found = {
+    """The numbers that determine the images of a batch, as far as the training loader has them."""
+    values = {
         "processes": trainer.world_size,
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
         "batches": trainer.num_training_batches,
     }
     loaders = getattr(trainer.fit_loop._combined_loader, "flattened", [])
     if len(loaders) == 1:
-        found["batch_size"] = getattr(loaders[0], "batch_size", None)
+        values["batch_size"] = getattr(loaders[0], "batch_size", None)
         dataset: Any = getattr(loaders[0], "dataset", None)
-        found["pictures"] = len(dataset) if hasattr(dataset, "__len__") else None
-    return {name: value for name, value in found.items() if isinstance(value, int)}
+        values["pictures"] = len(dataset) if hasattr(dataset, "__len__") else None
+    return {name: value for name, value in values.items() if isinstance(value, int)}
 
 
-def check_batching(saved: Mapping[str, int], now: Mapping[str, int], *, batches: int) -> None:
-    """Refuse to go on amid an epoch that is divided in another way.
+def check_batching(saved: Mapping[str, int], current: Mapping[str, int], *, batches: int) -> None:
+    """Refuse to resume within an epoch that is divided in another way.
 
     >>> check_batching({"processes": 2}, {"processes": 1}, batches=0)
 
     Args:
-        saved: Of the run that wrote the checkpoint; empty if it did not say.
-        now: Of the run that resumes.
-        batches: How many were done of the epoch.
+        saved: The numbers in the checkpoint; empty if it has none.
+        current: The numbers of the run that resumes.
+        batches: The number of batches of the epoch that were done.
 
     Raises:
-        ValueError: Other pictures would be trained on twice, or not at all.
+        ValueError: Images would be trained on twice, or not at all.
     """
-    other = [name for name in _WORDS if name in saved and name in now and saved[name] != now[name]]
-    if batches and other:
-        then, today = (
-            ", ".join(_WORDS[name].format(each[name]) for name in other) for each in (saved, now)
+    different = [
+        name
+        for name in _TEMPLATES
+        if name in saved and name in current and saved[name] != current[name]
+    ]
+    if batches and different:
+        saved_text, current_text = (
+            ", ".join(_TEMPLATES[name].format(each[name]) for name in different)
+            for each in (saved, current)
         )
         raise ValueError(
-            f"The checkpoint was written amid an epoch of {then}, and this run has {today}: the"
-            f" {batches} batches that were done of the epoch are not the same ones here. Resume"
+            f"The checkpoint was written amid an epoch of {saved_text}, and this run has"
+            f" {current_text}: the {batches} batches of the epoch that were done are not the same"
+            " ones here. Resume"
             " with the same numbers, or from a checkpoint of an epoch's end."
         )

@@ -1,4 +1,4 @@
-"""Which pictures a dataset has, as a short name: a run that goes on needs the same ones."""
+"""A digest of a data set's images, to check that a resumed run has the same ones."""
 
 import os
 import warnings
@@ -11,15 +11,15 @@ from torch.utils.data import IterableDataset
 
 from lit_finetune.files.fingerprint import digest
 
-_MOST = 1024
-"""So many pictures are looked at, evenly spread; of all others the names and labels are."""
+_MAX_IMAGES = 1024
+"""The number of images whose contents are hashed, evenly spread; of others, names and labels."""
 
 
 def dataset_digest(dataset: Any) -> str | None:
-    """A name for the pictures of a dataset and their labels, wherever their folder is.
+    """A digest of the images and labels of a data set, independent of its folder.
 
-    None where the dataset does not tell: it is neither one of ours nor of the kinds of torch and
-    torchvision that list their files or hold their tensors.
+    None for data sets other than ours, and those of torch and torchvision that list their files or
+    hold tensors.
     """
     if isinstance(dataset, IterableDataset):
         return None
@@ -27,18 +27,18 @@ def dataset_digest(dataset: Any) -> str | None:
     return None if parts is None else digest(parts)
 
 
-def check_dataset(saved: object, now: str | None, *, batches: int) -> None:
-    """Refuse to go on amid an epoch of other pictures; say it where an epoch begins with them.
+def check_dataset(saved: object, current: str | None, *, batches: int) -> None:
+    """Refuse to resume within an epoch of other images; warn at the start of an epoch.
 
     Args:
-        saved: Of the run that wrote the checkpoint; None if it did not say.
-        now: Of the run that resumes; None if nobody can tell.
-        batches: How many were done of the epoch.
+        saved: The digest in the checkpoint; None if it has none.
+        current: The digest of the run that resumes; None if unknown.
+        batches: The number of batches of the epoch that were done.
 
     Raises:
-        ValueError: Other pictures would be trained on twice, or not at all.
+        ValueError: Images would be trained on twice, or not at all.
     """
-    if saved is None or now is None or saved == now:
+    if saved is None or current is None or saved == current:
         return
     if not batches:
         warnings.warn(
@@ -56,27 +56,27 @@ def check_dataset(saved: object, now: str | None, *, batches: int) -> None:
 
 
 def _parts(dataset: Any) -> list[Any] | None:
-    held = {**getattr(dataset, "__dict__", {})}
-    if "dataset" in held and "indices" in held:  # torch's Subset
-        inner = dataset_digest(dataset.dataset)
-        return None if inner is None else [inner, np.asarray(dataset.indices)]
-    if isinstance(held.get("datasets"), list):  # torch's ConcatDataset
-        several = list(map(dataset_digest, dataset.datasets))
-        return None if None in several else several
-    if "tensors" in held:
+    attributes = {**getattr(dataset, "__dict__", {})}
+    if "dataset" in attributes and "indices" in attributes:  # torch's Subset
+        digest_of_inner = dataset_digest(dataset.dataset)
+        return None if digest_of_inner is None else [digest_of_inner, np.asarray(dataset.indices)]
+    if isinstance(attributes.get("datasets"), list):  # torch's ConcatDataset
+        digests = list(map(dataset_digest, dataset.datasets))
+        return None if None in digests else digests
+    if "tensors" in attributes:
         return [_some_rows(tensor) for tensor in dataset.tensors]
-    if "data" in held and "targets" in held:  # torchvision's CIFAR and MNIST
+    if "data" in attributes and "targets" in attributes:  # torchvision's CIFAR and MNIST
         return [_some_rows(dataset.data), np.asarray(dataset.targets)]
-    return _parts_of_samples(dataset, held.get("samples"))
+    return _parts_of_samples(dataset, attributes.get("samples"))
 
 
 def _parts_of_samples(dataset: Any, samples: Any) -> list[Any] | None:
     if hasattr(samples, "names") and hasattr(samples, "labels"):  # ours
-        listed = ["\n".join(samples.names), np.asarray(samples.labels)]
+        parts = ["\n".join(samples.names), np.asarray(samples.labels)]
         if hasattr(samples, "root"):
-            return [*listed, _sizes([Path(samples.root, name) for name in _spread(samples.names)])]
+            return [*parts, _sizes([Path(samples.root, name) for name in _spread(samples.names)])]
         images = getattr(samples, "images", None)
-        return None if images is None else [*listed, _some_rows(images)]
+        return None if images is None else [*parts, _some_rows(images)]
     if isinstance(samples, list) and samples and isinstance(samples[0], tuple):  # ImageFolder
         root = getattr(dataset, "root", "")
         names = [os.path.relpath(path, root) for path, *_ in samples]
@@ -86,8 +86,8 @@ def _parts_of_samples(dataset: Any, samples: Any) -> list[Any] | None:
 
 
 def _spread(items: Sequence[Any]) -> list[Any]:
-    kept = min(len(items), _MOST)
-    return [items[place * len(items) // kept] for place in range(kept)]
+    count = min(len(items), _MAX_IMAGES)
+    return [items[index * len(items) // count] for index in range(count)]
 
 
 def _some_rows(values: Any) -> list[Any]:

@@ -1,20 +1,20 @@
-"""Where a run stands."""
+"""The position of a run."""
 
 from typing import Any, NamedTuple
 
 
 class RunPosition(NamedTuple):
-    """The epoch that trains next, and how many of its batches are done."""
+    """The next epoch to train, and the number of its batches that are done."""
 
     epoch: int
     batches: int
 
 
 def position_in_run(loop: Any) -> RunPosition:
-    """Where a Trainer's `fit_loop` stands when its training is about to begin or to go on.
+    """The position of a Trainer's `fit_loop` when training is about to start or resume.
 
-    On resume Lightning has not yet settled on the epoch at that time: a checkpoint of an epoch's
-    end may or may not count that epoch as processed.
+    On resume, Lightning has not determined the epoch yet: a checkpoint of an epoch's end may or may
+    not count that epoch as processed.
     """
     epochs, batches = loop.epoch_progress.current, loop.epoch_loop.batch_progress
     if batches.is_last_batch:

@@ -1,7 +1,7 @@
-"""A dataset whose random numbers follow from the place of a batch in the run.
+"""A data set whose random numbers depend only on the position of a batch in the run.
 
-What a dataset draws, and what a function draws that puts pictures together, comes from global
-generators, in each worker from others. A run that goes on would vary its pictures in another way.
+Data sets and collate functions draw from global generators, which differ in each worker: a resumed
+run would augment its images differently.
 """
 
 import copy
@@ -15,53 +15,53 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from lit_finetune.files.fingerprint import digest
-from lit_finetune.loading.seeding import derive_seed, drawing_from
+from lit_finetune.loading.seeding import derive_seed, torch_seed
 
 _INNER = "_unseeded"
 _KIND = "_unseeded_kind"
 
 
 class SeededBatch(list[Any]):
-    """The indices of a batch, and the seed from which its pictures are varied."""
+    """The indices of a batch, and the seed for its random numbers."""
 
     seed = 0
 
     @classmethod
-    def of(cls, indices: Iterable[Any], seed: int) -> "SeededBatch":
-        """These indices, with a seed."""
+    def with_seed(cls, indices: Iterable[Any], seed: int) -> "SeededBatch":
+        """A batch of these indices with a seed."""
         batch = cls(indices)
         batch.seed = seed
         return batch
 
 
 class SeededIndex(NamedTuple):
-    """The index of a loader that makes no batches, with a seed."""
+    """The index of a loader without batches, with a seed."""
 
     index: Any
     seed: int
 
 
 class SeededDataset(Dataset[Any]):
-    """What a dataset gives, drawn from the seed that a batch brings.
+    """Wraps a data set so that it draws from the seed of a batch.
 
     Args:
-        dataset: Of the user's own; all else is as it has it.
+        dataset: The user's data set; all other attributes are its own.
     """
 
     def __init__(self, dataset: Any) -> None:
         vars(self)[_INNER] = dataset
 
     def __getattr__(self, name: str) -> Any:
-        if name == _INNER:  # not there yet in a worker
+        if name == _INNER:  # not set yet in a worker
             raise AttributeError(name)
         return getattr(vars(self)[_INNER], name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        setattr(vars(self)[_INNER], name, value)  # a `worker_init_fn` opens files so
+        setattr(vars(self)[_INNER], name, value)  # a `worker_init_fn` may open files
 
     @property
     def __class__(self) -> Any:
-        """That of the dataset: a `worker_init_fn` asks for it."""
+        """The class of the data set, for `worker_init_fn`s that check it."""
         return type(vars(self)[_INNER])
 
     @__class__.setter
@@ -81,14 +81,14 @@ class SeededDataset(Dataset[Any]):
             return vars(self)[_INNER][index.index]
 
     def __getitems__(self, indices: Sequence[Any]) -> Any:
-        """A whole batch: what torch's loaders ask for where there is this method."""
+        """A whole batch: torch's loaders call this method if there is one."""
         if not isinstance(indices, SeededBatch):
             return self._items(indices)
         with seeded(indices.seed):
             items = self._items(list(indices))
         if type(items) is not list:
             return items
-        return SeededBatch.of(items, derive_seed(indices.seed, 1))
+        return SeededBatch.with_seed(items, derive_seed(indices.seed, 1))
 
     def _items(self, indices: Sequence[Any]) -> Any:
         inner = vars(self)[_INNER]
@@ -97,13 +97,13 @@ class SeededDataset(Dataset[Any]):
 
 
 class SeededCollate:
-    """What puts the pictures of a batch together, drawn from the batch's seed."""
+    """Wraps a collate function so that it draws from the batch's seed."""
 
     def __init__(self, collate: Any) -> None:
         self.collate = collate
 
     def __call__(self, items: Any) -> Any:
-        """A batch of these pictures."""
+        """Collate these items."""
         if not isinstance(items, SeededBatch):
             return self.collate(items)
         with seeded(items.seed):
@@ -129,34 +129,34 @@ def unseeded_loader(loader: DataLoader[Any]) -> DataLoader[Any]:
 
 
 def _seeded_kind(kind: Any) -> type:
-    """The class of a loader, with iterators that draw from seeds."""
+    """A subclass of a loader's class, with iterators that draw from seeds."""
 
     def _get_iterator(self: Any) -> Any:
-        twin = copy.copy(self)
+        copied = copy.copy(self)
         collate = SeededCollate(self.collate_fn)
-        vars(twin).update(dataset=SeededDataset(self.dataset), collate_fn=collate)
-        return kind._get_iterator(twin)
+        vars(copied).update(dataset=SeededDataset(self.dataset), collate_fn=collate)
+        return kind._get_iterator(copied)
 
     return type(kind.__name__, (kind,), {"_get_iterator": _get_iterator, _KIND: kind})
 
 
-def warn_of_own_generator(dataset: Any, index: Any) -> None:
-    """Say it where a dataset gives another picture with the same seed.
+def warn_own_generator(dataset: Any, index: Any) -> None:
+    """Warn if a data set returns different images with the same seed.
 
     Args:
-        dataset: A run goes on with it.
-        index: Of a picture.
+        dataset: The data set of a resumed run.
+        index: The index of an image.
     """
-    own = copy.copy(dataset)  # a file that it opens is not shared with workers
+    dataset_copy = copy.copy(dataset)  # so that a file that it opens is not shared with workers
     found = []
     for _ in range(2):
         with seeded(0):
-            found.append(digest(own[index]))
+            found.append(digest(dataset_copy[index]))
     if found[0] != found[1]:
         warnings.warn(
-            f"The run goes on, but {type(own).__name__} draws random numbers from a generator of"
-            " its own, which no checkpoint holds: its pictures are varied in another way than they"
-            " would have been. Draw from torch's, NumPy's or Python's global generator, which are"
+            f"The run resumes, but {type(dataset_copy).__name__} draws random numbers from a generator"
+            " of its own, which no checkpoint holds: its pictures are augmented differently than"
+            " without the interruption. Draw from torch's, NumPy's or Python's global generator, which are"
             " seeded for each batch.",
             stacklevel=2,
         )
@@ -164,13 +164,13 @@ def warn_of_own_generator(dataset: Any, index: Any) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Let torch, NumPy and Python draw from a seed, and go on afterwards as if they had not."""
-    outside = random.getstate(), np.random.get_state()
+    """Seed torch, NumPy and Python within a context, and restore their states afterwards."""
+    states = random.getstate(), np.random.get_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)
     try:
-        with drawing_from(seed):
+        with torch_seed(seed):
             yield
     finally:
-        random.setstate(outside[0])
-        np.random.set_state(outside[1])
+        random.setstate(states[0])
+        np.random.set_state(states[1])

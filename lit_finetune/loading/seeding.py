@@ -1,4 +1,4 @@
-"""Randomness as a function of place: the same step of a run always draws the same numbers."""
+"""Seeds as functions of the position in a run: each step always draws the same numbers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ import torch
 
 
 def derive_seed(*numbers: int) -> int:
-    """A seed from whole numbers, such as a run's seed, an epoch and a picture's index.
+    """A seed from integers, such as a run's seed, an epoch and an image's index.
 
     >>> derive_seed(0, 1, 2) == derive_seed(0, 1, 2) != derive_seed(0, 2, 1)
     True
@@ -18,8 +18,8 @@ def derive_seed(*numbers: int) -> int:
 
 
 @contextmanager
-def drawing_from(seed: int) -> Iterator[None]:
-    """Let torch draw from a seed on the CPU, and go on afterwards as if nothing had been drawn."""
+def torch_seed(seed: int) -> Iterator[None]:
+    """Seed torch on the CPU within a context, and restore its state afterwards."""
     generator = torch.default_generator
     state = generator.get_state()
     generator.manual_seed(seed)
@@ -30,9 +30,9 @@ def drawing_from(seed: int) -> Iterator[None]:
 
 
 def seed_device(seed: int, device: torch.device) -> None:
-    """Seed what a device draws from, and the CPU; torch's own `manual_seed` seeds all there are.
+    """Seed a device and the CPU; torch's own `manual_seed` seeds all devices.
 
-    That takes longer than a small network's step where CUDA is built in and no GPU is there.
+    That takes longer than a small network's step if torch has CUDA but there is no GPU.
     """
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":

@@ -12,7 +12,7 @@ from torch import Tensor, tensor
 
 from lit_finetune.loading.batching import batching_of, check_batching
 from lit_finetune.loading.dataset_digest import check_dataset, dataset_digest
-from lit_finetune.loading.loader_order import follow_order, order_of, resume_order, sampler_of
+from lit_finetune.loading.loader_order import make_repeatable, order_of, resume_order, sampler_of
 from lit_finetune.resuming.accumulated_gradients import accumulated_gradients, restore_gradients
 from lit_finetune.resuming.epoch_start import repeat_epoch_start
 from lit_finetune.resuming.position import (
@@ -98,7 +98,7 @@ def start_run(trainer: Any, state: RunState | None) -> None:
     Raises:
         ValueError: The run resumes within an epoch that is divided into other batches.
     """
-    is_new = follow_order(trainer)
+    is_new = make_repeatable(trainer)
     pictures = _training_digest(trainer)
     if state is None and is_new:
         iter(trainer.fit_loop._data_fetcher)

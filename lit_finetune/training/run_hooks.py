@@ -9,8 +9,8 @@ from typing_extensions import override
 
 from lit_finetune.checkpoints.earlier_runs import refuse_missing_last
 from lit_finetune.classes.data import refuse_other_validation
-from lit_finetune.loading.few_pictures import refuse_few_in_loaders
-from lit_finetune.loading.loader_order import follow_reloaded
+from lit_finetune.loading.few_pictures import refuse_few_images_in_loaders
+from lit_finetune.loading.loader_order import make_reloaded_repeatable
 from lit_finetune.training.class_matching import refuse_unread_checkpoint
 from lit_finetune.training.own_layers import OwnLayers
 from lit_finetune.training.random_backbone import RandomLayers, warning_of_random
@@ -40,7 +40,7 @@ class RunHooks(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._runs(pl_module):
-            refuse_few_in_loaders(trainer)
+            refuse_few_images_in_loaders(trainer)
             self.classifier.begin_run(stage)
             self.classifier.has_begun = True
 
@@ -125,7 +125,7 @@ class RunHooks(Callback):
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._runs(pl_module):
-            follow_reloaded(trainer)
+            make_reloaded_repeatable(trainer)
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -9,7 +9,7 @@ from lightning.pytorch.trainer.states import RunningStage
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_finetune import FinetuneClassifier
-from lit_finetune.loading.few_pictures import refuse_few_in_loaders
+from lit_finetune.loading.few_pictures import refuse_few_images_in_loaders
 from tests.distributed.ranks import ends_of_ranks
 from tests.resuming.resumed_runs import Net
 
@@ -25,8 +25,8 @@ def run(fn: str) -> None:
 def two_processes() -> Trainer:
     """A Trainer that divides pictures among two; nothing is started."""
     trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False)
-    refuse_few_in_loaders(trainer)
-    refuse_few_in_loaders(trainer)
+    refuse_few_images_in_loaders(trainer)
+    refuse_few_images_in_loaders(trainer)
     return trainer
 
 

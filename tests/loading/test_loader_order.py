@@ -218,7 +218,7 @@ class Stream(IterableDataset[Any]):
     ("loader", "words"),
     [
         (lambda: DataLoader(data(), BATCH, sampler=ByPythonsRandom()), "brings another order"),
-        (lambda: DataLoader(Stream(), BATCH), "the epoch begins anew"),
+        (lambda: DataLoader(Stream(), BATCH), "the epoch starts again"),
         (lambda: DataLoader(data(OfItsOwn), BATCH), "OfItsOwn draws random numbers from a gen"),
     ],
 )
