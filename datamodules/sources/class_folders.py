@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lit_finetune._errors import nearest, some_of
-from lit_finetune.classes.names import listed, spelled
+from lit_finetune.classes.names import listed, normalized
 
 from .layout import subfolders
 from .skipped import LeftOut, some
@@ -117,5 +117,5 @@ def in_spelling_of(classes: Mapping[str, str], known: Iterable[str]) -> dict[str
     >>> in_spelling_of({"1.png": "e" + chr(0x301)}, [chr(0xE9)])["1.png"] == chr(0xE9)
     True
     """
-    names = {spelled(name): name for name in known}
-    return {picture: names.get(spelled(name), name) for picture, name in classes.items()}
+    names = {normalized(name): name for name in known}
+    return {picture: names.get(normalized(name), name) for picture, name in classes.items()}

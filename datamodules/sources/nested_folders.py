@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lit_finetune._errors import some_of
-from lit_finetune.classes.names import spelled
+from lit_finetune.classes.names import normalized
 
 from .skipped import some
 
@@ -28,7 +28,7 @@ def refuse_hidden_parts(folder: Path, inside: Mapping[str, Sequence[str]]) -> No
     Raises:
         ValueError: Says both readings, and what to do for each.
     """
-    names = [{spelled(name).casefold() for name in each} for each in inside.values()]
+    names = [{normalized(name).casefold() for name in each} for each in inside.values()]
     largest = max(names, key=len)
     are_same = all(each == largest for each in names)
     # A small part may lack a class; the folders within classes differ more often.
@@ -54,7 +54,7 @@ def are_numbered(names: Iterable[str]) -> bool:
     >>> are_numbered(["cat", "dog"])
     False
     """
-    folded = [spelled(name).casefold() for name in names]
+    folded = [normalized(name).casefold() for name in names]
     if any(word in _SHORT for name in folded for word in re.findall(r"[^\W\d_]+", name)):
         return True
     return len({re.sub(r"(\d+|(?<![^\W\d_])[a-z])$", "", name) for name in folded}) == 1
@@ -69,8 +69,8 @@ def ordered_as_given(found: Sequence[str], given: Sequence[str], folder: Path) -
     Raises:
         ValueError: They have other names; both lists are named.
     """
-    by_name = {spelled(name): name for name in found}
-    wanted = [spelled(str(name)) for name in given]
+    by_name = {normalized(name): name for name in found}
+    wanted = [normalized(str(name)) for name in given]
     if sorted(wanted) != sorted(by_name):
         raise ValueError(
             f"`classes` has {some(map(str, given))}, but '{folder}' has the folders {some(found)}."

@@ -1,4 +1,4 @@
-"""What a data set calls its classes, whichever attribute holds it and whatever wraps it."""
+"""Find the class names of a data set, in its attributes or in the data sets that it wraps."""
 
 import copy
 import operator
@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lit_finetune.classes.names import as_names, contradicts, listed, spelled
+from lit_finetune.classes.names import as_names, contradicts, listed, normalized
 
 _ATTRIBUTES = ("classes", "class_to_idx", "class_names", "idx_to_class", "idx_to_label")
-_FURTHER = ("categories",)
-_MOST_LOOKED_AT = 6
-"""So many pictures show whether a wrapper leaves labels as they are."""
-_DEEPEST = 10
+_MORE_ATTRIBUTES = ("categories",)
+_NUM_CHECKED = 6
+"""The number of images that are compared to see whether a wrapper keeps labels."""
+_MAX_DEPTH = 10
 
 
 def declared_classes(owner: Any) -> list[str] | None:
-    """The class names that an object has itself, in the order of their labels.
+    """The class names in an object's own attributes, in the order of their labels.
 
     >>> from argparse import Namespace
     >>> declared_classes(Namespace(class_to_idx={"bee": 1, "ant": 0}))
@@ -33,7 +33,7 @@ def declared_classes(owner: Any) -> list[str] | None:
         owner: A data set or a data module.
 
     Raises:
-        ValueError: Two of its attributes give one class two labels.
+        ValueError: Two of its attributes give a class different labels.
     """
     found = {name: names for name in _ATTRIBUTES if (names := in_order(_get(owner, name)))}
     if not found:
@@ -43,7 +43,7 @@ def declared_classes(owner: Any) -> list[str] | None:
         if not contradicts(found[other], found[first]):
             continue
         if other == "class_to_idx" and _is_of_torchvision(owner):
-            return found[other]  # it makes the labels; `classes` may be sorted otherwise
+            return found[other]  # it defines the labels; `classes` may be sorted otherwise
         raise ValueError(
             f"Of {type(owner).__name__}, `{first}` has {listed(found[first])}, and `{other}`"
             f" {listed(found[other])}, in the order of their labels: one of them is wrong, and a"
@@ -53,26 +53,25 @@ def declared_classes(owner: Any) -> list[str] | None:
 
 
 def dataset_classes(dataset: Any, depth: int = 0) -> list[str] | None:
-    """The class names of a data set, in the order of its labels; None where it does not tell.
+    """The class names of a data set, in the order of its labels; None if they are unknown.
 
-    It may be a part of another, several in one, or wrapped by a class of the user's own that leaves
-    the labels as they are.
+    It may be a subset, a concatenation, or a user's wrapper that keeps the labels.
 
     Raises:
-        ValueError: One label stands for different classes in it.
+        ValueError: A label stands for different classes in it.
     """
-    if dataset is None or depth > _DEEPEST:
+    if dataset is None or depth > _MAX_DEPTH:
         return None
-    names = _own_names(dataset)
+    names = _declared_names(dataset)
     if names is None:
         return _inner_classes(dataset, depth + 1)
-    return _after(names, getattr(dataset, "target_transform", None))
+    return _apply_target_transform(names, getattr(dataset, "target_transform", None))
 
 
 def in_order(classes: Any) -> list[str] | None:
-    """Names by their labels, from a list or a mapping in either direction; None for anything else.
+    """Names in the order of labels, from a list or a mapping in either direction; else None.
 
-    A class of several names has them in one, as in ImageNet's lists: `tench, Tinca tinca`.
+    Several names of a class are joined, as in ImageNet's lists: `tench, Tinca tinca`.
 
     >>> in_order({"bee": 1, "ant": 0}), in_order({0: "ant"}), in_order([("ant", "Formica")])
     (['ant', 'bee'], ['ant'], ['ant, Formica'])
@@ -87,15 +86,15 @@ def in_order(classes: Any) -> list[str] | None:
     return as_names(classes)
 
 
-def one_of(lists: Iterable[list[str] | None]) -> list[str] | None:
-    """The names that all have, of those that have any.
+def common_classes(lists: Iterable[list[str] | None]) -> list[str] | None:
+    """The common names of all lists that are not None.
 
     Raises:
-        ValueError: They differ.
+        ValueError: The lists differ.
     """
     named = [names for names in lists if names]
     for names in named[1:]:
-        if not is_same(names, named[0]):
+        if not have_same_order(names, named[0]):
             raise ValueError(
                 f"One data set has {listed(named[0])}, another beside it {listed(names)}, in the"
                 " order of their labels. So a label stands for two classes: give all the same"
@@ -104,9 +103,9 @@ def one_of(lists: Iterable[list[str] | None]) -> list[str] | None:
     return named[0] if named else None
 
 
-def is_same(names: Sequence[str], others: Sequence[str]) -> bool:
+def have_same_order(names: Sequence[str], others: Sequence[str]) -> bool:
     """Whether two lists have the same names in the same order."""
-    return list(map(spelled, names)) == list(map(spelled, others))
+    return list(map(normalized, names)) == list(map(normalized, others))
 
 
 def _from_mapping(classes: Mapping[Any, Any]) -> list[str] | None:
@@ -131,37 +130,37 @@ def _as_label(value: Any) -> int | None:
     return None
 
 
-def _own_names(dataset: Any) -> list[str] | None:
-    """The names of a data set itself, where they are those of its labels."""
-    kinds = _get(dataset, "_target_types") or _get(dataset, "target_type")
-    if isinstance(kinds, list) and _is_of_torchvision(dataset):
-        return _names_of_kinds(dataset, kinds)
+def _declared_names(dataset: Any) -> list[str] | None:
+    """The names in a data set's own attributes, if they are those of its labels."""
+    target_types = _get(dataset, "_target_types") or _get(dataset, "target_type")
+    if isinstance(target_types, list) and _is_of_torchvision(dataset):
+        return _names_of_target_types(dataset, target_types)
     if (names := declared_classes(dataset)) is not None:
         return names
-    for name in _FURTHER:
+    for name in _MORE_ATTRIBUTES:
         if (names := in_order(_get(dataset, name))) is not None:
             return names
-    return _of_features(_get(dataset, "features"))
+    return _names_in_features(_get(dataset, "features"))
 
 
-def _names_of_kinds(dataset: Any, kinds: list[Any]) -> list[str] | None:
-    """The names of the one kind of labels that an OxfordIIITPet or INaturalist gives."""
-    if len(kinds) != 1:
+def _names_of_target_types(dataset: Any, target_types: list[Any]) -> list[str] | None:
+    """The names of the target type of torchvision's OxfordIIITPet or INaturalist, if it is one."""
+    if len(target_types) != 1:
         return None
-    by_kind = {
+    by_type = {
         "category": ("classes", "categories"),
         "binary-category": ("bin_classes",),
         "full": ("all_categories",),
     }
-    if kinds[0] in by_kind:
-        found = (in_order(_get(dataset, name)) for name in by_kind[kinds[0]])
+    if target_types[0] in by_type:
+        found = (in_order(_get(dataset, name)) for name in by_type[target_types[0]])
         return next((names for names in found if names), None)
     index = _get(dataset, "categories_index")
-    return in_order(index.get(kinds[0])) if isinstance(index, Mapping) else None
+    return in_order(index.get(target_types[0])) if isinstance(index, Mapping) else None
 
 
-def _of_features(features: Any) -> list[str] | None:
-    """The names of the one column of classes in a data set of Hugging Face."""
+def _names_in_features(features: Any) -> list[str] | None:
+    """The names of the label column in a Hugging Face data set, if there is one."""
     if not isinstance(features, Mapping):
         return None
     columns = {name: each.names for name, each in features.items() if as_names(_get(each, "names"))}
@@ -170,13 +169,15 @@ def _of_features(features: Any) -> list[str] | None:
     return as_names(next(iter(columns.values()))) if len(columns) == 1 else None
 
 
-def _after(names: list[str], transform: Callable[[Any], Any] | None) -> list[str] | None:
-    """The names in the order of the labels that a `target_transform` makes; None if of no order."""
+def _apply_target_transform(
+    names: list[str], transform: Callable[[Any], Any] | None
+) -> list[str] | None:
+    """The names in the order of labels after a `target_transform`; None if it is no permutation."""
     if transform is None:
         return names
     try:
         labels = [_as_label(transform(label)) for label in range(len(names))]
-    except Exception:  # of the user's own, for whatever it expects in the place of a label
+    except Exception:  # any error of a user's transform on these labels
         return None
     if set(labels) != set(range(len(names))):
         return None
@@ -184,28 +185,28 @@ def _after(names: list[str], transform: Callable[[Any], Any] | None) -> list[str
 
 
 def _inner_classes(dataset: Any, depth: int) -> list[str] | None:
-    """The names of what a data set without names of its own is made of."""
+    """The names of the data sets inside a data set without names of its own."""
     if isinstance(parts := _get(dataset, "datasets"), list | tuple):  # of a ConcatDataset
-        names = one_of(dataset_classes(part, depth) for part in parts)
+        names = common_classes(dataset_classes(part, depth) for part in parts)
     else:
-        held = _held_by(dataset)
-        found = [names for each in held.values() if (names := dataset_classes(each, depth))]
-        if not found or any(not is_same(names, found[0]) for names in found):
+        members = _inner_datasets(dataset)
+        found = [names for each in members.values() if (names := dataset_classes(each, depth))]
+        if not found or any(not have_same_order(names, found[0]) for names in found):
             return None
-        inner = next(iter(held.values()))
+        inner = next(iter(members.values()))
         is_own = not type(dataset).__module__.startswith(("torch.", "lit_finetune."))
-        if is_own and len(held) == 1 and not _keeps_labels(dataset, inner):
+        if is_own and len(members) == 1 and not _keeps_labels(dataset, inner):
             return None
         names = found[0]
-    return names and _after(names, getattr(dataset, "target_transform", None))
+    return names and _apply_target_transform(names, getattr(dataset, "target_transform", None))
 
 
-def _held_by(dataset: Any) -> dict[str, Any]:
-    """The data sets among the attributes of one, by name."""
-    held = {**getattr(dataset, "__dict__", {})}
-    if not _is_dataset(held.get("dataset")) and _is_dataset(inner := _get(dataset, "dataset")):
-        held["dataset"] = inner  # a property
-    found = {name: each for name, each in held.items() if _is_dataset(each)}
+def _inner_datasets(dataset: Any) -> dict[str, Any]:
+    """The data sets among the attributes of a data set, by name."""
+    members = {**getattr(dataset, "__dict__", {})}
+    if not _is_dataset(members.get("dataset")) and _is_dataset(inner := _get(dataset, "dataset")):
+        members["dataset"] = inner  # a property
+    found = {name: each for name, each in members.items() if _is_dataset(each)}
     return {name: each for name, each in found.items() if each is not dataset}
 
 
@@ -218,22 +219,22 @@ def _is_dataset(value: Any) -> bool:
 
 
 def _keeps_labels(outer: Any, inner: Any) -> bool:
-    """Whether a user's own wrapper leaves labels as they are, as far as a few pictures show.
+    """Whether a user's wrapper keeps the labels of a few images.
 
-    Copies are asked, so that no file that they open is shared with workers.
+    Copies of the data sets are read, so that files that they open are not shared with workers.
     """
     indices = _get(outer, "indices")
     try:
-        outer, inner = _copied(outer), _copied(inner)
+        outer, inner = _copy_deep(outer), _copy_deep(inner)
         length = len(outer) if indices is not None else min(len(outer), len(inner))
-        count = min(length, _MOST_LOOKED_AT)
-        with _no_draws():
-            for place in (number * length // count for number in range(count)):
-                of_inner = place if indices is None else int(indices[place])
-                given, held = (_label_of(outer[place]), _label_of(inner[of_inner]))
-                if given is not None and held is not None and given != held:
+        count = min(length, _NUM_CHECKED)
+        with _preserve_random_state():
+            for index in (number * length // count for number in range(count)):
+                inner_index = index if indices is None else int(indices[index])
+                labels = _label_of(outer[index]), _label_of(inner[inner_index])
+                if None not in labels and labels[0] != labels[1]:
                     return False
-    except Exception:  # it cannot be asked here; a run would say why
+    except Exception:  # reading fails here; a run would report why
         return True
     return True
 
@@ -242,25 +243,29 @@ def _label_of(item: Any) -> int | None:
     return _as_label(item[1]) if isinstance(item, list | tuple) and len(item) > 1 else None
 
 
-def _copied(dataset: Any, depth: int = 0) -> Any:
-    twin = copy.copy(dataset)
-    if depth <= _DEEPEST:
-        for name, each in _held_by(dataset).items():
-            if name in getattr(twin, "__dict__", {}):
-                vars(twin)[name] = _copied(each, depth + 1)
-    return twin
+def _copy_deep(dataset: Any, depth: int = 0) -> Any:
+    copied = copy.copy(dataset)
+    if depth <= _MAX_DEPTH:
+        for name, each in _inner_datasets(dataset).items():
+            if name in getattr(copied, "__dict__", {}):
+                vars(copied)[name] = _copy_deep(each, depth + 1)
+    return copied
 
 
 @contextmanager
-def _no_draws() -> Iterator[None]:
-    """Let global generators go on afterwards as if nothing had been drawn."""
-    own, of_numpy, of_torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+def _preserve_random_state() -> Iterator[None]:
+    """Restore the states of the global random generators after a context."""
+    python_state, numpy_state, torch_state = (
+        random.getstate(),
+        np.random.get_state(),
+        torch.get_rng_state(),
+    )
     try:
         yield
     finally:
-        random.setstate(own)
-        np.random.set_state(of_numpy)
-        torch.set_rng_state(of_torch)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)
 
 
 def _is_of_torchvision(dataset: Any) -> bool:
@@ -268,7 +273,7 @@ def _is_of_torchvision(dataset: Any) -> bool:
 
 
 def _get(owner: Any, name: str) -> Any:
-    """An attribute; None where there is none, or where it is one of a wrapped data set."""
+    """An attribute of an object itself; None if it has none, or only a wrapped data set has it."""
     is_own = getattr_static(owner, name, None) is not None
     wraps = hasattr(type(owner), "__getattr__") and any(
         isinstance(each, Dataset) for each in getattr(owner, "__dict__", {}).values()

@@ -1,4 +1,4 @@
-"""Which classes a head tells apart, and what is done where the data has them otherwise."""
+"""The classes of a head, and how to match them with those of the data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,48 +15,48 @@ from lit_finetune.classes.names import (
 )
 
 CHECKPOINT = "the checkpoint"
-"""Whose head it is that a checkpoint has brought."""
+"""The owner of a head that was loaded from a checkpoint."""
 
 Origin = Literal["new", "network", "weights", "trained"]
 
 
 @dataclass(frozen=True, slots=True)
 class HeadClasses:
-    """What the outputs of a head stand for."""
+    """The classes of a head's outputs."""
 
     names: tuple[str, ...]
-    """The name of each output; numbers where it has none."""
+    """The name of each output; numbers if there are none."""
     origin: Origin = "new"
-    """Where the names come from: there are none (`new`), a published network or a weights file
-    whose head stayed, or a training, by this model or by that of a checkpoint."""
+    """The source of the names: none (`new`), a published network or a weights file whose head was
+    kept, or a training of this model or of a checkpoint's."""
     owner: str = "the model"
-    """Whose head it is, for messages."""
+    """The owner of the head, for messages."""
 
     @property
     def is_named(self) -> bool:
-        """Whether the names say what the outputs stand for."""
+        """Whether the outputs have class names."""
         return self.origin != "new"
 
     @property
     def is_pretrained(self) -> bool:
-        """Whether the head came with weights to start from, so that a new one may replace it."""
+        """Whether the head has pretrained weights, so that a new one may replace it."""
         return self.origin in ("network", "weights")
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """What makes a head's outputs those of the data."""
+    """The change that makes a head's outputs those of the data."""
 
     action: Literal["keep", "name", "reorder", "renew"]
-    """Leave the head; call its outputs as the data does; reorder them; put a new head."""
+    """Keep the head; name its outputs as the data; reorder them; reset the head."""
     order: tuple[int, ...] = ()
-    """For each class of the data the output that stands for it."""
-    told: str = ""
-    """What the user is told."""
+    """For each class of the data, the index of its output."""
+    message: str = ""
+    """The message to the user."""
 
 
 def unnamed(num_classes: int) -> HeadClasses:
-    """The classes of a head that nobody has named.
+    """The classes of a head without names.
 
     >>> unnamed(2)
     HeadClasses(names=('0', '1'), origin='new', owner='the model')
@@ -64,22 +64,22 @@ def unnamed(num_classes: int) -> HeadClasses:
     return HeadClasses(numbered(num_classes))
 
 
-def named_by_hand(names: Sequence[str], head: HeadClasses) -> HeadClasses:
-    """The classes of a head whose outputs a user names.
+def user_classes(names: Sequence[str], head: HeadClasses) -> HeadClasses:
+    """The classes of a head with a user's names.
 
-    >>> named_by_hand(["ant", "bee"], unnamed(2)).names
+    >>> user_classes(["ant", "bee"], unnamed(2)).names
     ('ant', 'bee')
 
     Raises:
-        ValueError: They are no names, not as many, or not different.
+        ValueError: They are not different names, one for each output.
     """
-    found = as_names(names)
-    if found is None or len(found) != len(head.names) or repeated(found):
+    as_list = as_names(names)
+    if as_list is None or len(as_list) != len(head.names) or repeated(as_list):
         raise ValueError(
             f"`classes` are different names for the {len(head.names)} outputs of the head, in their"
             f" order, but got {str(names)[:200]}."
         )
-    return HeadClasses(tuple(found), "trained")
+    return HeadClasses(tuple(as_list), "trained")
 
 
 def match_classes(
@@ -90,83 +90,85 @@ def match_classes(
     is_resumed: bool = False,
     is_new: bool = False,
 ) -> Match:
-    """What makes label k of the data and output k of a head the same class, by name.
+    """The change that makes label k of the data and output k of a head the same class, by name.
 
     >>> head = HeadClasses(("cat", "ant"), "network", "its own head")
     >>> match_classes(["ant", "cat"], head, trains=True).order
     (1, 0)
 
     Args:
-        data: The class names of the data; the place of each is its label.
-        head: Its outputs.
-        trains: Whether the head is going to be trained on the data, or measured.
-        is_resumed: Whether an optimizer goes on with what it knows of each output.
-        is_new: Whether nobody has trained the head, so that its outputs stand for nothing yet.
+        data: The class names of the data, in the order of labels.
+        head: The classes of the head.
+        trains: Whether the head will train on the data, or be evaluated.
+        is_resumed: Whether an optimizer resumes with a state of each output.
+        is_new: Whether the head is untrained, so that its outputs have no classes yet.
 
     Raises:
-        ValueError: The data has other classes; both lists are named.
+        ValueError: The data has other classes; the message shows both lists.
     """
-    if same := repeated(data):
+    if repeated_names := repeated(data):
         raise ValueError(
             f"The data has {listed(data)}, and several of them are called"
-            f" {', '.join(map(repr, same))}. Give each class a name of its own."
+            f" {', '.join(map(repr, repeated_names))}. Give each class a name of its own."
         )
     if len(data) != len(head.names):
         raise ValueError(_other_number(data, head, trains=trains))
     order = reordering(data, head.names)
     has_only_numbers = head.origin == "network" and are_generic(head.names) and order is None
     if not head.is_named or has_only_numbers:
-        told = "" if is_new else _by_place(data, head)
-        return Match("name" if trains else "keep", told=told)
+        message = "" if is_new else _matched_by_index(data, head)
+        return Match("name" if trains else "keep", message=message)
     if order == list(range(len(data))):
         return Match("name" if trains else "keep")
     if order is None:
-        return _for_other_names(data, head, trains=trains, is_resumed=is_resumed)
-    both = f"{_both(data, head)}: the same in another order."
+        return _match_other_names(data, head, trains=trains, is_resumed=is_resumed)
+    lists = f"{_two_lists(data, head)}: the same in another order."
     if is_resumed:
         raise ValueError(
-            f"{both} The optimizer of a run that goes on knows them by their places: give the data"
-            " the same order, or start anew from the checkpoint's weights alone, passed as"
+            f"{lists} The resumed optimizer has a state for each of them by index: give the data"
+            " the same order, or start a new run from the checkpoint's weights alone, passed as"
             " `weights`."
         )
-    return Match("reorder", tuple(order), f"{both} The head's outputs now follow the data by name.")
+    return Match(
+        "reorder", tuple(order), f"{lists} The head's outputs now follow the data by name."
+    )
 
 
 def other_number(data: Sequence[str] | None, checkpoint: HeadClasses, *, num_classes: int) -> str:
-    """What is said of a checkpoint for another number of classes than the model's.
+    """The message about a checkpoint with another number of classes than the model's.
 
     Args:
-        data: The class names of the data, where there are any.
-        checkpoint: Those of the checkpoint.
-        num_classes: How many the model tells apart.
+        data: The class names of the data; None if unknown.
+        checkpoint: The classes of the checkpoint.
+        num_classes: The model's number of classes.
     """
-    have = listed(checkpoint.names) if checkpoint.is_named else f"{len(checkpoint.names)} classes"
+    saved = listed(checkpoint.names) if checkpoint.is_named else f"{len(checkpoint.names)} classes"
     if data is not None:
-        lacks = f": {difference(data, checkpoint.names)}" if checkpoint.is_named else ""
+        details = f": {difference(data, checkpoint.names)}" if checkpoint.is_named else ""
         return (
-            f"The data has {listed(data)}, but the checkpoint {have}{lacks}. Use data of the"
-            " checkpoint's classes; to train a new head on this data, start anew from the"
-            " checkpoint's weights alone, passed as `weights`."
+            f"The data has {listed(data)}, but the checkpoint {saved}{details}. Use data of the"
+            " checkpoint's classes; to train a new head on this data, start a new run from"
+            " the checkpoint's weights alone, passed as `weights`."
         )
     return (
-        f"The checkpoint has {have}, but the model num_classes={num_classes}. Load it with its own"
+        f"The checkpoint has {saved}, but the model num_classes={num_classes}. Load it with its own"
         f" number of classes; `reset_classifier({num_classes})` then puts a new head."
     )
 
 
-def _for_other_names(
+def _match_other_names(
     data: Sequence[str], head: HeadClasses, *, trains: bool, is_resumed: bool
 ) -> Match:
-    both = f"{_both(data, head)}: {difference(data, head.names)}."
+    lists = f"{_two_lists(data, head)}: {difference(data, head.names)}."
     if trains and head.is_pretrained and not is_resumed:
-        return Match("renew", told=f"{both} So a new head takes the place of that one.")
-    raise ValueError(f"{both} {_advice(data, head, trains=trains)}")
+        return Match("renew", message=f"{lists} So that head is replaced by a new one.")
+    raise ValueError(f"{lists} {_advice(data, head, trains=trains)}")
 
 
 def _other_number(data: Sequence[str], head: HeadClasses, *, trains: bool) -> str:
     if head.is_named:
-        both = f"{_both(data, head)}: {difference(data, head.names)}."
-        return f"{both} {_advice(data, head, trains=trains)}"
+        lists = f"{_two_lists(data, head)}: {difference(data, head.names)}."
+        return f"{lists} {_advice(data, head, trains=trains)}"
     return (
         f"The data has {listed(data)}, but the model num_classes={len(head.names)}. Build the model"
         f" with num_classes={len(data)}; the command line takes the number from the data's"
@@ -174,8 +176,8 @@ def _other_number(data: Sequence[str], head: HeadClasses, *, trains: bool) -> st
     )
 
 
-def _by_place(data: Sequence[str], head: HeadClasses) -> str:
-    """What is said where nothing but the order tells which output stands for which class."""
+def _matched_by_index(data: Sequence[str], head: HeadClasses) -> str:
+    """The message if outputs and classes are matched only by their order."""
     has = f"has {listed(head.names)}" if head.is_named else "names no classes"
     return (
         f"{head.owner[:1].upper()}{head.owner[1:]} {has}, so its outputs are matched with the"
@@ -183,17 +185,17 @@ def _by_place(data: Sequence[str], head: HeadClasses) -> str:
     )
 
 
-def _both(data: Sequence[str], head: HeadClasses) -> str:
-    """Both lists; of long ones the first names."""
+def _two_lists(data: Sequence[str], head: HeadClasses) -> str:
+    """Both lists, in words."""
     return f"The data has {listed(data)}, {head.owner} has {listed(head.names)}"
 
 
 def _advice(data: Sequence[str], head: HeadClasses, *, trains: bool) -> str:
     if not trains:
-        return "Measure it on data of its own classes, under their names."
+        return "Evaluate it on data of its own classes, under their names."
     is_saved = head.owner == CHECKPOINT
-    anew = "start anew from its weights alone, passed as `weights`, or " if is_saved else ""
+    new_run = "start a new run from its weights alone, passed as `weights`, or " if is_saved else ""
     return (
-        f"Go on with data of the same classes; for a new head {anew}call"
+        f"Continue with data of the same classes; for a new head {new_run}call"
         f" `model.reset_classifier({len(data)})` in Python."
     )

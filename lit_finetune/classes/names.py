@@ -1,4 +1,4 @@
-"""The names of classes: as they are given, and two lists of them compared."""
+"""Read and compare the names of classes."""
 
 import unicodedata
 from collections import Counter
@@ -11,7 +11,7 @@ from lit_finetune.classes.imagenet import as_categories
 
 
 def numbered(num_classes: int) -> tuple[str, ...]:
-    """What classes without names are called.
+    """The names of classes without names: their numbers.
 
     >>> numbered(3)
     ('0', '1', '2')
@@ -20,7 +20,7 @@ def numbered(num_classes: int) -> tuple[str, ...]:
 
 
 def as_names(classes: Any) -> list[str] | None:
-    """The names in what a data set has as `classes`; None where these are no names.
+    """The names in a data set's `classes`; None if these are not names.
 
     >>> as_names(("ant", "bee")), as_names([3, 5]), as_names(10), as_names([("tench", "Tinca")])
     (['ant', 'bee'], ['3', '5'], None, None)
@@ -34,7 +34,7 @@ def as_names(classes: Any) -> list[str] | None:
 
 
 def are_generic(names: Sequence[str]) -> bool:
-    """Whether names say no more than the numbers of the outputs, as in a default config.
+    """Whether names only number the outputs, as in a default config.
 
     >>> [are_generic(names) for names in (["LABEL_0", "LABEL_1"], ["0", "1"], ["1", "0"])]
     [True, True, False]
@@ -44,20 +44,20 @@ def are_generic(names: Sequence[str]) -> bool:
 
 
 def unique_names(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, those that occur more than once with their place: ImageNet has two cranes.
+    """The names; repeated ones get their index: ImageNet has two cranes.
 
     >>> unique_names(["crane", "tench", "crane"])
     ('crane (0)', 'tench', 'crane (2)')
     """
-    counts = Counter(map(spelled, names))
+    counts = Counter(map(normalized, names))
     return tuple(
-        f"{name} ({index})" if counts[spelled(name)] > 1 else name
+        f"{name} ({index})" if counts[normalized(name)] > 1 else name
         for index, name in enumerate(names)
     )
 
 
 def config_classes(config: Any) -> tuple[str, ...]:
-    """What a config of Hugging Face calls the classes; nothing where it only numbers them.
+    """The classes in a config of Hugging Face; empty if it only numbers them.
 
     >>> from argparse import Namespace
     >>> config_classes(Namespace(id2label={1: "bee", 0: "ant"}))
@@ -70,17 +70,17 @@ def config_classes(config: Any) -> tuple[str, ...]:
     return () if are_generic(names) and names != numbered(len(names)) else names
 
 
-def spelled(name: str) -> str:
-    """A name in one spelling of Unicode: macOS writes `é` as two characters.
+def normalized(name: str) -> str:
+    """A name in Unicode's normal form: macOS writes `é` as two characters.
 
-    >>> spelled("e" + chr(0x301)) == chr(0xE9)
+    >>> normalized("e" + chr(0x301)) == chr(0xE9)
     True
     """
     return unicodedata.normalize("NFC", name)
 
 
 def reordering(data: Sequence[str], head: Sequence[str]) -> list[int] | None:
-    """For each class of the data the place where the head has it; None where the names differ.
+    """For each class of the data, its index in the head; None if the names differ.
 
     >>> reordering(["ant", "bee", "cat"], ["cat", "ant", "bee"])
     [1, 2, 0]
@@ -88,15 +88,17 @@ def reordering(data: Sequence[str], head: Sequence[str]) -> list[int] | None:
     True
     """
     for read in (list, lambda names: as_categories(names) or list(names)):
-        wanted, found = ([spelled(name) for name in read(names)] for names in (data, head))
-        places = {name: index for index, name in enumerate(found)}
-        if sorted(wanted) == sorted(found) and len(places) == len(found):
-            return [places[name] for name in wanted]
+        data_names, head_names = (
+            [normalized(name) for name in read(names)] for names in (data, head)
+        )
+        indices = {name: index for index, name in enumerate(head_names)}
+        if sorted(data_names) == sorted(head_names) and len(indices) == len(head_names):
+            return [indices[name] for name in data_names]
     return _by_synonyms(data, head)
 
 
 def _by_synonyms(data: Sequence[str], head: Sequence[str]) -> list[int] | None:
-    """The same where one of both has more names for a class, as `cat, Felis catus`.
+    """The same if one list has several names for a class, such as `cat, Felis catus`.
 
     >>> _by_synonyms(["bee", "cat"], ["cat, Felis catus", "bee"])
     [1, 0]
@@ -105,15 +107,21 @@ def _by_synonyms(data: Sequence[str], head: Sequence[str]) -> list[int] | None:
     """
     if len(data) != len(head) or not any(", " in name for name in (*data, *head)):
         return None
-    wanted, found = ([set(spelled(name).split(", ")) for name in names] for names in (data, head))
+    data_names, head_names = (
+        [set(normalized(name).split(", ")) for name in names] for names in (data, head)
+    )
     by_name: dict[str, set[int]] = {}
-    for place, names in enumerate(found):
+    for index, names in enumerate(head_names):
         for name in names:
-            by_name.setdefault(name, set()).add(place)
+            by_name.setdefault(name, set()).add(index)
     order = []
-    for names in wanted:
-        near = set().union(*(by_name.get(name, set()) for name in names))
-        fits = [place for place in near if names <= found[place] or found[place] <= names]
+    for names in data_names:
+        candidates = set().union(*(by_name.get(name, set()) for name in names))
+        fits = [
+            index
+            for index in candidates
+            if names <= head_names[index] or head_names[index] <= names
+        ]
         if len(fits) != 1:
             return None
         order += fits
@@ -121,29 +129,31 @@ def _by_synonyms(data: Sequence[str], head: Sequence[str]) -> list[int] | None:
 
 
 def contradicts(names: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether two lists have a name in common that stands for another label in each.
+    """Whether two lists have a common name with a different label in each.
 
     >>> contradicts(["ant", "bee"], ["Bee", "fly"]), contradicts(["ant", "bee"], ["fly", "bee"])
     (True, False)
     """
-    places = [{_folded(name): place for place, name in enumerate(each)} for each in (names, others)]
-    if len(places[0]) != len(names) or len(places[1]) != len(others):
+    indices = [
+        {_casefolded(name): index for index, name in enumerate(each)} for each in (names, others)
+    ]
+    if len(indices[0]) != len(names) or len(indices[1]) != len(others):
         return list(names) != list(others) and sorted(names) == sorted(others)
-    return any(places[1].get(name, place) != place for name, place in places[0].items())
+    return any(indices[1].get(name, index) != index for name, index in indices[0].items())
 
 
 def repeated(names: Sequence[str]) -> list[str]:
-    """The names that more than one class has.
+    """The names that several classes have.
 
     >>> repeated(["ant", "bee", "ant"])
     ['ant']
     """
-    counts = Counter(map(spelled, names))
+    counts = Counter(map(normalized, names))
     return [name for name, count in counts.items() if count > 1]
 
 
 def listed(names: Sequence[str]) -> str:
-    """How many names there are, and the first of them.
+    """The number of names, and the first of them, in words.
 
     >>> listed(["ant", "bee"])
     "2 classes ('ant', 'bee')"
@@ -152,21 +162,21 @@ def listed(names: Sequence[str]) -> str:
 
 
 def difference(data: Sequence[str], head: Sequence[str]) -> str:
-    """What the data has that a head has not, what it lacks, and whether that differs by little.
+    """The names that only the data or only the head has, in words, with a note on near matches.
 
     >>> difference(["ant", "bee"], ["ant", "wasp", "fly"])
     "only the data has 'bee'; it lacks 'wasp', 'fly'"
     """
-    ours, theirs = ({spelled(name): name for name in names} for names in (data, head))
-    extra = [name for key, name in ours.items() if key not in theirs]
-    missing = [name for key, name in theirs.items() if key not in ours]
-    said = [f"only the data has {some_of(list(map(repr, extra)))}"] if extra else []
-    said += [f"it lacks {some_of(list(map(repr, missing)))}"] if missing else []
-    if {_folded(name) for name in extra} & {_folded(name) for name in missing}:
-        said.append("some differ in upper and lower case or in spaces alone")
-    return "; ".join(said)
+    data_names, head_names = ({normalized(name): name for name in names} for names in (data, head))
+    extra = [name for key, name in data_names.items() if key not in head_names]
+    missing = [name for key, name in head_names.items() if key not in data_names]
+    parts = [f"only the data has {some_of(list(map(repr, extra)))}"] if extra else []
+    parts += [f"it lacks {some_of(list(map(repr, missing)))}"] if missing else []
+    if {_casefolded(name) for name in extra} & {_casefolded(name) for name in missing}:
+        parts.append("some differ only in upper and lower case or in spaces")
+    return "; ".join(parts)
 
 
-def _folded(name: str) -> str:
-    """A name without regard to upper and lower case and to spaces."""
-    return "".join(spelled(name).casefold().split())
+def _casefolded(name: str) -> str:
+    """A name in lower case and without spaces."""
+    return "".join(normalized(name).casefold().split())

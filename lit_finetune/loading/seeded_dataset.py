@@ -154,10 +154,10 @@ def warn_own_generator(dataset: Any, index: Any) -> None:
             found.append(digest(dataset_copy[index]))
     if found[0] != found[1]:
         warnings.warn(
-            f"The run resumes, but {type(dataset_copy).__name__} draws random numbers from a generator"
-            " of its own, which no checkpoint holds: its pictures are augmented differently than"
-            " without the interruption. Draw from torch's, NumPy's or Python's global generator, which are"
-            " seeded for each batch.",
+            f"The run resumes, but {type(dataset_copy).__name__} draws random numbers from a"
+            " generator of its own, which no checkpoint holds: its pictures are augmented"
+            " differently than without the interruption. Draw from torch's, NumPy's or Python's"
+            " global generator, which are seeded for each batch.",
             stacklevel=2,
         )
 

@@ -82,7 +82,7 @@ def match_head(module: Any, loaders: Any) -> str:
         module.call_outputs(HeadClasses(tuple(names), "trained"))
         module.data_classes, module.first_head = names, None
     module.is_matched = True
-    return match.told
+    return match.message
 
 
 def take_classes(module: Any, checkpoint: Mapping[str, Any]) -> None:
@@ -143,7 +143,7 @@ def refuse_unread_checkpoint(module: Any, path: Any) -> None:
 def _change_head(module: Any, match: Match) -> None:
     """Make the head's outputs those of the data."""
     is_fit = module.trainer.state.fn == "fit"
-    refuse_sharded_head(module.backbone, module.head_name, match.told)
+    refuse_sharded_head(module.backbone, module.head_name, match.message)
     if match.action == "reorder":
         head, order = module.head_classes, list(match.order)
         reorder_outputs(module.backbone, module.head_name, order, data_config=module.data_config)

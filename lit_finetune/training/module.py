@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torchmetrics import MetricCollection
 from typing_extensions import override
 
-from lit_finetune.classes.head import HeadClasses, named_by_hand
+from lit_finetune.classes.head import HeadClasses, user_classes
 from lit_finetune.distributed.supported_strategies import refuse_fsdp1_options, refuse_fsdp1_rewrap
 from lit_finetune.heads.rows import update_class_names
 from lit_finetune.images.data_config import DataConfig, eval_transform
@@ -119,7 +119,7 @@ class ClassifierSteps(LightningModule):
 
     @classes.setter
     def classes(self, names: Sequence[str]) -> None:
-        self.call_outputs(named_by_hand(names, self.head_classes))
+        self.call_outputs(user_classes(names, self.head_classes))
 
     @property
     def _stops_if_nonfinite(self) -> bool:

@@ -18,8 +18,8 @@ def test_the_same_names_in_another_order_are_put_in_order(head: HeadClasses, tra
 
     assert match.action == "reorder"
     assert [head.names[place] for place in match.order] == ["ant", "bee", "cat"]
-    assert "'ant', 'bee', 'cat'" in match.told
-    assert "'cat', 'ant', 'bee'" in match.told
+    assert "'ant', 'bee', 'cat'" in match.message
+    assert "'cat', 'ant', 'bee'" in match.message
 
 
 @pytest.mark.parametrize("data", [["ant", "bee", "cat"], ["ant", "bee", "dog"]])
@@ -35,8 +35,8 @@ def test_a_pretrained_head_gives_way_to_a_new_one_for_other_classes_and_it_is_to
     match = match_classes(["ant", "bee", "dog"], NETWORK, trains=True)
 
     assert match.action == "renew"
-    assert "only the data has 'dog'; it lacks 'cat'" in match.told
-    assert "\n" not in match.told
+    assert "only the data has 'dog'; it lacks 'cat'" in match.message
+    assert "\n" not in match.message
 
 
 @pytest.mark.parametrize(("head", "trains"), [(TRAINED, True), (TRAINED, False), (NETWORK, False)])
@@ -89,10 +89,10 @@ def test_a_head_that_names_no_classes_is_matched_by_place_and_that_is_told_once(
     match = match_classes(["wasp", "ant"], head, trains=trains)
 
     assert match.action in ("name", "keep")
-    assert words in match.told
-    assert "by place" in match.told
-    assert "'wasp', 'ant'" in match.told
-    assert not match_classes(["wasp", "ant"], head, trains=trains, is_new=True).told
+    assert words in match.message
+    assert "by place" in match.message
+    assert "'wasp', 'ant'" in match.message
+    assert not match_classes(["wasp", "ant"], head, trains=trains, is_new=True).message
 
 
 def test_one_name_in_two_forms_of_unicode_is_one_name() -> None:
@@ -110,7 +110,7 @@ def test_one_name_in_two_forms_of_unicode_is_one_name() -> None:
 def test_names_that_differ_by_little_are_others_and_it_is_said_how(other: str) -> None:
     head = HeadClasses(("ant", "bee"), "trained")
 
-    with pytest.raises(ValueError, match="upper and lower case or in spaces") as error:
+    with pytest.raises(ValueError, match="only in upper and lower case or in spaces") as error:
         match_classes(sorted([other, "bee"]), head, trains=False)
     assert repr(other) in str(error.value)
 
