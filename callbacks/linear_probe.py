@@ -110,7 +110,7 @@ class LinearProbe(Callback):
             return
         if trainer.limit_train_batches == 0:
             return
-        pl_module.warn_of_random_backbone(is_probed=True)
+        pl_module.warn_random_backbone(is_probed=True)
         start = time.monotonic()
         forward = HeadFeatures(pl_module, _head_name(pl_module))
         train, val = train_loaders(trainer), val_loaders(trainer)

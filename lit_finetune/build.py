@@ -58,7 +58,7 @@ class Assembled:
     """Whether the head was loaded from a weights file."""
     head_classes: HeadClasses
     """The classes of the head's outputs."""
-    first_head: Mapping[str, Tensor] | None = None
+    initial_head: Mapping[str, Tensor] | None = None
     """The state of the head before one of our checkpoints was loaded, by the network's names."""
     dropped_classes: tuple[str, ...] = ()
     """The classes of one of our checkpoints whose head did not fit."""
@@ -131,7 +131,7 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
             network, head_name, backbone=backbone, name=built.name, kwargs=backbone_kwargs
         )
     path = file or built.weights_file
-    first_head = head_state(network, head_name) if file and not keeps else None
+    initial_head = head_state(network, head_name) if file and not keeps else None
     report = load_weights(network, path, min_match=min_match, head_name=head_name) if path else None
     saved_classes, untrained = read_own(file) if file else (None, None)
     if random and report:
@@ -170,7 +170,7 @@ def assemble(  # noqa: PLR0913 (they are the classifier's arguments)
         head_is_loaded=head_is_loaded,
         head_classes=classes,
         dropped_classes=() if head_is_loaded else tuple(saved_classes or ()),
-        first_head=first_head if classes.origin == "weights" else None,
+        initial_head=initial_head if classes.origin == "weights" else None,
         rebuild_args=_rebuild_args(built),
     )
 

@@ -43,7 +43,7 @@ from lit_finetune.splitting.split import PrefixOutput, forward_from, forward_pre
 from lit_finetune.training.class_matching import refuse_unread_checkpoint
 from lit_finetune.training.hparams import check_hparams, plain_hparams
 from lit_finetune.training.module import ClassifierSteps
-from lit_finetune.training.untrained import saved_new_head, tell_untrained, untrained_head
+from lit_finetune.training.untrained import report_untrained, saved_new_head, untrained_head
 from lit_finetune.weights.own_checkpoint import CHECKPOINT_KEY, UNTRAINED_KEY
 from lit_finetune.weights.transformers_keys import to_network_names
 
@@ -169,7 +169,7 @@ class FinetuneClassifier(ClassifierSteps):
         self._rebuilt_by = built.rebuild_args
         self.data_config: DataConfig = built.data_config
         self._set_classes(built.head_classes)
-        self.first_head = built.first_head
+        self.initial_head = built.initial_head
         self._new_head, self._random_backbone = built.new_head, built.random_backbone
         self._still = frozen_modules(self, self.blocks) if built.lora_layers else []
         rank_zero_info(str(built))
@@ -331,16 +331,16 @@ class FinetuneClassifier(ClassifierSteps):
 
     @override
     def predict_image(self, image: str | Path | Image.Image) -> dict[str, float]:
-        self.tell_new_head(refuse=True)
+        self.report_new_head(refuse=True)
         return super().predict_image(image)
 
-    def tell_new_head(self, *, refuse: bool = False) -> None:
+    def report_new_head(self, *, refuse: bool = False) -> None:
         """Say it where a head has not been trained, which is refused where nothing would show it.
 
         Raises:
             ValueError: It is random, and is to be used.
         """
-        tell_untrained(self, self._random_backbone, refuse=refuse)
+        report_untrained(self, self._random_backbone, refuse=refuse)
 
     @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:

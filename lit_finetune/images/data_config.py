@@ -20,7 +20,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 _LARGEST = {"mean": 1.0, "std": 2.0}
-"""Of pixels from 0 to 1, and beyond what anybody normalises with."""
+"""The limits of plausible values, for pixels from 0 to 1."""
 CropMode = Literal["center", "squash", "border", "pad"]
 
 
@@ -137,7 +137,7 @@ class DataConfig:
 
 
 def statistics_problems(mean: Sequence[float] = (), std: Sequence[float] = ()) -> list[str]:
-    """What is wrong with the mean and the standard deviation of pixels from 0 to 1.
+    """The problems of a mean and standard deviation of pixels from 0 to 1.
 
     >>> statistics_problems((0.5,), (0.0,)), statistics_problems(mean=(127.5,))
     (['`std` must be above 0, but got (0.0,)'], ['`mean` (127.5,) is ... divided by 255, (0.5,)'])

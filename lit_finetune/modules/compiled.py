@@ -41,6 +41,6 @@ def force_eager() -> Iterator[None]:
 
 
 def forget_graphs() -> None:
-    """Let what was compiled be compiled anew at its next call."""
+    """Reset `torch.compile`: modules are compiled again at their next call."""
     if dynamo := sys.modules.get("torch._dynamo"):
         dynamo.reset()

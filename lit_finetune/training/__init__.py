@@ -1,4 +1,4 @@
-"""How a classifier is trained and measured, whatever its network: the LightningModule's steps.
+"""Train and evaluate a classifier with any network: the LightningModule's steps.
 
-Batches in; losses and metrics of all pictures out. Uses every package below the classifier.
+Batches in; losses and metrics of all images out. Uses every package below the classifier.
 """

@@ -1,4 +1,4 @@
-"""Read a batch, and say in a sentence what is wrong with one that a classifier cannot take."""
+"""Read a batch, and explain what is wrong with one that a classifier does not accept."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ def split_batch(batch: Any) -> tuple[Any, Any]:
     1
 
     Raises:
-        ValueError: It is no pair.
+        ValueError: The batch is not a pair.
     """
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise ValueError(
@@ -27,10 +27,10 @@ def split_batch(batch: Any) -> tuple[Any, Any]:
 
 
 def images_of(batch: Any) -> Any:
-    """The images of a batch, whether or not something comes along.
+    """The images of a batch, with or without labels.
 
     Raises:
-        ValueError: It is neither images nor a tuple that begins with them.
+        ValueError: The batch is neither images nor a tuple that begins with them.
     """
     if isinstance(batch, Tensor):
         return batch
@@ -43,7 +43,7 @@ def images_of(batch: Any) -> Any:
 
 
 def describe_batch(batch: Any) -> str:
-    """What a batch is.
+    """The type of a batch, in words.
 
     >>> describe_batch({"image": 1, "label": 2})
     'a dict of image, label'
@@ -54,10 +54,10 @@ def describe_batch(batch: Any) -> str:
 
 
 def logits_for(module: Any, images: Any, *, channels: int) -> Tensor:
-    """What a classifier says of images.
+    """A classifier's logits of images.
 
     Raises:
-        ValueError: It fails, and the images are the reason.
+        ValueError: The classifier fails because of the images.
     """
     try:
         logits: Tensor = module(images)
@@ -69,13 +69,13 @@ def logits_for(module: Any, images: Any, *, channels: int) -> Tensor:
 
 
 def images_problem(images: Any, network: nn.Module, *, channels: int) -> str | None:
-    """What is wrong with images that a network failed on; None if that is not seen.
+    """What is wrong with images that a network failed on, in words; None if unknown.
 
     >>> import torch
     >>> images_problem(torch.zeros(4, 8, 8, 3), nn.Conv2d(3, 1, 1), channels=3)[:66]
     'The images are (4, 8, 8, 3), channels last: `permute(0, 3, 1, 2)` '
     """
-    if hasattr(images, "_fields"):  # what the first blocks gave
+    if hasattr(images, "_fields"):  # the cached output of the first blocks
         return None
     if not isinstance(images, Tensor):
         return f"Images are a float tensor (N, {channels}, H, W), but the loader gives" + (
@@ -107,11 +107,11 @@ def images_problem(images: Any, network: nn.Module, *, channels: int) -> str | N
     return None
 
 
-def refuse_other_loss(loss: Any) -> Tensor:
-    """The loss that a subclass computes, if it is one number.
+def check_loss(loss: Any) -> Tensor:
+    """The loss of a subclass, if it is a scalar tensor.
 
     Raises:
-        TypeError: It is none.
+        TypeError: It is not.
     """
     if isinstance(loss, Tensor) and loss.dim() == 0 and loss.is_floating_point():
         return loss

@@ -1,4 +1,4 @@
-"""A classifier's head and the classes of its data, brought together by name."""
+"""Match a classifier's head with the classes of its data, by name."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -25,16 +25,16 @@ from lit_finetune.training.class_weights import balanced_weights
 from lit_finetune.weights.own_checkpoint import classes_in, num_classes_in
 
 
-def meet_data(module: Any, datamodule: Any, *, trains: bool) -> None:
-    """Take note of what a run's data is, before it is known whether a checkpoint comes.
+def prepare_data_classes(module: Any, datamodule: Any, *, trains: bool) -> None:
+    """Read the classes of a run's data, before a checkpoint may be loaded.
 
     Args:
         module: A `ClassifierSteps`; it is changed.
-        datamodule: It may name its classes and count them; None for plain loaders.
+        datamodule: It may have class names and counts; None for plain loaders.
         trains: Whether the run trains.
     """
     names = module.data_classes = declared_classes(datamodule)
-    module.is_matched = module.is_resumed = module.has_taken_checkpoint = False
+    module.is_matched = module.is_resumed = module.has_loaded_checkpoint = False
     if not trains:
         return
     if names is not None:
@@ -43,24 +43,24 @@ def meet_data(module: Any, datamodule: Any, *, trains: bool) -> None:
         counts = getattr(datamodule, "class_counts", None)
         module.set_class_weights(balanced_weights(counts, names or module.classes))
     if shards_parameters(module.trainer.strategy):
-        # Soon each process has only a part of the head. A checkpoint may come that makes it
-        # another one: what is refused now is asked again then.
+        # The head will be sharded. If matching fails now, it is tried again after a checkpoint has
+        # been loaded.
         with suppress(ValueError):
             module.match_data_classes()
 
 
 def match_head(module: Any, loaders: Any) -> str:
-    """Let label k of the data and output k of a classifier's head be the same class.
+    """Make label k of the data and output k of a classifier's head the same class.
 
     Args:
         module: A `ClassifierSteps`; it is changed.
-        loaders: Those of the data, which may know its classes where no data module does.
+        loaders: The data's loaders, for class names that no data module has.
 
     Returns:
-        What the user is to be told.
+        The message to the user.
 
     Raises:
-        ValueError: The data has other classes; both lists are named.
+        ValueError: The data has other classes; the message shows both lists.
     """
     is_fit, head = module.trainer.state.fn == "fit", module.head_classes
     refuse_contradiction(module.data_classes, loaders)
@@ -79,85 +79,85 @@ def match_head(module: Any, loaders: Any) -> str:
     if match.action in ("reorder", "renew"):
         _change_head(module, match)
     if is_fit:
-        module.call_outputs(HeadClasses(tuple(names), "trained"))
-        module.data_classes, module.first_head = names, None
+        module.name_outputs(HeadClasses(tuple(names), "trained"))
+        module.data_classes, module.initial_head = names, None
     module.is_matched = True
     return match.message
 
 
-def take_classes(module: Any, checkpoint: Mapping[str, Any]) -> None:
-    """Call a classifier's outputs as the checkpoint does whose weights come next.
+def load_classes(module: Any, checkpoint: Mapping[str, Any]) -> None:
+    """Name a classifier's outputs as a checkpoint does, before its weights are loaded.
 
     Raises:
-        ValueError: It has another number of them.
+        ValueError: The checkpoint has another number of classes.
     """
     names = classes_in(checkpoint)
-    found = HeadClasses(tuple(names), "trained", CHECKPOINT) if names else None
-    found = found or unnamed(num_classes_in(checkpoint) or module.num_classes)
-    if len(found.names) != module.num_classes:
-        raise ValueError(other_number(module.data_classes, found, num_classes=module.num_classes))
+    classes = HeadClasses(tuple(names), "trained", CHECKPOINT) if names else None
+    classes = classes or unnamed(num_classes_in(checkpoint) or module.num_classes)
+    if len(classes.names) != module.num_classes:
+        raise ValueError(other_number(module.data_classes, classes, num_classes=module.num_classes))
     is_fit = module._trainer is not None and module.trainer.state.fn == "fit"
     module.is_resumed = is_fit and checkpoint.get("global_step", 0) > 0
-    module.is_matched, module.has_taken_checkpoint = False, True
-    # The Tuner brings back the same head, of before the first step.
-    if module.is_resumed or found.names != module.head_classes.names:
-        module.call_outputs(found)
+    module.is_matched, module.has_loaded_checkpoint = False, True
+    # The Tuner restores the same head, of before the first step.
+    if module.is_resumed or classes.names != module.head_classes.names:
+        module.name_outputs(classes)
 
 
-def take_class_weights(module: Any, own: Mapping[str, Any]) -> None:
-    """Weigh the classes in an evaluation as the run did that wrote a checkpoint.
+def load_class_weights(module: Any, data: Mapping[str, Any]) -> None:
+    """Load the class weights of a checkpoint's run, for an evaluation.
 
-    A run that trains counts its own pictures.
+    A run that trains counts its own images.
     """
     is_fit = module._trainer is not None and module.trainer.state.fn == "fit"
     if module.hparams["class_weights"] != "balanced" or is_fit:
         return
-    weights = own.get("class_weights")
+    weights = data.get("class_weights")
     if weights is None or len(weights) != module.num_classes:
         rank_zero_warn(
-            "The checkpoint does not say how class_weights='balanced' weighed the classes: losses"
-            " are not weighted here. Give the numbers as `class_weights`."
+            "The checkpoint does not have the weights of class_weights='balanced': losses are not"
+            " weighted here. Give the numbers as `class_weights`."
         )
         weights = None
     module.set_class_weights(weights)
 
 
 def refuse_unread_checkpoint(module: Any, path: Any) -> None:
-    """Refuse a checkpoint of which a classifier has its weights alone.
+    """Refuse a checkpoint of which a classifier has loaded only the weights.
 
     Args:
         module: A `ClassifierSteps`.
-        path: Where the checkpoint lies, if there is one.
+        path: The path of the checkpoint, if there is one.
 
     Raises:
-        ValueError: A subclass has taken the reading of it.
+        ValueError: A subclass overrides `on_load_checkpoint` without calling it.
     """
-    if path and not module.has_taken_checkpoint:
+    if path and not module.has_loaded_checkpoint:
         raise ValueError(
             f"What `{type(module).__name__}` has as `on_load_checkpoint` does not call"
-            " `super().on_load_checkpoint(checkpoint)`. So it is not known which classes the"
-            " checkpoint's head tells apart, nor where its run stands. Call it there."
+            " `super().on_load_checkpoint(checkpoint)`. So the classes of the checkpoint's head and"
+            " the position of its run are unknown. Call it there."
         )
 
 
 def _change_head(module: Any, match: Match) -> None:
-    """Make the head's outputs those of the data."""
+    """Reorder or reset the head for the data."""
     is_fit = module.trainer.state.fn == "fit"
     refuse_sharded_head(module.backbone, module.head_name, match.message)
     if match.action == "reorder":
         head, order = module.head_classes, list(match.order)
         reorder_outputs(module.backbone, module.head_name, order, data_config=module.data_config)
-        module.call_outputs(replace(head, names=tuple(head.names[i] for i in order)))
-        given = module.hparams["class_weights"]
-        if head.origin == "trained" and isinstance(given, list):
-            module.hparams["class_weights"] = [given[i] for i in order]
+        module.name_outputs(replace(head, names=tuple(head.names[i] for i in order)))
+        weights = module.hparams["class_weights"]
+        if head.origin == "trained" and isinstance(weights, list):
+            module.hparams["class_weights"] = [weights[i] for i in order]
             module.set_class_weights(module.hparams["class_weights"])
-        elif given == "balanced" and module.class_weights is not None and not is_fit:
-            # A run that trains has counted its pictures in the order of the data.
+        elif weights == "balanced" and module.class_weights is not None and not is_fit:
+            # A run that trains has counted its images in the order of the data.
             module.set_class_weights(module.class_weights[order].tolist())
     else:
         broadcast = module.trainer.strategy.broadcast
-        state, seed = broadcast(module.first_head), broadcast(torch.initial_seed())
+        state, seed = broadcast(module.initial_head), broadcast(torch.initial_seed())
         reset_head(module.backbone, module.head_name, state=state, seed=seed)
     if is_fit:
         copy_into_averages(module, module.trainer.callbacks)

@@ -1,4 +1,4 @@
-"""How much each class counts in the loss."""
+"""The weights of classes in the loss."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,7 +6,7 @@ from lit_finetune._errors import some_of
 
 
 def balanced_weights(counts: Mapping[str, int] | None, classes: Sequence[str]) -> list[float]:
-    """Weights inversely proportional to the number of pictures, 1 where all classes have as many.
+    """Weights inversely proportional to the number of images; 1 if all classes have the same.
 
     The rule is scikit-learn's `class_weight="balanced"`.
 
@@ -14,11 +14,11 @@ def balanced_weights(counts: Mapping[str, int] | None, classes: Sequence[str]) -
     [2.0, 0.6666666666666666]
 
     Args:
-        counts: Training pictures of each class; None where nobody counted them.
+        counts: The number of training images of each class; None if unknown.
         classes: The order of the weights.
 
     Raises:
-        ValueError: A class has no picture, or there are no counts.
+        ValueError: A class has no image, or there are no counts.
     """
     if counts is None:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What is measured of a classifier."""
+"""The metrics of a classifier."""
 
 from typing import Any, Literal
 
@@ -12,19 +12,19 @@ from typing_extensions import override
 def accuracy(
     num_classes: int, *, average: Literal["micro", "macro"] = "micro", top_k: int = 1
 ) -> Metric:
-    """The share of pictures whose class is among the `top_k` most probable.
+    """The share of images whose class is among the `top_k` most probable.
 
-    It takes its arguments on trust: to check them would wait for the device at every step.
+    It does not validate its arguments, which would wait for the device at each step.
     """
     kind = BalancedAccuracy if average == "macro" else MulticlassAccuracy
     return kind(num_classes, top_k=top_k, average=average, validate_args=False)
 
 
 class BalancedAccuracy(MulticlassAccuracy):
-    """The mean over classes of the share of each class's pictures that is right.
+    """The mean of the classes' accuracies.
 
-    A class without pictures has no such share and is left out, as in scikit-learn's
-    `balanced_accuracy_score`; torchmetrics counts it as 0 once the network has predicted it.
+    A class without images is left out, as in scikit-learn's `balanced_accuracy_score`; torchmetrics
+    counts it as 0 once the network has predicted it.
     """
 
     @override
@@ -36,10 +36,10 @@ class BalancedAccuracy(MulticlassAccuracy):
 
 
 class MeanLoss(Metric):
-    """The mean of batches' losses over all pictures of all processes.
+    """The mean loss over all images of all processes.
 
-    Torchmetrics' own mean would wait for the device at every step to look for what is no number,
-    and without that (`nan_strategy="disable"`) forgets the weights.
+    torchmetrics' `MeanMetric` waits for the device at each step to check for nan, and without this
+    check (`nan_strategy="disable"`) ignores the weights.
     """
 
     total: Tensor
@@ -47,27 +47,27 @@ class MeanLoss(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        # Batches of one picture are many: single precision would lose digits of their sum.
+        # With many batches of one image, single precision would lose digits of the sum.
         self._exact = torch.float32 if torch.backends.mps.is_available() else torch.float64
         self.add_state("total", torch.zeros((), dtype=self._exact), dist_reduce_fx="sum")
         self.add_state("weight", torch.zeros((), dtype=self._exact), dist_reduce_fx="sum")
 
     @override
     def update(self, loss: Tensor, weight: Tensor | int) -> None:
-        """Count a batch whose mean loss this is.
+        """Add the mean loss of a batch.
 
         Args:
             loss: The mean loss of the batch.
-            weight: What the sum over its pictures was divided by.
+            weight: The divisor of the mean: the number or weight of its images.
         """
         self.total += loss.detach().to(self.total) * weight
         self.weight += weight
 
     @override
     def reset(self) -> None:
-        """Forget all batches."""
+        """Reset to no batches."""
         super().reset()
-        # A module that is brought to half precision takes the states of its metrics along.
+        # Converting a module to half precision converts the states of its metrics, too.
         self.total, self.weight = self.total.to(self._exact), self.weight.to(self._exact)
 
     @override
@@ -77,10 +77,10 @@ class MeanLoss(Metric):
 
 
 def loss_weight(target: Any, class_weights: Tensor | None, num_pictures: int) -> Tensor | int:
-    """What torch's cross-entropy divides the sum over a batch by: an epoch's mean adds it up.
+    """The divisor of torch's mean cross-entropy over a batch, for the mean over an epoch.
 
-    That is the sum of its pictures' class weights, but their number where the target is not a class
-    (mixed pictures) or the classes have no weights.
+    It is the sum of the images' class weights, or their number if targets are probabilities (mixed
+    images) or the classes have no weights.
 
     >>> loss_weight(torch.tensor([0, 1, 1]), torch.tensor([0.5, 2.0]), 3)
     tensor(4.5000)
@@ -91,14 +91,14 @@ def loss_weight(target: Any, class_weights: Tensor | None, num_pictures: int) ->
 
 
 def is_class_index(target: Any) -> bool:
-    """Whether a target is the number of a class for each picture (N)."""
+    """Whether a target is a class index for each image, of shape (N)."""
     return isinstance(target, Tensor) and target.dim() == 1 and not target.is_floating_point()
 
 
 def classification_metrics(num_classes: int, prefix: str) -> MetricCollection:
-    """Accuracy over pictures and over classes, macro F1, and top-5 accuracy above five classes.
+    """Accuracy over images and over classes, macro F1, and top-5 accuracy above five classes.
 
-    They count on the device and meet between processes when an epoch ends.
+    They count on the device, and are reduced over processes when an epoch ends.
 
     >>> sorted(classification_metrics(10, "val/"))
     ['val/acc', 'val/acc_macro', 'val/acc_top5', 'val/f1']
@@ -108,8 +108,8 @@ def classification_metrics(num_classes: int, prefix: str) -> MetricCollection:
         "acc_macro": accuracy(num_classes, average="macro"),
         "f1": MulticlassF1Score(num_classes, average="macro", validate_args=False),
     }
-    # Those that count the same are said: torchmetrics would else take for one what is equal after
-    # the first batch, as accuracy and top-5 accuracy are when all of its pictures are right.
+    # Explicit groups: torchmetrics would merge metrics that are equal after the first batch, such
+    # as accuracy and top-5 accuracy if all its images are right.
     groups = [["acc"], ["acc_macro", "f1"]]
     if num_classes > 5:
         metrics["acc_top5"] = accuracy(num_classes, top_k=5)
@@ -118,7 +118,7 @@ def classification_metrics(num_classes: int, prefix: str) -> MetricCollection:
 
 
 def as_collection(metrics: Any, prefix: str) -> MetricCollection:
-    """Metrics that a subclass may give alone, or by name, as a collection.
+    """A subclass's metric, metrics by name, or collection, as a collection.
 
     >>> list(as_collection(accuracy(3), "val/"))
     ['val/MulticlassAccuracy']

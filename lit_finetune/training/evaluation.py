@@ -1,4 +1,4 @@
-"""Count what a classifier says of validation and test pictures, and log it when all are seen."""
+"""Count the metrics of validation and test images, and log them at the end of an epoch."""
 
 from typing import Any, Literal
 
@@ -11,27 +11,27 @@ from torchmetrics import MetricCollection
 from torchmetrics.wrappers import ClasswiseWrapper
 from typing_extensions import override
 
-from lit_finetune.training.batches import refuse_other_loss
+from lit_finetune.training.batches import check_loss
 from lit_finetune.training.eval_metrics import MeanLoss
 from lit_finetune.training.metric_values import describe, scalars_by_name
 from lit_finetune.training.padding import num_repeated
 
 Stage = Literal["val", "test"]
 Loaders = dict[tuple[Stage, int], tuple[MeanLoss, MetricCollection]]
-"""What measures the pictures of each loader but the first, for which the module's own does."""
+"""The metrics of each loader except the first one, which has the module's own."""
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # by torch
 def count_evaluation(
     module: Any, stage: Stage, logits: Tensor, target: Any, *, batch_idx: int, loader: int
 ) -> None:
-    """Count a batch of validation or testing; each picture counts the same in the end.
+    """Count a batch of validation or testing; each image has the same weight.
 
     Args:
         module: The classifier; its `loss` is measured, and its `val_metrics` or `test_metrics`.
-        stage: `val` or `test`, what the names begin with.
+        stage: `val` or `test`, the prefix of the names.
         logits: (N, classes).
-        target: Whatever `loss` and the metrics take.
+        target: The targets of `loss` and the metrics.
         batch_idx: The number of the batch.
         loader: The number of its loader.
     """
@@ -43,39 +43,39 @@ def count_evaluation(
         target = tree_map_only(Tensor, lambda tensor: tensor[:rows], target)
     if not len(logits):
         return
-    loss, metrics = measures_of(module, stage, loader)
-    # A copy: a loss of a subclass may work in place.
-    found = refuse_other_loss(module.loss(logits.clone(), target))
+    loss, metrics = metrics_for_loader(module, stage, loader)
+    # A copy: a subclass's loss may work in place.
+    found = check_loss(module.loss(logits.clone(), target))
     loss.update(found, module.loss_weight(logits, target))
     metrics.update(logits, target)
 
 
-def measures_of(module: Any, stage: Stage, loader: int) -> tuple[MeanLoss, MetricCollection]:
-    """What measures the pictures of a loader: the module's own, or copies of them."""
-    own = getattr(module, f"{stage}_loss"), getattr(module, f"{stage}_metrics")
+def metrics_for_loader(module: Any, stage: Stage, loader: int) -> tuple[MeanLoss, MetricCollection]:
+    """The metrics of a loader: the module's own, or copies of them."""
+    own_metrics = getattr(module, f"{stage}_loss"), getattr(module, f"{stage}_metrics")
     if loader == 0:
-        return own
+        return own_metrics
     copies: Loaders = module.loader_measures
     if (stage, loader) not in copies:
-        copies[stage, loader] = own[0].clone(), own[1].clone()
+        copies[stage, loader] = own_metrics[0].clone(), own_metrics[1].clone()
         for copy in copies[stage, loader]:
             copy.reset()
     return copies[stage, loader]
 
 
 class LogEvaluation(Callback):
-    """Log what was counted: of one loader when the epoch ends, of several when each has ended.
+    """Logs the metrics: with one loader when the epoch ends, with several when each has ended.
 
-    A callback, since a subclass of the classifier may have hooks of its own without calling those
-    of the classifier. What is computed is the same in all processes.
+    A callback, since a subclass of the classifier may override its hooks without calling them. The
+    values are the same in all processes.
 
     Args:
-        classifier: Whatever else its Trainer runs is left alone.
+        classifier: The classifier; other modules of its Trainer are ignored.
     """
 
     def __init__(self, classifier: LightningModule) -> None:
         self.classifier = classifier
-        self._open: set[int] = set()
+        self._unlogged: set[int] = set()
 
     @override
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -118,30 +118,34 @@ class LogEvaluation(Callback):
         self._end(trainer, pl_module, "test")
 
     def _begin(self, trainer: Trainer, module: Any, stage: Stage) -> None:
-        is_ours = module is self.classifier
-        self._open = set(range(len(_num_batches(trainer, stage)))) if is_ours else set()
-        for loader in self._open:
-            for measure in measures_of(module, stage, loader):
+        is_own = module is self.classifier
+        self._unlogged = set(range(len(_num_batches(trainer, stage)))) if is_own else set()
+        for loader in self._unlogged:
+            for measure in metrics_for_loader(module, stage, loader):
                 measure.reset()
 
     def _end_batch(
         self, trainer: Trainer, module: Any, stage: Stage, batch_idx: int, loader: int
     ) -> None:
         num_batches = _num_batches(trainer, stage)
-        if loader in self._open and len(num_batches) > 1 and batch_idx + 1 == num_batches[loader]:
-            self._open.discard(loader)
+        if (
+            loader in self._unlogged
+            and len(num_batches) > 1
+            and batch_idx + 1 == num_batches[loader]
+        ):
+            self._unlogged.discard(loader)
             _log(module, stage, loader, suffix=f"/dataloader_idx_{loader}", is_added=True)
 
     def _end(self, trainer: Trainer, module: Any, stage: Stage) -> None:
         is_one = len(_num_batches(trainer, stage)) == 1
-        for loader in sorted(self._open):
+        for loader in sorted(self._unlogged):
             suffix = "" if is_one else f"/dataloader_idx_{loader}"
             _log(module, stage, loader, suffix=suffix, is_added=False)
-        self._open = set()
+        self._unlogged = set()
 
 
 def log_evaluations(classifier: LightningModule, trainer: Any) -> None:
-    """Let a Trainer log what a classifier counts, in the place of the one that it ran before."""
+    """Let a Trainer log a classifier's metrics, instead of those of an earlier one."""
     present = [each for each in trainer.callbacks if isinstance(each, LogEvaluation)]
     for each in present:
         each.classifier = classifier
@@ -154,17 +158,17 @@ def _log(module: Any, stage: Stage, loader: int, *, suffix: str, is_added: bool)
 
     Args:
         module: The classifier.
-        stage: What the names begin with.
+        stage: The prefix of the names.
         loader: The number of the loader.
-        suffix: What the names end with.
-        is_added: Whether Lightning puts the suffix behind the names that it is given.
+        suffix: The end of the names.
+        is_added: Whether Lightning adds the suffix to the names.
     """
-    loss, metrics = measures_of(module, stage, loader)
+    loss, metrics = metrics_for_loader(module, stage, loader)
     for wrapper in metrics.modules():
         if isinstance(wrapper, ClasswiseWrapper) and wrapper.labels is None:
             wrapper.labels = list(module.classes)
     values = {f"{stage}/loss": loss.compute(), **metrics.compute()}
-    scalars, rest = scalars_by_name(values, module.classes)
+    scalars, others = scalars_by_name(values, module.classes)
     for name, value in scalars.items():
         module.log(
             name if is_added else name + suffix,
@@ -172,24 +176,24 @@ def _log(module: Any, stage: Stage, loader: int, *, suffix: str, is_added: bool)
             prog_bar=name in (f"{stage}/loss", f"{stage}/acc"),
             batch_size=1,
             add_dataloader_idx=is_added,
-            # All processes have the same number: so it stays, to the bit.
+            # All processes have the same value; the maximum keeps it bit for bit.
             sync_dist=True,
             reduce_fx="max",
         )
     module.metric_values.update({name + suffix: value for name, value in values.items()})
-    _tell(module, stage, suffix, scalars, rest)
+    _report(module, stage, suffix, scalars, others)
 
 
-def _tell(
-    module: Any, stage: Stage, suffix: str, scalars: dict[str, Tensor], rest: dict[str, Any]
+def _report(
+    module: Any, stage: Stage, suffix: str, scalars: dict[str, Tensor], others: dict[str, Any]
 ) -> None:
-    """Say what is not logged, once, and when the loss is no number."""
-    for name in rest.keys() - module.told_values:
+    """Report values that are not logged, once, and warn if the loss is not finite."""
+    for name in others.keys() - module.reported_values:
         rank_zero_info(
-            f"{name} is {describe(rest[name])}, which no logger takes for a number: it is in"
+            f"{name} is {describe(others[name])}, which no logger takes for a number: it is in"
             f" `metric_values[{name + suffix!r}]` of the model."
         )
-    module.told_values.update(rest)
+    module.reported_values.update(others)
     loss = scalars[f"{stage}/loss"]
     if not loss.isfinite():
         kind = {"val": "validation", "test": "test"}[stage]

@@ -1,4 +1,4 @@
-"""A classifier's arguments: checked at the door, and as plain data for a checkpoint."""
+"""Check a classifier's arguments, and convert them to plain data for a checkpoint."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -13,35 +13,35 @@ from lit_finetune.lora import Lora
 
 
 def plain_hparams(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that a checkpoint can hold: plain data, no modules and no callables.
+    """The arguments as plain data for a checkpoint, without modules and callables.
 
-    A backbone or a head that was given as an object, or a backbone that was built from objects,
-    becomes None, and has to be given again when the checkpoint is loaded; optimizer and scheduler
-    are left out, as loading needs neither.
+    A backbone or head that was passed as an object, or a backbone built from objects, becomes None,
+    and has to be passed again when the checkpoint is loaded. Optimizer and scheduler are left out,
+    since loading does not need them.
     """
-    given = {
+    values = {
         key: asdict(value) if isinstance(value, Lora) else value
         for key, value in arguments.items()
         if key not in ("optimizer", "lr_scheduler")
     }
-    if _holds_objects(given.get("backbone_kwargs")):
-        given["backbone"] = None
+    if _has_objects(values.get("backbone_kwargs")):
+        values["backbone"] = None
     return {
-        key: None if _holds_objects(value) else str(value) if isinstance(value, Path) else value
-        for key, value in given.items()
+        key: None if _has_objects(value) else str(value) if isinstance(value, Path) else value
+        for key, value in values.items()
     }
 
 
 def check_hparams(arguments: Mapping[str, Any]) -> None:
-    """Refuse arguments, all or some of a classifier's, that cannot be.
+    """Refuse invalid arguments of a classifier.
 
     Raises:
         ValueError: Names every problem at once.
     """
     problems = [
         f"`{key}` {rule}, but got {arguments[key]!r}"
-        for key, rule, holds in _RULES
-        if key in arguments and not _holds(holds, arguments[key])
+        for key, rule, is_valid in _RULES
+        if key in arguments and not _is_valid(is_valid, arguments[key])
     ]
     weights, classes = arguments.get("class_weights"), arguments.get("num_classes")
     if isinstance(weights, Sequence) and not isinstance(weights, str) and len(weights) != classes:
@@ -50,8 +50,8 @@ def check_hparams(arguments: Mapping[str, Any]) -> None:
         raise ValueError("These arguments cannot be:\n  " + "\n  ".join(problems))
 
 
-def _holds(rule: Callable[[Any], bool], value: Any) -> bool:
-    """Whether a value keeps to a rule, which one of another type does not."""
+def _is_valid(rule: Callable[[Any], bool], value: Any) -> bool:
+    """Whether a value satisfies a rule; a value of another type does not."""
     try:
         return bool(rule(value))
     except (TypeError, ValueError, ArithmeticError):
@@ -70,12 +70,12 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
-def _holds_objects(value: Any) -> bool:
-    """Whether a value is, or has in it, what only code could bring back."""
+def _has_objects(value: Any) -> bool:
+    """Whether a value is or contains a module or a callable."""
     if isinstance(value, Mapping):
-        return any(map(_holds_objects, value.values()))
+        return any(map(_has_objects, value.values()))
     if isinstance(value, list | tuple):
-        return any(map(_holds_objects, value))
+        return any(map(_has_objects, value))
     return isinstance(value, nn.Module) or callable(value)
 
 

@@ -1,4 +1,4 @@
-"""Tensors that an evaluation made in inference mode, which a training cannot use."""
+"""Replace tensors that an evaluation made in inference mode, which training cannot use."""
 
 from torch import nn
 from torchmetrics import Metric
@@ -7,12 +7,11 @@ from torchmetrics import Metric
 def clone_inference_tensors(module: nn.Module) -> None:
     """Replace the metric states and buffers that were made in inference mode by normal tensors.
 
-    `validate`, `test` and `predict` run in inference mode: what metrics are reset to there, and
-    what a network keeps of its own accord, can't be changed in place or differentiated through in
-    a `fit` that comes later.
+    `validate`, `test` and `predict` run in inference mode: tensors that metrics or the network
+    create there cannot be changed in place or used by autograd in a later `fit`.
 
     Args:
-        module: It is changed; the values stay.
+        module: It is changed in place; the values stay.
     """
     for part in module.modules():
         for name, buffer in part.named_buffers(recurse=False):

@@ -1,4 +1,4 @@
-"""Refuse labels that are no class, before torch does so in its own words, or a GPU in none."""
+"""Refuse labels out of range, with a clearer error than torch's, or a GPU's assertion."""
 
 from typing import Any
 
@@ -34,29 +34,29 @@ def labels_problem(target: Any, num_classes: int) -> str | None:
     return f"{wanted}, but they are {shape}. Override `loss` and `metrics` for other targets."
 
 
-def refuse_other_labels(target: Tensor, num_classes: int, *, batch_idx: int) -> None:
-    """Refuse labels below 0 and from the number of classes on.
+def refuse_labels_out_of_range(target: Tensor, num_classes: int, *, batch_idx: int) -> None:
+    """Refuse labels below 0 or not below the number of classes.
 
-    On an accelerator the first batch of an epoch alone is looked at: each look waits for it.
+    On an accelerator, only the first batch of an epoch is checked: each check waits for the device.
 
     Raises:
         ValueError: Names the labels, and what to do.
 
     >>> import torch
-    >>> refuse_other_labels(torch.tensor([0, 2]), 3, batch_idx=0)
-    >>> refuse_other_labels(torch.tensor([1, 3]), 3, batch_idx=0)
+    >>> refuse_labels_out_of_range(torch.tensor([0, 2]), 3, batch_idx=0)
+    >>> refuse_labels_out_of_range(torch.tensor([1, 3]), 3, batch_idx=0)
     Traceback (most recent call last):
     ValueError: Labels of num_classes=3 are the numbers from 0 to 2, but batch 0 has 1 to 3. ...
     """
     if not target.numel() or (batch_idx and target.device.type != "cpu"):
         return
-    labels = target.detach().cpu().numpy()  # of what lies on a CPU no copy, and nothing to wait for
-    least, most = labels.min(), labels.max()
-    if least < 0 or most >= num_classes:
+    labels = target.detach().cpu().numpy()  # no copy on a CPU
+    lowest, highest = labels.min(), labels.max()
+    if lowest < 0 or highest >= num_classes:
         raise ValueError(
             f"Labels of num_classes={num_classes} are the numbers from 0 to {num_classes - 1}, but"
-            f" batch {batch_idx} has {least} to {most}. Count the classes from 0, or give as many"
-            " `num_classes` as there are; to leave some pictures out, override `loss`."
+            f" batch {batch_idx} has {lowest} to {highest}. Count the classes from 0, or give the"
+            " right `num_classes`; to leave some pictures out, override `loss`."
         )
 
 
@@ -73,7 +73,7 @@ def checked_labels(target: Any, num_classes: int, *, batch_idx: int) -> Any:
         raise ValueError(problem)
     if target.dim() > 1:
         return target
-    refuse_other_labels(target, num_classes, batch_idx=batch_idx)
+    refuse_labels_out_of_range(target, num_classes, batch_idx=batch_idx)
     return target.long()
 
 

@@ -1,4 +1,4 @@
-"""What metrics compute, as the numbers that a logger takes."""
+"""Convert the values of metrics to scalars for loggers."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor
 def scalars_by_name(
     values: Mapping[str, Any], classes: Sequence[str]
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The numbers in computed values under names of their own, and the values that are none.
+    """The scalars in computed values, by name, and the values that are not scalars.
 
     A value for each class is named after the classes, an entry of a dictionary after its key.
 
@@ -23,17 +23,17 @@ def scalars_by_name(
     ['val/confusion']
     """
     scalars: dict[str, Tensor] = {}
-    rest: dict[str, Any] = {}
-    for name, value in _flat(values, classes):
+    others: dict[str, Any] = {}
+    for name, value in _flatten(values, classes):
         if _is_number(value):
             scalars[name] = torch.as_tensor(value).reshape(()).float()
         else:
-            rest[name] = value
-    return scalars, rest
+            others[name] = value
+    return scalars, others
 
 
 def describe(value: Any) -> str:
-    """What a value is, where it is no number.
+    """The type and size of a value that is no scalar, in words.
 
     >>> describe(torch.eye(3)), describe((torch.ones(2), 3))
     ('a tensor (3, 3)', 'a tuple of 2')
@@ -44,10 +44,10 @@ def describe(value: Any) -> str:
     return f"a {type(value).__name__}" + (f" of {len(value)}" if is_sized else "")
 
 
-def _flat(values: Mapping[str, Any], classes: Sequence[str]) -> Iterator[tuple[str, Any]]:
+def _flatten(values: Mapping[str, Any], classes: Sequence[str]) -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat({f"{name}_{key}": each for key, each in value.items()}, classes)
+            yield from _flatten({f"{name}_{key}": each for key, each in value.items()}, classes)
         elif isinstance(value, Tensor) and value.shape == (len(classes),) != (1,):
             yield from zip((f"{name}_{each}" for each in classes), value, strict=True)
         else:

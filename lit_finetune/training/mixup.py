@@ -1,4 +1,4 @@
-"""Mix pictures and labels within a batch."""
+"""Mix images and labels within a batch."""
 
 from collections.abc import Callable
 
@@ -13,12 +13,12 @@ def make_mixing(num_classes: int, *, mixup_alpha: float, cutmix_alpha: float) ->
 
     Args:
         num_classes: The width of the mixed labels.
-        mixup_alpha: Of MixUp's Beta distribution; 0 for no MixUp.
-        cutmix_alpha: Of CutMix's Beta distribution; 0 for no CutMix.
+        mixup_alpha: The parameter of MixUp's Beta distribution; 0 for no MixUp.
+        cutmix_alpha: The parameter of CutMix's Beta distribution; 0 for no CutMix.
 
     Returns:
-        From pictures (N, C, H, W) and labels (N) to mixed pictures and probabilities
-        (N, num_classes); None where both are 0.
+        A function of images (N, C, H, W) and labels (N) that returns mixed images and probabilities
+        (N, num_classes); None if both alphas are 0.
     """
     options = [
         transform(alpha=alpha, num_classes=num_classes)

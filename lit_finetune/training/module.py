@@ -1,4 +1,4 @@
-"""How a classifier is trained, measured and resumed, whatever its network."""
+"""The steps that train, evaluate and resume a classifier with any network."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -27,12 +27,12 @@ from lit_finetune.resuming.checkpoint_io import use_atomic_checkpoints
 from lit_finetune.resuming.restore import report_damaged_checkpoints
 from lit_finetune.resuming.run_state import RunState, end_epoch, load_run, save_run, start_run
 from lit_finetune.schedules.checkpoint_state import refuse_lost_schedule
-from lit_finetune.training.batches import images_of, logits_for, refuse_other_loss, split_batch
+from lit_finetune.training.batches import check_loss, images_of, logits_for, split_batch
 from lit_finetune.training.class_matching import (
+    load_class_weights,
+    load_classes,
     match_head,
-    meet_data,
-    take_class_weights,
-    take_classes,
+    prepare_data_classes,
 )
 from lit_finetune.training.eval_metrics import (
     MeanLoss,
@@ -49,22 +49,22 @@ from lit_finetune.training.mixup import make_mixing
 from lit_finetune.training.nonfinite import (
     LossWatch,
     NonfiniteLoss,
-    StepPlace,
+    StepPosition,
     describe_loss,
     discard_gradients,
     refuse_nonfinite_weights,
 )
 from lit_finetune.training.precision_hint import precision_hint
 from lit_finetune.training.random_backbone import RandomLayers
-from lit_finetune.training.run_hooks import join_run, warn_of_random
-from lit_finetune.training.train_metrics import TrainingScores
+from lit_finetune.training.run_hooks import attach_run_hooks, warn_random_layers
+from lit_finetune.training.train_metrics import TrainingMetrics
 from lit_finetune.weights.own_checkpoint import CHECKPOINT_KEY
 
 
 class ClassifierSteps(LightningModule):
-    """The steps of a classifier, its measures, and what of a run a checkpoint has to hold.
+    """The steps and metrics of a classifier, and its state in checkpoints.
 
-    A subclass gives `forward`, from images (N, C, H, W) to logits (N, num_classes), a `backbone`
+    A subclass defines `forward`, from images (N, C, H, W) to logits (N, num_classes), a `backbone`
     whose head is `head_name`, and has the hyper-parameters `label_smoothing`, `class_weights`,
     `mixup_alpha` and `cutmix_alpha`.
     """
@@ -74,25 +74,25 @@ class ClassifierSteps(LightningModule):
     class_weights: Tensor | None
     data_config: DataConfig
     head_classes: HeadClasses
-    first_head: Mapping[str, Tensor] | None = None
-    """What the head began with, until it is known whether the one of a checkpoint stays."""
+    initial_head: Mapping[str, Tensor] | None = None
+    """The initial state of the head, until it is known whether a checkpoint's head is kept."""
     _auxiliary: tuple[tuple[float, Tensor], ...] = ()
     _random_backbone: RandomLayers | None = None
-    """What auxiliary heads said at the last `forward`, each with the weight of its loss."""
+    """The auxiliary logits of the last `forward`, each with the weight of its loss."""
 
     def __init__(self) -> None:
         super().__init__()
         self.has_own_loss = type(self).loss is not ClassifierSteps.loss
         self._run_seed: int | None = None
         self._resumed: RunState | None = None
-        self._scores = TrainingScores()
+        self._scores = TrainingMetrics()
         self._watch = LossWatch()
         self.metric_values: dict[str, Any] = {}
-        """All values of the last validation and test, also those that no logger takes."""
-        self.told_values: set[str] = set()
+        """All values of the last validation and test, also those that are not logged."""
+        self.reported_values: set[str] = set()
         self.loader_measures: Loaders = {}
         self.data_classes: list[str] | None = None
-        self.is_matched = self.is_resumed = self.has_taken_checkpoint = self.has_begun = False
+        self.is_matched = self.is_resumed = self.has_loaded_checkpoint = self.has_begun = False
 
     @property
     def trainer(self) -> Trainer:
@@ -102,24 +102,24 @@ class ClassifierSteps(LightningModule):
     @trainer.setter
     def trainer(self, trainer: Trainer | None) -> None:
         vars(LightningModule)["trainer"].fset(self, trainer)
-        join_run(self, trainer)
+        attach_run_hooks(self, trainer)
 
     @property
     def num_classes(self) -> int:
-        """How many classes the head tells apart."""
+        """The number of classes of the head."""
         return len(self.head_classes.names)
 
     @property
     def classes(self) -> list[str]:
-        """What the outputs of the head are called; their numbers where they have no names.
+        """The class names of the head's outputs; their numbers if they have no names.
 
-        Set it to say what they stand for, in their order.
+        Set it to name the outputs, in their order.
         """
         return list(self.head_classes.names)
 
     @classes.setter
     def classes(self, names: Sequence[str]) -> None:
-        self.call_outputs(user_classes(names, self.head_classes))
+        self.name_outputs(user_classes(names, self.head_classes))
 
     @property
     def _stops_if_nonfinite(self) -> bool:
@@ -128,7 +128,7 @@ class ClassifierSteps(LightningModule):
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """The loss of logits (N, classes) against labels (N), or probabilities like the logits.
 
-        Override it for targets of any other kind: whatever a loader gives beside the pictures.
+        Override it for targets of any other kind that a loader returns with the images.
         """
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return F.cross_entropy(
@@ -139,18 +139,18 @@ class ClassifierSteps(LightningModule):
         )
 
     def loss_weight(self, logits: Tensor, target: Any) -> Tensor | int:
-        """What a batch's mean loss counts in an epoch's: what its sum was divided by.
+        """The weight of a batch's mean loss in the epoch's mean: the divisor of its sum.
 
-        Override it beside a `loss` that divides by something else than the number of pictures, or
-        than the sum of their class weights where there are any.
+        Override it together with `loss` if the divisor is neither the number of images nor the sum
+        of their class weights.
         """
         return loss_weight(target, self.class_weights, len(logits))
 
     def metrics(self, num_classes: int, prefix: str) -> MetricCollection:
-        """What is measured on validation and test pictures, under names with this prefix.
+        """The metrics of validation and test images, under names with this prefix.
 
-        Metrics may give several values: those of each class are logged under its name, and what is
-        no number is kept in `metric_values`.
+        Metrics may return several values: those of each class are logged under its name, and values
+        that are no scalars are kept in `metric_values`.
         """
         return classification_metrics(num_classes, prefix)
 
@@ -160,32 +160,32 @@ class ClassifierSteps(LightningModule):
             self.begin_run(stage)
 
     def begin_run(self, stage: str) -> None:
-        """What comes first in a run; a subclass may have a `setup` of its own."""
-        clone_inference_tensors(self)  # of an evaluation before
+        """Prepare a run; a subclass may override `setup` without calling it."""
+        clone_inference_tensors(self)  # of an earlier evaluation
         use_atomic_checkpoints(self.trainer.strategy)
         report_damaged_checkpoints(self.trainer)
         refuse_fsdp1_rewrap(self.trainer.strategy, self)
         if stage == "fit":
             refuse_fsdp1_options(self.trainer.strategy)
-        self._scores, self._watch = TrainingScores(), LossWatch()
+        self._scores, self._watch = TrainingMetrics(), LossWatch()
         log_evaluations(self, self.trainer)
         datamodule = getattr(self.trainer, "datamodule", None)
-        meet_data(self, datamodule, trains=stage == "fit")
+        prepare_data_classes(self, datamodule, trains=stage == "fit")
 
     def match_data_classes(self, loaders: Any = None) -> None:
-        """Let label k of the data and output k of the head be the same class, by name.
+        """Make label k of the data and output k of the head the same class, by name.
 
-        It is called where the head is as it will be used, and does nothing the second time, or
-        where one of both has no names.
+        It is called when the head is final. It does nothing at a second call, or if the data or the
+        head has no class names.
 
         Args:
-            loaders: Those of the data, which may know its classes where no data module does.
+            loaders: The data's loaders, for class names that no data module has.
 
         Raises:
             ValueError: The data has other classes.
         """
-        if told := match_head(self, loaders):
-            rank_zero_info(told)
+        if message := match_head(self, loaders):
+            rank_zero_info(message)
 
     @override
     def on_fit_start(self) -> None:
@@ -196,15 +196,15 @@ class ClassifierSteps(LightningModule):
 
     @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # What a step draws (dropout, mixing) follows from its place, so a resumed run repeats it.
+        # The random numbers of a step (dropout, mixing) depend only on its position.
         if self._run_seed is not None:
-            place = (self.current_epoch, batch_idx, self.global_rank)
-            seed_device(derive_seed(self._run_seed, *place), self.device)
+            position = (self.current_epoch, batch_idx, self.global_rank)
+            seed_device(derive_seed(self._run_seed, *position), self.device)
 
     @override
     def on_train_start(self) -> None:
         start_run(self.trainer, self._resumed)
-        self.warn_of_random_backbone()
+        self.warn_random_backbone()
         if self.trainer.check_val_every_n_epoch is None:
             refuse_rare_validation(
                 self.trainer.lr_scheduler_configs,
@@ -212,14 +212,16 @@ class ClassifierSteps(LightningModule):
                 epoch_batches=self.trainer.num_training_batches,
             )
 
-    def warn_of_random_backbone(self, *, is_probed: bool = False, is_last: bool = False) -> None:
-        """Warn, once, where a backbone that nobody has trained is frozen, or probed."""
-        random = self._random_backbone and warn_of_random(self._random_backbone, self, is_probed)
+    def warn_random_backbone(self, *, is_probed: bool = False, is_last: bool = False) -> None:
+        """Warn once if a random backbone is frozen or probed."""
+        random = self._random_backbone and warn_random_layers(
+            self._random_backbone, self, is_probed
+        )
         self._random_backbone = None if is_last else random
 
     @override
-    def on_train_epoch_start(self) -> None:  # not where a run goes on amid an epoch
-        self._scores = TrainingScores()
+    def on_train_epoch_start(self) -> None:  # not when a run resumes within an epoch
+        self._scores = TrainingMetrics()
 
     @override
     def on_train_epoch_end(self) -> None:
@@ -230,41 +232,46 @@ class ClassifierSteps(LightningModule):
     def training_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> Tensor:
         images, target = split_batch(batch)
         if not self._stops_if_nonfinite:
-            self._watch.keep_statistics(self)
+            self._watch.save_statistics(self)
         target = labels_of(self, target, batch_idx)
         labels = target if is_class_index(target) else None
         if self._mixing is not None:
             images, target = self._mixing(images, target)
-            labels = target.argmax(dim=1)  # the class with the greater share of each picture
+            labels = target.argmax(dim=1)  # the class with the greater share of each image
         logits = logits_for(self, images, channels=len(self.data_config.mean))
-        loss = refuse_other_loss(self.loss(logits, target))
+        loss = check_loss(self.loss(logits, target))
         for weight, auxiliary in self._auxiliary:
             loss = loss + weight * self.loss(auxiliary, target)
         self._auxiliary = ()
         counts = self.loss_weight(logits, target)
         self._scores.add(self, loss, logits, labels, weight=counts)
-        place = StepPlace(self.current_epoch, batch_idx, self.global_step)
-        self._watch.add(loss, images, logits, place=place)
+        position = StepPosition(self.current_epoch, batch_idx, self.global_step)
+        self._watch.add(loss, images, logits, position=position)
         return loss
 
     @override
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         super().backward(loss, *args, **kwargs)
-        if found := self._watch.take():  # asked here: the device has the backward pass to do
-            self._end_or_leave_out(found[0])
+        if (
+            nonfinite := self._watch.pop_nonfinite()
+        ):  # read here: the device is busy with the backward pass
+            self._raise_or_skip(nonfinite[0])
 
-    def _end_or_leave_out(self, found: NonfiniteLoss) -> None:
-        """Raise for a loss that is not finite, or let its step change nothing, as the user wants.
+    def _raise_or_skip(self, nonfinite: NonfiniteLoss) -> None:
+        """Raise for a nonfinite loss, or skip its step, depending on `error_if_nonfinite`.
 
         Raises:
-            ValueError: Says where it was, and what is the likely cause.
+            ValueError: Says where the loss was, and its likely cause.
         """
         trainer: Any = self.trainer
         if any(isinstance(each, _LRCallback) for each in trainer.callbacks):
-            return  # Lightning's range test raises the rate until that happens, and undoes it all
+            return  # Lightning's LR range test raises the rate until this happens, and restores all
         rates = [group["lr"] for each in self.trainer.optimizers for group in each.param_groups]
         text = describe_loss(
-            found, self, precision=str(self.trainer.precision), lr=float(max(rates, default=0.0))
+            nonfinite,
+            self,
+            precision=str(self.trainer.precision),
+            lr=float(max(rates, default=0.0)),
         )
         if self._stops_if_nonfinite:
             raise ValueError(
@@ -274,7 +281,7 @@ class ClassifierSteps(LightningModule):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         discard_gradients(self, has_scaler=scaler is not None)
         self._watch.restore_statistics()
-        if not self._watch.is_told(self.current_epoch):
+        if not self._watch.is_reported(self.current_epoch):
             warnings.warn(f"{text} This step is left out, and others like it.", stacklevel=2)
 
     @override
@@ -297,16 +304,16 @@ class ClassifierSteps(LightningModule):
 
     @override
     def predict_step(self, batch: tuple[Tensor, Tensor] | Tensor, batch_idx: int) -> Tensor:
-        """The probabilities (N, num_classes) of images, whether or not labels come along."""
+        """The probabilities (N, num_classes) of a batch of images, with or without labels."""
         images = images_of(batch)
         return probabilities(logits_for(self, images, channels=len(self.data_config.mean)))
 
     @torch.no_grad()
     def predict_image(self, image: str | Path | Image.Image) -> dict[str, float]:
-        """The probability of each class for one picture, the most probable first.
+        """The probability of each class for one image, the most probable first.
 
         Args:
-            image: A picture of Pillow's, or the path of one; either is turned as its EXIF says.
+            image: A Pillow image, or a path; its EXIF orientation is applied.
         """
         if not isinstance(image, str | Path | Image.Image):
             raise TypeError(
@@ -315,8 +322,8 @@ class ClassifierSteps(LightningModule):
             )
         pixels = eval_transform(self.data_config)(as_rgb(image))[None]
         with eval_mode(self):
-            found = probabilities(self(pixels.to(self.device).type(self.dtype)))[0].tolist()
-        return dict(sorted(zip(self.classes, found, strict=True), key=lambda pair: -pair[1]))
+            scores = probabilities(self(pixels.to(self.device).type(self.dtype)))[0].tolist()
+        return dict(sorted(zip(self.classes, scores, strict=True), key=lambda pair: -pair[1]))
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -333,26 +340,26 @@ class ClassifierSteps(LightningModule):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if (own := checkpoint.get(CHECKPOINT_KEY)) is None:
+        if (data := checkpoint.get(CHECKPOINT_KEY)) is None:
             raise ValueError(
                 "The checkpoint was not written by a FinetuneClassifier. To start from its weights,"
                 " pass its path as `weights`."
             )
         refuse_lost_schedule(self._trainer, checkpoint)
-        take_classes(self, checkpoint)
-        take_class_weights(self, own)
-        take_data_config(self, DataConfig.from_checkpoint(own["data_config"]))
-        self._run_seed, self._resumed = own["run_seed"], load_run(self._trainer, checkpoint)
-        self._scores.sums = own.get("scores")
+        load_classes(self, checkpoint)
+        load_class_weights(self, data)
+        load_data_config(self, DataConfig.from_checkpoint(data["data_config"]))
+        self._run_seed, self._resumed = data["run_seed"], load_run(self._trainer, checkpoint)
+        self._scores.sums = data.get("scores")
         if self._resumed and self._scores.sums is not None:
             self._resumed.drop_epoch_metrics("train/loss", "train/acc")
 
-    def call_outputs(self, classes: HeadClasses) -> None:
-        """Let the outputs be called so, here, in what is measured and in the network's config."""
+    def name_outputs(self, classes: HeadClasses) -> None:
+        """Name the outputs, also in the metrics and in the network's config."""
         is_new = classes.names != self.head_classes.names
         self.head_classes = classes
         update_class_names(self.backbone, classes.names)
-        if is_new and type(self).metrics is not ClassifierSteps.metrics:  # they may hold names
+        if is_new and type(self).metrics is not ClassifierSteps.metrics:  # they may contain names
             self._set_metrics()
 
     def _set_metrics(self) -> None:
@@ -360,11 +367,11 @@ class ClassifierSteps(LightningModule):
         val, test = (self.metrics(self.num_classes, prefix) for prefix in ("val/", "test/"))
         self.val_metrics = as_collection(val, "val/").to(self.device)
         self.test_metrics = as_collection(test, "test/").to(self.device)
-        self._metric_attributes = None  # Lightning looks for them once
+        self._metric_attributes = None  # Lightning searches for them only once
 
     def _set_classes(self, classes: HeadClasses) -> None:
-        """Measure, mix and weigh as many classes."""
-        self.head_classes, self.first_head = classes, None
+        """Set metrics, mixing and class weights for new classes."""
+        self.head_classes, self.initial_head = classes, None
         num_classes = self.num_classes
         self.val_loss, self.test_loss = MeanLoss(), MeanLoss()
         self._set_metrics()
@@ -374,19 +381,19 @@ class ClassifierSteps(LightningModule):
         self.set_class_weights(None if weights == "balanced" else weights)
 
     def set_class_weights(self, weights: list[float] | None) -> None:
-        """Weigh the classes in the loss, in the order of the head's outputs."""
+        """Set the weights of classes in the loss, in the order of the head's outputs."""
         tensor = None if weights is None else torch.tensor(weights, device=self.device)
         self.register_buffer("class_weights", tensor, persistent=False)
 
 
-def take_data_config(module: ClassifierSteps, config: DataConfig) -> None:
-    """Expect the pictures of a checkpoint's run, but for what a data module says itself."""
+def load_data_config(module: ClassifierSteps, config: DataConfig) -> None:
+    """Set the data config of a checkpoint's run; in training, that of the data module."""
     module.data_config = config
-    now = getattr(getattr(module._trainer, "datamodule", None), "data_config", config)
-    if isinstance(now, DataConfig) and now != config:
+    current = getattr(getattr(module._trainer, "datamodule", None), "data_config", config)
+    if isinstance(current, DataConfig) and current != config:
         rank_zero_warn(
-            f"The data says {now.differences(config)}, as in the checkpoint's run. So the network"
-            " sees other pictures than it was trained on."
+            f"The data says {current.differences(config)}, as in the checkpoint's run. So the"
+            " network sees other pictures than it was trained on."
         )
         if module.trainer.state.fn == "fit":
-            module.data_config = now
+            module.data_config = current

@@ -16,10 +16,10 @@ from lit_finetune.modules.fsdp1 import parameters_by_name
 
 
 class OwnLayers:
-    """Refuses layers that nobody would train, and keeps the statistics of networks beside.
+    """Refuses layers that no optimizer holds, and keeps the statistics of auxiliary networks.
 
     Args:
-        classifier: A `ClassifierSteps`, whose training begins.
+        classifier: A `ClassifierSteps` whose training starts.
     """
 
     def __init__(self, classifier: Any) -> None:
@@ -27,25 +27,25 @@ class OwnLayers:
         self._modules_only = exchanges_parameters(trainer.strategy, trainer.precision_plugin)
         self._parameters = parameters_by_name(classifier)
         self._watch = LayerWatch(classifier, modules_only=self._modules_only)
-        sides = (
+        auxiliary = (
             ()
             if shards_parameters(trainer.strategy)
             else find_auxiliary_networks(classifier, network="backbone")
         )
-        self._fixed = FixedNetworks(without_averaged_models(classifier, sides))
+        self._fixed = FixedNetworks(without_averaged_models(classifier, auxiliary))
 
-    def look(self) -> None:
-        """Look at what hooks have done before a batch.
+    def check_before_batch(self) -> None:
+        """Check for changes by hooks before a batch.
 
         Raises:
             ValueError: There are new layers that no optimizer holds.
         """
-        if moved := self._fixed.restore():
-            rank_zero_info(restored_line(moved))
+        if changed := self._fixed.restore():
+            rank_zero_info(restored_line(changed))
         self._refuse_unoptimised()
 
-    def look_before_step(self) -> None:
-        """Look at what a step has done.
+    def check_before_step(self) -> None:
+        """Check for changes before an optimizer's step.
 
         Raises:
             ValueError: There are new layers that no optimizer holds.
@@ -53,8 +53,8 @@ class OwnLayers:
         self._fixed.restore_settled()
         self._refuse_unoptimised()
 
-    def keep_networks(self) -> None:
-        """Keep the statistics of networks that nobody trains."""
+    def restore_networks(self) -> None:
+        """Restore the statistics of networks that are not trained."""
         self._fixed.restore(by_value=True)
 
     def _refuse_unoptimised(self) -> None:

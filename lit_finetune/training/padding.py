@@ -1,4 +1,4 @@
-"""The pictures that a distributed sampler repeats so that all processes have as many."""
+"""Count the images that a distributed sampler repeats so that all processes have as many."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
 
 def num_repeated(loader: Any, batch_idx: int) -> int:
-    """How many pictures at the end of a batch another batch, or another process, shows as well.
+    """The number of images at the end of a batch that are repeated from other batches.
 
-    Lightning gives the loaders of a user a sampler of torch's, which repeats a few pictures where
-    the processes do not divide them evenly.
+    Lightning gives users' loaders a DistributedSampler, which repeats a few images if their number
+    is not divisible by the number of processes.
 
     >>> sampler = DistributedSampler(range(5), num_replicas=2, rank=1, shuffle=False)
     >>> loader = DataLoader(range(5), batch_size=2, sampler=sampler)
@@ -20,11 +20,11 @@ def num_repeated(loader: Any, batch_idx: int) -> int:
     sampler = getattr(batches, "sampler", None)
     if type(batches) is not BatchSampler or not isinstance(sampler, DistributedSampler):
         return 0
-    own, size = len(sampler), batches.batch_size
-    last_batch = (own // size if batches.drop_last else -(-own // size)) - 1
-    if batch_idx != last_batch or (batches.drop_last and own % size):
+    num_own, size = len(sampler), batches.batch_size
+    last_batch = (num_own // size if batches.drop_last else -(-num_own // size)) - 1
+    if batch_idx != last_batch or (batches.drop_last and num_own % size):
         return 0
-    # The processes take turns, and at most the last one of a share comes after all pictures.
-    last_place = sampler.rank + (own - 1) * sampler.num_replicas
+    # The processes take turns, so at most the last image of a process is repeated.
+    last_index = sampler.rank + (num_own - 1) * sampler.num_replicas
     dataset: Any = sampler.dataset
-    return int(last_place >= len(dataset))
+    return int(last_index >= len(dataset))

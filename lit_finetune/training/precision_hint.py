@@ -1,17 +1,17 @@
-"""Which precision a device is made for."""
+"""Advice on the precision of a device."""
 
 import torch
 
 
 def precision_hint(device: torch.device, precision: str) -> str | None:
-    """Advice for who trains in full precision where the hardware computes in bfloat16.
+    """Advice for training in full precision on hardware with fast bfloat16; None if there is none.
 
     >>> precision_hint(torch.device("cpu"), "bf16-mixed") is None
     True
 
     Args:
-        device: Where the network trains.
-        precision: The Trainer's.
+        device: The device that trains.
+        precision: The Trainer's precision.
     """
     if precision != "32-true":
         return None

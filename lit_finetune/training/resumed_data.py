@@ -1,4 +1,4 @@
-"""What a resumed run says of its data, and of there being nothing left to train."""
+"""Messages of a resumed run: another augmentation, or nothing left to train."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 from lit_finetune.files.terminal_text import printable
 
 DATA_KEY = "lit_finetune_data"
-"""The key of a checkpoint under which it says how training pictures were varied."""
+"""The key of a checkpoint's data about the augmentation."""
 
 
 def augmentation_of(datamodule: Any) -> str | None:
-    """How a data module varies training pictures; None where it does not say.
+    """The augmentation of a data module, in words; None if unknown.
 
     >>> from types import SimpleNamespace
     >>> augmentation_of(SimpleNamespace(train_augmentation="rand"))
@@ -21,7 +21,7 @@ def augmentation_of(datamodule: Any) -> str | None:
 
 
 def augmentation_line(checkpoint: Mapping[str, Any], datamodule: Any) -> str | None:
-    """What is said where a resumed run varies pictures otherwise; None where it does not."""
+    """The message if a resumed run has another augmentation; None if not."""
     noted, now = checkpoint.get(DATA_KEY), augmentation_of(datamodule)
     before = noted.get("train_augmentation") if isinstance(noted, Mapping) else None
     if not isinstance(before, str) or now is None or before == now:
@@ -33,7 +33,7 @@ def augmentation_line(checkpoint: Mapping[str, Any], datamodule: Any) -> str | N
 
 
 def finished_line(step: int, epoch: int, max_epochs: int | None) -> str:
-    """What is said where a resumed run had ended before."""
+    """The message if a resumed run had ended before."""
     return (
         f"Nothing was trained or validated: the run of the checkpoint had ended, at step {step}"
         f" after {epoch} epochs (max_epochs={max_epochs}). Raise `max_epochs` or `max_steps` to go"

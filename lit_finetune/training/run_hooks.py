@@ -1,4 +1,4 @@
-"""What a run of a classifier cannot do without, whatever hooks its subclass has."""
+"""The hooks that a classifier needs in any run, also if a subclass overrides its own."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from lit_finetune.loading.few_pictures import refuse_few_images_in_loaders
 from lit_finetune.loading.loader_order import make_reloaded_repeatable
 from lit_finetune.training.class_matching import refuse_unread_checkpoint
 from lit_finetune.training.own_layers import OwnLayers
-from lit_finetune.training.random_backbone import RandomLayers, warning_of_random
+from lit_finetune.training.random_backbone import RandomLayers, random_layers_warning
 from lit_finetune.training.resumed_data import (
     DATA_KEY,
     augmentation_line,
@@ -23,13 +23,12 @@ from lit_finetune.training.resumed_data import (
 
 
 class RunHooks(Callback):
-    """Begin a classifier's run, and match its head with the data where both are known.
+    """Starts a classifier's run, and matches its head with the data when both are known.
 
-    A callback, since a subclass may have hooks of its own without calling those of the classifier.
+    A callback, since a subclass may override the classifier's hooks without calling them.
 
     Args:
-        classifier: A `ClassifierSteps`, which stands above this module. Whatever else its Trainer
-            runs is left alone.
+        classifier: A `ClassifierSteps`; other modules of its Trainer are ignored.
     """
 
     def __init__(self, classifier: Any) -> None:
@@ -62,7 +61,7 @@ class RunHooks(Callback):
     @override
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self._layers and self._runs(pl_module):
-            self._layers.look()
+            self._layers.check_before_batch()
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:
@@ -77,7 +76,7 @@ class RunHooks(Callback):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
     ) -> None:
         if self._layers and self._runs(pl_module):
-            self._layers.look_before_step()
+            self._layers.check_before_step()
 
     @override
     def on_save_checkpoint(
@@ -88,7 +87,7 @@ class RunHooks(Callback):
         if augmentation := augmentation_of(getattr(trainer, "datamodule", None)):
             checkpoint[DATA_KEY] = {"train_augmentation": augmentation}
         if self._layers:
-            self._layers.keep_networks()
+            self._layers.restore_networks()
 
     @override
     def on_load_checkpoint(
@@ -101,12 +100,12 @@ class RunHooks(Callback):
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._layers and self._runs(pl_module):
-            self._layers.keep_networks()
+            self._layers.restore_networks()
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._layers and self._runs(pl_module):
-            self._layers.keep_networks()
+            self._layers.restore_networks()
         self._layers = None
 
     @override
@@ -120,7 +119,7 @@ class RunHooks(Callback):
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self._runs(pl_module):  # whatever has frozen it, in whichever hook
-            self.classifier.warn_of_random_backbone(is_last=True)
+            self.classifier.warn_random_backbone(is_last=True)
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -129,33 +128,33 @@ class RunHooks(Callback):
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # In a training the labels are those of its own pictures: the sanity check knows them not.
+        # In training, labels are those of the training data, which the sanity check does not know.
         if self._runs(pl_module) and trainer.state.fn == "validate":
-            self.classifier.tell_new_head()  # before its outputs are put into another order
+            self.classifier.report_new_head()  # before its outputs are reordered
             _match(self.classifier, trainer.val_dataloaders)
 
     @override
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._runs(pl_module):
-            self.classifier.tell_new_head()
+            self.classifier.report_new_head()
             _match(self.classifier, trainer.test_dataloaders)
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._runs(pl_module):
             refuse_unread_checkpoint(pl_module, trainer.ckpt_path)
-            self.classifier.tell_new_head(refuse=True)
+            self.classifier.report_new_head(refuse=True)
 
     def _runs(self, module: LightningModule) -> bool:
         return module is self.classifier
 
 
-def join_run(classifier: Any, trainer: Any) -> None:
-    """Let a Trainer call what a classifier needs, in the place of the one that it ran before.
+def attach_run_hooks(classifier: Any, trainer: Any) -> None:
+    """Let a Trainer call a classifier's hooks, instead of those of an earlier one.
 
     Args:
         classifier: A `ClassifierSteps`.
-        trainer: Its Trainer; it may run another module, of which the classifier is a part.
+        trainer: Its Trainer; it may run another module that contains the classifier.
     """
     classifier.has_begun = False
     if getattr(trainer, "lightning_module", None) is not classifier:
@@ -173,10 +172,10 @@ def _match(classifier: Any, loaders: Any = None) -> None:
     classifier.match_data_classes(loaders)
 
 
-def warn_of_random(random: RandomLayers, model: Any, is_probed: bool) -> RandomLayers | None:
-    """Warn of a module's random layers, if that is due; what there is to warn of later."""
+def warn_random_layers(random: RandomLayers, model: Any, is_probed: bool) -> RandomLayers | None:
+    """Warn of a module's frozen random layers; return the layers if there was no warning yet."""
     optimizers = model.trainer.optimizers
-    told = warning_of_random(random, model, is_probed=is_probed, optimizers=optimizers)
-    if told:
-        rank_zero_warn(told)
-    return None if told else random
+    message = random_layers_warning(random, model, is_probed=is_probed, optimizers=optimizers)
+    if message:
+        rank_zero_warn(message)
+    return None if message else random

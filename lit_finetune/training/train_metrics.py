@@ -1,4 +1,4 @@
-"""What a training tells the loggers and the progress bar, without making the device wait."""
+"""Loss and accuracy of training for loggers and progress bar, without waiting for the device."""
 
 import time
 from typing import Any
@@ -7,21 +7,21 @@ import torch
 from torch import Tensor
 
 SHOW_EVERY_S = 0.25
-"""How often the progress bar is given a new loss: to read it, the program waits for the device."""
+"""The interval of updates of the progress bar: reading the loss waits for the device."""
 
 
-class TrainingScores:
+class TrainingMetrics:
     """Loss and accuracy of a training epoch, summed on the device until the epoch ends.
 
-    What Lightning's own `log` adds up at every step takes longer than a small network's step, and a
-    value for the progress bar is read from the device each time.
+    Lightning's `log` takes longer than a small network's step, and reads a value for the progress
+    bar from the device at each step.
     """
 
     def __init__(self) -> None:
         self.sums: Tensor | None = None
-        """Since the epoch began, in float64: of losses, of right answers, of pictures that have one
-        right answer, and of what the losses count in their mean."""
-        self._shown_at = 0.0
+        """The sums of the epoch so far, in float64: losses, correct predictions, images with one
+        label, and weights of the losses."""
+        self._last_shown = 0.0
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # by torch
     @torch.no_grad()
@@ -34,49 +34,53 @@ class TrainingScores:
         *,
         weight: Tensor | int,
     ) -> None:
-        """Count a batch, log its loss where it is the loggers' turn, and show it now and then.
+        """Count a batch, log its loss at every `log_every_n_steps`, and show it now and then.
 
         Args:
             module: The `LightningModule`.
-            loss: What is minimised; the mean of the batch.
+            loss: The mean loss of the batch.
             logits: (N, classes).
-            labels: (N); None where a picture has not one right answer.
-            weight: What the sum of the losses was divided by to be the mean.
+            labels: (N); None if an image does not have one label.
+            weight: The divisor of the mean loss.
         """
         count = len(logits)
-        # mps knows no float64
+        # mps has no float64
         dtype = torch.float32 if logits.device.type == "mps" else torch.float64
         right = torch.zeros((), dtype=dtype, device=logits.device)
         if labels is not None:
             right = (logits.argmax(dim=-1) == labels).sum().to(dtype)
         answers = right.new_full((), 0 if labels is None else count)
         weights = weight.to(right) if isinstance(weight, Tensor) else right.new_full((), weight)
-        new = torch.stack([loss.detach().to(right) * weights, right, answers, weights])
-        self.sums = new if self.sums is None else _of_four(self.sums.to(new)) + new
+        batch_sums = torch.stack([loss.detach().to(right) * weights, right, answers, weights])
+        self.sums = (
+            batch_sums
+            if self.sums is None
+            else _with_weights(self.sums.to(batch_sums)) + batch_sums
+        )
         trainer = module.trainer
         if trainer.log_every_n_steps and (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
             module.log("train/loss_step", loss, on_step=True, on_epoch=False, batch_size=count)
-        if trainer.progress_bar_callback and time.monotonic() > self._shown_at + SHOW_EVERY_S:
+        if trainer.progress_bar_callback and time.monotonic() > self._last_shown + SHOW_EVERY_S:
             trainer.progress_bar_metrics["train/loss_step"] = float(loss)
-            self._shown_at = time.monotonic()
+            self._last_shown = time.monotonic()
 
     def mean_of_processes(self, strategy: Any) -> Tensor | None:
-        """What each process goes on with when an interrupted epoch is resumed.
+        """The sums with which each process resumes an interrupted epoch.
 
         Args:
-            strategy: The Trainer's; None where a checkpoint is saved without a run.
+            strategy: The Trainer's strategy; None if a checkpoint is saved without a run.
         """
         if self.sums is None or strategy is None:
             return None
         return strategy.reduce(self.sums.clone(), reduce_op="mean")
 
     def finish(self, module: Any) -> None:
-        """Log the epoch's loss and accuracy over the pictures of all processes, and start anew."""
+        """Log the epoch's loss and accuracy over the images of all processes, and reset."""
         if self.sums is None:  # nothing was trained, as in the last epoch of weight averaging
             return
-        sums = module.trainer.strategy.reduce(_of_four(self.sums), reduce_op="sum")
+        sums = module.trainer.strategy.reduce(_with_weights(self.sums), reduce_op="sum")
         loss, right, answers, weights = sums
-        # All processes have the same number: so it stays, to the bit.
+        # All processes have the same value; the maximum keeps it bit for bit.
         options: dict[str, Any] = {"sync_dist": True, "reduce_fx": "max"}
         module.log("train/loss", (loss / weights).float(), **options)
         if answers > 0:
@@ -84,6 +88,6 @@ class TrainingScores:
         self.sums = None
 
 
-def _of_four(sums: Tensor) -> Tensor:
-    """Sums that a checkpoint holds: older ones have no fourth, for each picture counted as one."""
+def _with_weights(sums: Tensor) -> Tensor:
+    """The sums of a checkpoint: older ones have no weights, since each image counted as 1."""
     return torch.cat([sums, sums[2:]]) if len(sums) == 3 else sums

@@ -11,7 +11,7 @@ from lit_finetune.weights.files import read_content
 CHECKPOINT_KEY = "lit_finetune"
 """The key of our own data in a checkpoint."""
 UNTRAINED_KEY = "untrained_head"
-"""The key in our own data of a head that nobody has trained: "random" or "given", else None."""
+"""The key of the mark of an untrained head in our own data: "random", "given", or None."""
 MAX_CLASSES = 10**7
 """The limit of a head's outputs in a checkpoint that is not trusted."""
 
@@ -46,7 +46,7 @@ def num_classes_in(content: Mapping[str, Any]) -> int | None:
 
 
 def untrained_head_in(content: Any) -> str | None:
-    """Whether the head of a checkpoint was never trained; None in those that do not say.
+    """The mark of an untrained head in a checkpoint; None if it has none.
 
     >>> untrained_head_in({"lit_finetune": {"untrained_head": "random"}})
     'random'
