@@ -161,7 +161,7 @@ def _match_other_names(
 ) -> Match:
     lists = f"{_two_lists(data, head)}: {difference(data, head.names)}."
     if trains and head.is_pretrained and not is_resumed:
-        return Match("renew", message=f"{lists} So that head is replaced by a new one.")
+        return Match("renew", message=f"{lists} So a new head takes the place of that one.")
     raise ValueError(f"{lists} {_advice(data, head, trains=trains)}")
 
 
