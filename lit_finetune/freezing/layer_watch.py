@@ -1,6 +1,7 @@
 """Detect layers that are exchanged during training, by comparing them before each step."""
 
 from collections.abc import Collection, Mapping
+from operator import eq
 
 from torch import nn
 
@@ -13,7 +14,7 @@ _PRUNED_SUFFIX = "_orig"
 class LayerWatch:
     """The modules of a network and their parameters, to detect changes.
 
-    They are compared only by identity: less than a millisecond for a ResNet-50.
+    They are compared by identity only, since this is done before each step.
 
     >>> network = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     >>> watch = LayerWatch(network)
@@ -29,20 +30,25 @@ class LayerWatch:
 
     def __init__(self, network: nn.Module, *, modules_only: bool = False) -> None:
         modules = list(network.modules())
-        self._children = [(each._modules, dict(each._modules)) for each in modules]
-        parameters = (
-            [] if modules_only else [each._parameters for each in modules if each._parameters]
-        )
-        self._parameters = [(current, dict(current)) for current in parameters]
-        self._empty = [] if modules_only else [m._parameters for m in modules if not m._parameters]
+        self._children = [each._modules for each in modules]
+        self._saved_children = [dict(each) for each in self._children]
+        self._parameters = [] if modules_only else [each._parameters for each in modules]
+        self._saved_parameters = [dict(each) for each in self._parameters]
+        self._ids = self._parameter_ids()
 
     def is_unchanged(self) -> bool:
         """Whether all modules and parameters are the same objects; pruning masks are ignored."""
-        return (
-            all(_is_same(current, saved) for current, saved in self._children)
-            and all(_is_same(n, saved) or _is_pruned(n, saved) for n, saved in self._parameters)
-            and not any(self._empty)
+        if not all(map(eq, self._children, self._saved_children)):  # modules equal by identity
+            return False
+        if self._parameter_ids() == self._ids:
+            return True
+        pairs = zip(self._parameters, self._saved_parameters, strict=True)
+        return all(
+            _is_same(current, saved) or _is_pruned(current, saved) for current, saved in pairs
         )
+
+    def _parameter_ids(self) -> list[int]:
+        return [id(each) for parameters in self._parameters for each in parameters.values()]
 
 
 def refuse_exchanged_in_training(

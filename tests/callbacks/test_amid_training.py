@@ -1,7 +1,6 @@
 """What the module's own hooks do with layers amid the training, and what gets no gradient."""
 
 import copy
-import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +14,6 @@ from torch.optim import SGD, Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_finetune.callbacks import FreezeUnfreezeCallback
-from lit_finetune.freezing.layer_watch import LayerWatch
 
 
 class Net(nn.Module):
@@ -189,19 +187,6 @@ def test_a_dropout_that_comes_into_a_frozen_block_is_held_in_eval_mode() -> None
     fit(module, {0: "fc"})
     fit(other, {0: "fc"})
     assert torch.equal(module.net.fc.weight, other.net.fc.weight)
-
-
-def test_a_look_for_exchanged_layers_is_a_small_part_of_a_step() -> None:
-    network = nn.Sequential(*(nn.Sequential(nn.Linear(2, 2), nn.ReLU()) for _ in range(100)))
-    watch = LayerWatch(network)
-    start = time.perf_counter()
-    for _ in range(10):
-        network(torch.ones(1, 2)).sum().backward()
-    step = time.perf_counter() - start
-    start = time.perf_counter()
-    for _ in range(10):
-        assert watch.is_unchanged()
-    assert time.perf_counter() - start < step / 3
 
 
 class CutsOff(Acts):
