@@ -1,4 +1,4 @@
-"""The best weights of a phase, kept by the first process, and given back to the network."""
+"""The best weights of a phase: saved by the first process, and restored."""
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
@@ -13,7 +13,7 @@ from lit_finetune.schedules.triggers import Stall
 def best_weights(
     trainer: Trainer, pl_module: LightningModule, state: TrainableState
 ) -> dict[str, Tensor]:
-    """What training changes of the module as it is now; nothing but in the first process."""
+    """A copy of the weights that train, in the first process; empty in the others."""
     if not (trainer.is_global_zero or is_sharded(pl_module)):
         return {}
     reshard(pl_module)
@@ -21,8 +21,8 @@ def best_weights(
     return best if trainer.is_global_zero else {}
 
 
-def back_to_best(pl_module: LightningModule, best: dict[str, Tensor], stall: Stall) -> None:
-    """Give the module the best weights of the phase that ends."""
+def restore_best_weights(pl_module: LightningModule, best: dict[str, Tensor], stall: Stall) -> None:
+    """Load the best weights of the phase that ends into the module."""
     restore_weights(pl_module, best)
     rank_zero_info(
         f"Back to the best weights of the phase, at {stall.best:.4g}."

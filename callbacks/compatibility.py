@@ -1,4 +1,4 @@
-"""What other callbacks of a run do that concerns what is frozen."""
+"""Other callbacks and strategies: which can be combined with a schedule, and how."""
 
 from collections.abc import Mapping
 
@@ -25,17 +25,17 @@ from .linear_probe import LinearProbe
 
 
 def check_compatibility(trainer: Trainer) -> None:
-    """Refuse what unfreezing cannot be right with.
+    """Refuse strategies and callbacks that a schedule does not support.
 
     Raises:
-        ValueError: It is the strategy, or a callback that copies a sharded network.
+        ValueError: The strategy is not supported, or a callback copies a sharded network.
     """
     refuse_unsupported(trainer.strategy)
     refuse_fsdp1_rewrap(trainer.strategy, trainer.lightning_module)
     if isinstance(trainer.strategy, FSDPStrategy) and has_finder(trainer):
         raise ValueError("The Tuner is not supported under FSDPStrategy: use it with one device.")
-    kinds = WeightAveraging | StochasticWeightAveraging
-    copying = [type(each).__name__ for each in _callbacks(trainer) if isinstance(each, kinds)]
+    averaging = WeightAveraging | StochasticWeightAveraging
+    copying = [type(each).__name__ for each in _callbacks(trainer) if isinstance(each, averaging)]
     if copying and shards_parameters(trainer.strategy):
         raise ValueError(
             f"{', '.join(copying)} copies the network, and one that is sharded cannot be copied."
@@ -44,7 +44,7 @@ def check_compatibility(trainer: Trainer) -> None:
 
 
 def refuse_incompatible(trainer: Trainer, plan: Plan) -> None:
-    """Refuse a plan that cannot be followed beside another callback.
+    """Refuse a plan that cannot be combined with another callback.
 
     Raises:
         ValueError: Names the callback.
@@ -58,7 +58,7 @@ def refuse_incompatible(trainer: Trainer, plan: Plan) -> None:
 
 
 def refuse_changed_layers(trainer: Trainer, planned: Mapping[str, nn.Parameter]) -> None:
-    """Refuse layers that hooks have exchanged after the training was planned with others.
+    """Refuse layers that hooks exchanged after the plan was made.
 
     Raises:
         ValueError: Says where layers may be built.
@@ -68,25 +68,25 @@ def refuse_changed_layers(trainer: Trainer, planned: Mapping[str, nn.Parameter])
 
 
 def schedulers_of(trainer: Trainer) -> list[LRScheduler]:
-    """The learning rate schedulers of now: StochasticWeightAveraging changes them amid a run."""
+    """The current learning rate schedulers: StochasticWeightAveraging replaces them in a run."""
     return [config.scheduler for config in trainer.lr_scheduler_configs]
 
 
 def has_finder(trainer: Trainer) -> bool:
-    """Whether the Tuner is at work: it trains on trial, and asks no other callback meanwhile."""
+    """Whether the Tuner runs a trial, in which it calls no other callback."""
     return any(isinstance(c, LearningRateFinder | BatchSizeFinder) for c in _callbacks(trainer))
 
 
 def has_probe(trainer: Trainer) -> bool:
-    """Whether the head is fitted before the first epoch."""
+    """Whether `LinearProbe` fits the head before the first epoch."""
     return any(isinstance(callback, LinearProbe) for callback in _callbacks(trainer))
 
 
 def prepare_other_callbacks(trainer: Trainer) -> None:
-    """Let moving averages of weights, such as EMAWeightAveraging's, leave frozen ones alone.
+    """Exclude frozen weights from weight averaging, such as EMAWeightAveraging's.
 
     Raises:
-        ValueError: The optimizer looks at whole weights, and would be given pieces.
+        ValueError: The optimizer needs whole tensors, but FSDP gives it flat shards.
     """
     if isinstance(trainer.strategy, FSDPStrategy):
         for optimizer in trainer.optimizers:

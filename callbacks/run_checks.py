@@ -1,4 +1,4 @@
-"""What is looked at while a run in phases trains, whatever the module's own code does."""
+"""Checks during training: what the module's own code does against the schedule."""
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -16,9 +16,9 @@ from lit_finetune.modules.fsdp1 import parameters_by_name
 
 
 class RunChecks:
-    """Layers that are exchanged, blocks without a gradient, and networks beside that gather.
+    """Detects exchanged layers and blocks without a gradient, and restores auxiliary networks.
 
-    Before a training begins there is nothing to look at.
+    Without effect before `begin`.
     """
 
     def __init__(self) -> None:
@@ -26,64 +26,63 @@ class RunChecks:
         self._silent = SilentBlocks()
 
     def begin(self, trainer: Trainer, pl_module: LightningModule, state: TrainableState) -> None:
-        """Note what is there when a training begins.
+        """Record the module's layers at the start of training.
 
         Args:
-            trainer: Its training begins.
-            pl_module: What it trains.
-            state: What of it trains.
+            trainer: The Trainer of the run.
+            pl_module: The module that it trains.
+            state: The parameters that train.
         """
         self._trainer, self._module, self._state = trainer, pl_module, state
         self._parameters = parameters_by_name(pl_module)
         self._modules_only = exchanges_parameters(trainer.strategy, trainer.precision_plugin)
         self._watch = LayerWatch(pl_module, modules_only=self._modules_only)
         self._silent = SilentBlocks()
-        beside = [] if shards_parameters(trainer.strategy) else state.plan.auxiliary_networks
-        self._fixed = FixedNetworks(without_averaged_models(pl_module, beside))
+        auxiliary = [] if shards_parameters(trainer.strategy) else state.plan.auxiliary_networks
+        self._fixed = FixedNetworks(without_averaged_models(pl_module, auxiliary))
         self.begin_phase()
 
     def begin_phase(self) -> None:
-        """Wait for gradients in what has begun to train."""
-        if not shards_parameters(
-            self._trainer.strategy
-        ):  # else a process may hold nothing of a block
+        """Expect gradients in the blocks that have started to train."""
+        # Of a sharded block a process may hold no parameter.
+        if not shards_parameters(self._trainer.strategy):
             self._silent.add(self._state.plan.blocks, self._state.newly_trained())
 
-    def between_steps(self) -> None:
-        """Look at what hooks have done, before a step or a phase.
+    def before_batch(self) -> None:
+        """Check what hooks did, before a batch or a phase.
 
         Raises:
-            ValueError: They have exchanged or added layers.
+            ValueError: They exchanged or added layers.
         """
-        self.keep_networks()
+        self.restore_networks()
         self._refuse_exchanged()
 
     def before_step(self) -> None:
-        """Look at what a step does, before the optimizer makes it.
+        """Check what `training_step` did, before the optimizer steps.
 
         Raises:
-            ValueError: It has exchanged or added layers, or goes against the schedule.
+            ValueError: It exchanged or added layers, or did not follow the schedule.
         """
-        if self._module.automatic_optimization:  # else the module may freeze networks in turn
+        if self._module.automatic_optimization:  # otherwise the module may freeze networks in turn
             self._state.refuse_changed()
         self._refuse_exchanged()
-        self._fixed.restore_settled()  # what the forward pass has moved
+        self._fixed.restore_settled()  # after the forward pass
         self._silent.check()
         if silent := self._silent.pop_silent():
             rank_zero_warn(silent_line(silent, self._silent.steps))
 
-    def keep_networks(self, *, by_value: bool = False) -> None:
-        """Keep the statistics of networks that nobody trains.
+    def restore_networks(self, *, by_value: bool = False) -> None:
+        """Restore the statistics of auxiliary networks.
 
         Args:
-            by_value: Whether it is asked by values which of them somebody moves.
+            by_value: Whether to compare values as well, to detect networks that the user updates.
         """
         if moved := self._fixed.restore(by_value=by_value):
             rank_zero_info(restored_line(moved))
 
     def finish(self) -> None:
-        """Say what the training has not made clear before."""
-        self.keep_networks(by_value=True)
+        """Check once more at the end of training."""
+        self.restore_networks(by_value=True)
         if silent := self._silent.finish():
             rank_zero_warn(silent_line(silent, self._silent.steps))
 
