@@ -53,8 +53,8 @@ class ScheduleRun:
         self.state = TrainableState(plan, train_bn=request.train_bn)
         here = position(trainer)
         continued = earlier if earlier and here != Position(0, 0) else None
-        self.progress = continued.progress if continued else Progress()
-        self.progress = self.progress.advance(plan.index_at(*here), here)
+        progress = continued.progress if continued else Progress()
+        self.progress: Progress = progress.advance(plan.index_at(*here), here)
         self.best_weights: dict[str, Tensor] = continued.best_weights if continued else {}
         self.groups: PhaseGroups | None = None
         self.checks = RunChecks()
