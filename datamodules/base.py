@@ -37,7 +37,7 @@ from .image_cache.build import (
     uses_memory,
     with_stamps,
 )
-from .same_on_all_ranks import refuse_other_pictures
+from .same_on_all_ranks import refuse_different_samples
 from .samplers import (
     EpochSampler,
     ImageLoader,
@@ -218,7 +218,7 @@ class ImageDataModule(LightningDataModule):
         for part in PARTS[stage]:
             samples = self.read_samples(part)
             if self._ranks()["num_replicas"] > 1:
-                refuse_other_pictures(samples, part)
+                refuse_different_samples(samples, part)
             if not samples.names and (part, stage) != ("val", "fit"):
                 raise ValueError(f"There are no pictures for {part}: {self.where_from(part)}.")
             self._datasets[part] = self._make_dataset(part, samples, stage)

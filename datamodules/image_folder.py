@@ -13,14 +13,14 @@ from lit_finetune.images.read import IMAGE_SUFFIXES
 
 from .base import PARTS, ImageDataModule, Part
 from .dataset import UNLABELLED, FileSamples
-from .sources.class_folders import check_classes, in_spelling_of
+from .sources.class_folders import check_classes, with_known_spelling
 from .sources.layout import Layout, find_layout
-from .sources.scan import PictureFolders
-from .sources.skipped import some
+from .sources.scan import ImageFolders
+from .sources.skipped import summary
 from .sources.split_file import SplitPlan
 from .sources.split_names import Split
 from .sources.splits import check_fractions
-from .sources.train_val_split import divide
+from .sources.train_val_split import split_train_images
 
 
 class ImageFolderDataModule(ImageDataModule):
@@ -83,7 +83,7 @@ class ImageFolderDataModule(ImageDataModule):
         )
         self.split_file = Path(split_file or self.data_dir / self.plan.file_name()).expanduser()
         self.predict_dir = None if predict_dir is None else Path(predict_dir).expanduser()
-        self._folders = PictureFolders(
+        self._folders = ImageFolders(
             self.layout, predict_dir=self.predict_dir, on_corrupt=self.on_corrupt
         )
         self._samples: dict[Part, FileSamples] = {}
@@ -116,7 +116,7 @@ class ImageFolderDataModule(ImageDataModule):
             self.read_samples(part)
         if stage == "fit":
             self._warn_of_test_classes()
-            self._folders.refuse_links_and_warn_of_copies(self._parts)
+            self._folders.check_shared_files(self._parts)
         super().prepare_data()
 
     def check_files(self, stage: str = "fit") -> None:
@@ -172,7 +172,7 @@ class ImageFolderDataModule(ImageDataModule):
         if self.predict_dir is None:
             test = self.read_samples("test")
             return test if test.names else self.read_samples("val")
-        names = self._folders.readable("predict", list(self._folders.listing("predict").pictures))
+        names = self._folders.readable("predict", list(self._folders.listing("predict").images))
         return FileSamples(self.predict_dir, names, [UNLABELLED] * len(names))
 
     def _labels(self, split: Split) -> dict[str, int]:
@@ -186,13 +186,13 @@ class ImageFolderDataModule(ImageDataModule):
 
     def _list_split_folder(self, split: Split) -> Mapping[str, str]:
         folder = self.layout.folders[split]
-        classes = in_spelling_of(self._folders.listing(split).classes, self.classes)
+        classes = with_known_spelling(self._folders.listing(split).classes, self.classes)
         if not classes:
             raise ValueError(
                 f"'{folder}' holds no pictures in folders of their classes. Pictures without a "
                 "class can only be predicted: give the folder as `predict_dir`."
             )
-        source = self.layout.labelled_by
+        source = self.layout.label_source
         found = classes.values()
         check_classes(found, known=self.classes, folder=folder, source=source)
         return classes
@@ -213,8 +213,8 @@ class ImageFolderDataModule(ImageDataModule):
         empty = sorted(set(self.classes) - set(classes.values()))
         if empty:
             raise ValueError(
-                f"'{self.layout.folders['train']}' has no pictures of {some(empty)}: add some, or "
-                f"remove the folder. Pictures are read that are called {', '.join(IMAGE_SUFFIXES)}."
+                f"'{self.layout.folders['train']}' has no pictures of {summary(empty)}: add some, "
+                f"or remove the folder. Files are read that end in {', '.join(IMAGE_SUFFIXES)}."
             )
         return classes
 
@@ -225,7 +225,7 @@ class ImageFolderDataModule(ImageDataModule):
             return {}
         pool = self._pool
         readable = self._folders.readable("train", list(pool))
-        return divide(
+        return split_train_images(
             pool,
             self.plan,
             root=self.data_dir,
@@ -240,23 +240,22 @@ class ImageFolderDataModule(ImageDataModule):
         if not samples.names or not missing:
             return
         if part in self.layout.folders:
-            where, source = self.layout.folders[part], self.layout.labelled_by
-            told = (
-                f"'{where}' has no pictures of {some(missing)}; the labels stay those of {source}."
-            )
+            where, source = self.layout.folders[part], self.layout.label_source
+            names = summary(missing)
+            text = f"'{where}' has no pictures of {names}; the labels stay those of {source}."
         else:
-            told = (
-                f"There are no pictures of {some(missing)} for {part} in the split in"
-                f" '{self.split_file}'. To split all pictures anew, delete it."
+            text = (
+                f"There are no pictures of {summary(missing)} for {part} in the split in"
+                f" '{self.split_file}'. To split all pictures again, delete it."
             )
-        rank_zero_warn(told)
+        rank_zero_warn(text)
 
     def _refuse_empty(self, samples: FileSamples) -> None:
         found = set(samples.labels)
         empty = [name for index, name in enumerate(self.classes) if index not in found]
         if empty:
             raise ValueError(
-                f"Of {some(empty)} no picture is left to train on: those in "
+                f"Of {summary(empty)} no picture is left to train on: those in "
                 f"'{self.layout.folders['train']}' cannot be read, or are newer than the split in "
                 f"'{self.split_file}', which can be deleted."
             )

@@ -1,8 +1,8 @@
-"""Pictures packed into a few large files, which can be streamed from where they are.
+"""Pack images into a few large files, which can be streamed.
 
-The files are those of `litdata`: in each part's folder chunks of pictures, as their files held
-them, and `index.json`. Beside them stand `labels.npy` and `names.txt`, and above the parts
-`classes.json`; all of it plain data.
+The format is that of `litdata`: the folder of each part contains chunks with the bytes of the
+image files, and `index.json`; we add `labels.npy` and `names.txt`, and `classes.json` in the folder
+above. All of it is plain data.
 """
 
 import io
@@ -31,16 +31,16 @@ from .sources.portable_names import json_text
 CLASSES, LABELS, NAMES, INDEX = "classes.json", "labels.npy", "names.txt", "index.json"
 _DAMAGED = "is damaged: pack the pictures again with `write_shards`."
 FORMAT = ["bytes", "int", "int"]
-"""How `litdata` stores what a sample is made of, by the names of its parts: image, index, label."""
+"""The `litdata` types of the fields of a sample, in alphabetical order: image, index, label."""
 
 
 def import_litdata() -> Any:
-    """The library that packs and streams.
+    """Import the library that packs and streams.
 
     Raises:
         ModuleNotFoundError: It is not installed; the message names the extra.
     """
-    # Older releases ask PyPI for newer ones wherever a folder is opened, and wait for the answer.
+    # Older releases ask PyPI for newer ones when a folder is opened, and wait for the answer.
     os.environ.setdefault("LITDATA_DISABLE_VERSION_CHECK", "1")
     try:
         import litdata
@@ -52,18 +52,18 @@ def import_litdata() -> Any:
 
 
 def write_shards(data: ImageFolderDataModule, folder: str | Path, *, chunk_mb: int = 64) -> None:
-    """Pack pictures into a folder that `StreamingImageDataModule` reads.
+    """Pack images into a folder that `StreamingImageDataModule` reads.
 
-    The files are taken as they are, byte for byte, divided as `data` divides them. The folder
-    appears when all is written; what a killed attempt leaves beside it the next one removes.
+    The files are packed byte for byte, in the parts of `data`. The folder appears when it is
+    complete; the next call removes the rest of a killed one.
 
     Args:
-        data: The pictures; those that cannot be read it refuses or skips.
-        folder: It must not be there yet.
-        chunk_mb: Megabytes in each file.
+        data: The images; its `on_corrupt` applies to unreadable ones.
+        folder: A folder that does not exist yet.
+        chunk_mb: Size of each packed file, in megabytes.
 
     Raises:
-        FileExistsError: The folder is there.
+        FileExistsError: The folder exists.
     """
     import_litdata()
     folder = Path(folder).expanduser()
@@ -74,9 +74,9 @@ def write_shards(data: ImageFolderDataModule, folder: str | Path, *, chunk_mb: i
     samples = {part: data.read_samples(part) for part in parts}
     text = json_text({"classes": data.classes})
     with atomic_folder(folder) as new:
-        for part, pictures in samples.items():
-            if pictures.names:
-                _write_part(pictures, new / part, f"{chunk_mb}MB", part)
+        for part, images in samples.items():
+            if images.names:
+                _write_part(images, new / part, f"{chunk_mb}MB", part)
         (new / CLASSES).write_text(text, encoding="utf-8")
 
 
@@ -97,12 +97,12 @@ def _write_part(samples: FileSamples, folder: Path, chunk_bytes: str, part: str)
 
 
 class PackedSamples:
-    """The pictures of one part of a packed folder, one by one.
+    """The images of one part of a packed folder, one by one.
 
     Args:
-        folder: Where `labels.npy` and `names.txt` are.
-        source: Where the chunks are: the folder again, or an address that `litdata` reads.
-        options: What `litdata` needs to read it.
+        folder: Contains `labels.npy` and `names.txt`.
+        source: Contains the chunks: the same folder, or a URL for `litdata`.
+        options: Options of `litdata` for the source.
     """
 
     def __init__(self, folder: Path, source: str, options: Mapping[str, Any]) -> None:
@@ -113,12 +113,12 @@ class PackedSamples:
 
     @cached_property
     def labels(self) -> Sequence[int]:
-        """The class index of each picture."""
+        """The class index of each image."""
         return read_labels(self.folder / LABELS)
 
     @cached_property
     def names(self) -> Sequence[str]:
-        """What each picture was called."""
+        """The name of each image's file."""
         path = self.folder / NAMES
         try:
             names = [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -129,20 +129,20 @@ class PackedSamples:
         return names
 
     def load(self, index: int) -> Image.Image:
-        """One picture, in RGB."""
-        return picture_of(self._chunks[index], self.names[index])
+        """One image, in RGB."""
+        return decode_image(self._chunks[index], self.names[index])
 
     @cached_property
     def _chunks(self) -> Any:
         return open_stream(self.source, **self.options)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the open files, which each loading process opens for itself."""
+        """The state without the open files, which each worker opens itself."""
         return {key: value for key, value in vars(self).items() if key != "_chunks"}
 
 
 def read_classes(path: Path) -> list[str]:
-    """The classes of a packed folder.
+    """Read the classes of a packed folder.
 
     Raises:
         ValueError: The file is damaged.
@@ -157,7 +157,7 @@ def read_classes(path: Path) -> list[str]:
 
 
 def read_labels(path: Path) -> list[int]:
-    """The class index of each picture of one part.
+    """Read the class index of each image of one part.
 
     Raises:
         ValueError: The file is damaged.
@@ -172,20 +172,20 @@ def read_labels(path: Path) -> list[int]:
     return found
 
 
-def picture_of(sample: Mapping[str, Any], name: str) -> Image.Image:
-    """The picture in a sample, in RGB.
+def decode_image(sample: Mapping[str, Any], name: str) -> Image.Image:
+    """Decode the image of a sample, in RGB.
 
     Raises:
-        OSError: It cannot be read; the message names it.
+        OSError: The image is unreadable; the message names it.
     """
     return load_part(io.BytesIO(sample["image"]), name=name)[0]
 
 
 def open_stream(source: str, **options: Any) -> Any:
-    """The pictures in a folder or at an address, after a look at the index that litdata will use.
+    """Open a stream of the images in a folder or at a URL, and check the index that `litdata` uses.
 
     Raises:
-        ValueError: That is none of `write_shards`: a kept copy of it may be another one.
+        ValueError: `write_shards` did not write the index; a cached copy may be of another source.
     """
     dataset = import_litdata().StreamingDataset(source, **options)
     check_format(Path(dataset.input_dir.path))
@@ -193,9 +193,9 @@ def open_stream(source: str, **options: Any) -> Any:
 
 
 def check_format(folder: Path) -> None:
-    """Refuse chunks that were not written by `write_shards`: reading others can run code.
+    """Refuse chunks that `write_shards` did not write, because reading others can run code.
 
-    And an index that names a file outside of its folder, which would be read, or fetched to there.
+    Refuse an index as well that names a file outside of its folder.
 
     Raises:
         ValueError: Says what is wrong with the index.
@@ -212,9 +212,12 @@ def check_format(folder: Path) -> None:
             f"'{path}' describes samples of {found}, but pictures packed by"
             f" `write_shards` are {FORMAT}. Others are not read: they could hold pickled code."
         )
-    for name in (*chunks, index.get("updated_at", "0")):  # of the second litdata makes a folder
+    for name in (
+        *chunks,
+        index.get("updated_at", "0"),
+    ):  # litdata makes a folder named after the second
         if not is_plain_name(name):
             raise ValueError(
                 f"'{path}' names {name!r}, which is not a file next to it: an index and its files"
-                " stand in one folder. Pack the pictures again with `write_shards`."
+                " must be in one folder. Pack the pictures again with `write_shards`."
             )

@@ -1,4 +1,4 @@
-"""All processes of a run must have the same pictures: each takes its share of them by number."""
+"""Check that all processes of a run have the same images, which they share by index."""
 
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -8,31 +8,31 @@ import torch
 
 from .dataset import Samples
 
-Listing = tuple[int, str]
-"""How many pictures a process has, and a digest of their names and labels."""
+SamplesDigest = tuple[int, str]
+"""The number of images of a process, and a digest of their names and labels."""
 
 
-def listing_of(samples: Samples) -> Listing:
-    """What two processes compare."""
+def samples_digest(samples: Samples) -> SamplesDigest:
+    """The digest that processes compare."""
     names = "\0".join(samples.names).encode("utf-8", "surrogateescape")
     labels = ",".join(map(str, samples.labels)).encode()
     return len(samples.labels), blake2b(names + b"\0\0" + labels, digest_size=16).hexdigest()
 
 
-def refuse_other_pictures(samples: Samples, part: str) -> None:
-    """Refuse pictures that are not those of the other processes; all of these must ask.
+def refuse_different_samples(samples: Samples, part: str) -> None:
+    """Refuse images that differ between processes; all processes must call this together.
 
     Raises:
-        ValueError: On some node there are others, or they are divided in another way.
+        ValueError: A node has other images, or another split.
     """
     listings: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(listings, listing_of(samples))
+    torch.distributed.all_gather_object(listings, samples_digest(samples))
     if problem := difference(listings, part):
         raise ValueError(problem)
 
 
-def difference(listings: Sequence[Listing], part: str) -> str | None:
-    """What is wrong with the pictures of the processes, if they are not the same.
+def difference(listings: Sequence[SamplesDigest], part: str) -> str | None:
+    """The error message if processes have different images; None if they have the same.
 
     >>> difference([(10, "a"), (10, "a")], "train") is None
     True

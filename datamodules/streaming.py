@@ -1,4 +1,4 @@
-"""Pictures streamed from packed files, on this machine or in an object store."""
+"""Stream images from packed files, on this machine or in an object store."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -24,26 +24,27 @@ from .litdata_shards import (
     NAMES,
     PackedSamples,
     check_format,
+    decode_image,
     import_litdata,
     open_stream,
-    picture_of,
     read_classes,
 )
 from .samplers import SeededIndex, is_overfit
 
 
 class StreamingImageDataModule(ImageDataModule):
-    """Pictures that `write_shards` has packed, for data that is too large for one machine.
+    """Images packed by `write_shards`, for datasets that are too large for one machine.
 
-    `litdata` fetches the packed files, keeps what fits on the disk, shuffles and divides them
-    among processes and workers; a resumed run goes on at the batch where it stopped. To train,
-    each worker leaves out what does not fill a batch; validation and testing see each picture once.
+    `litdata` downloads the packed files, caches them on the disk, shuffles them and distributes
+    them to processes and workers; a resumed run continues at the batch where it stopped. In
+    training, each worker drops an incomplete last batch; validation and testing see each image
+    once.
 
     Args:
-        data_dir: The folder that `write_shards` wrote, or its address: `s3://…`, `gs://…`,
+        data_dir: The folder that `write_shards` wrote, or its URL: `s3://…`, `gs://…`,
             `azure://…`; `local:/…` copies from a shared disk as from a store.
-        cache_dir: Where fetched files are kept; `litdata`'s own place if not given.
-        storage_options: What the store asks for, such as credentials.
+        cache_dir: The folder for downloaded files; by default that of `litdata`.
+        storage_options: Options of the store, such as credentials.
         **kwargs: See `ImageDataModule`.
 
     Raises:
@@ -74,8 +75,8 @@ class StreamingImageDataModule(ImageDataModule):
         if part == "predict":
             return self.read_samples("test" if self._has("test") else "val")
         if not self._has(part):
-            return LocalSamples(())
-        samples = PackedSamples(self._listing(part), self._address(part), self._options())
+            return CurrentSample(())
+        samples = PackedSamples(self._index_folder(part), self._address(part), self._options())
         if max(samples.labels, default=0) >= self.num_classes:
             raise ValueError(
                 f"'{self._address(part)}' has labels of more than the {self.num_classes} classes"
@@ -89,12 +90,12 @@ class StreamingImageDataModule(ImageDataModule):
 
     @override
     def train_dataloader(self) -> Any:
-        litdata, pictures = import_litdata(), self._dataset("train")
+        litdata, train = import_litdata(), self._dataset("train")
         ranks = self.trainer.world_size if self.trainer else 1
-        each = len(pictures) // ranks // self.batch_size
-        if not each:
+        num_batches = len(train) // ranks // self.batch_size
+        if not num_batches:
             raise ValueError(
-                f"{len(pictures)} pictures do not fill a batch of {self.batch_size} in each of"
+                f"{len(train)} pictures do not fill a batch of {self.batch_size} in each of"
                 f" {ranks} processes: use a smaller `batch_size`."
             )
         seed = torch.initial_seed() if self._run_seed is None else self._run_seed
@@ -105,16 +106,16 @@ class StreamingImageDataModule(ImageDataModule):
             seed=derive_seed(seed) % 2**31,
             **self._options(),
         )
-        dataset.transform = [Varied(dataset, pictures, seed)]
+        dataset.transform = [StreamTransform(dataset, train, seed)]
         loader = litdata.StreamingDataLoader(
             dataset,
             batch_size=self.batch_size,
-            num_workers=min(self._num_workers(pictures), each),
+            num_workers=min(self._num_workers(train), num_batches),
             drop_last=True,
             generator=torch.Generator().manual_seed(self.seed),
-            pin_memory=pictures.device.type == "cuda",
+            pin_memory=train.device.type == "cuda",
         )
-        return ReadToTheEnd(loader)
+        return PrefetchingLoader(loader)
 
     @cached_property
     def _classes(self) -> list[str]:
@@ -128,14 +129,14 @@ class StreamingImageDataModule(ImageDataModule):
 
     def _hint(self) -> str:
         parent = Path(self.data_dir).parent
-        beside = [path.name for path in parent.glob("*") if (path / CLASSES).exists()]
-        return nearest(Path(self.data_dir).name, beside)
+        names = [path.name for path in parent.glob("*") if (path / CLASSES).exists()]
+        return nearest(Path(self.data_dir).name, names)
 
     def _has(self, part: str) -> bool:
         return self._fetch(f"{part}/{INDEX}") is not None
 
-    def _listing(self, part: str) -> Path:
-        """The folder with the lists of a part, fetched if need be."""
+    def _index_folder(self, part: str) -> Path:
+        """The local folder with the index files of a part, downloaded if necessary."""
         paths = [self._fetch(f"{part}/{name}") for name in (INDEX, LABELS, NAMES)]
         if None in paths:
             raise FileNotFoundError(f"'{self._address(part)}' lacks one of {LABELS}, {NAMES}.")
@@ -147,15 +148,15 @@ class StreamingImageDataModule(ImageDataModule):
         return f"{self.data_dir.rstrip('/')}/{part}"
 
     def _options(self) -> dict[str, Any]:
-        kept_in = {} if self.cache_dir is None else {"cache_dir": str(self.cache_dir)}
-        return {**kept_in, "storage_options": self.storage_options or {}}
+        cache_option = {} if self.cache_dir is None else {"cache_dir": str(self.cache_dir)}
+        return {**cache_option, "storage_options": self.storage_options or {}}
 
     def _fetch(self, name: str) -> Path | None:
-        """A small file of the packed folder, brought here if it is elsewhere; None if not there."""
-        if not is_elsewhere(self.data_dir):
+        """The local path of a small file, downloaded if necessary; None if it does not exist."""
+        if not is_remote(self.data_dir):
             path = Path(self.data_dir).expanduser() / name
             return path if path.exists() else None
-        path = self._here / name
+        path = self._local_folder / name
         if not path.exists():
             from litdata.streaming.downloader import get_downloader
 
@@ -169,18 +170,18 @@ class StreamingImageDataModule(ImageDataModule):
         return path if path.exists() else None
 
     @cached_property
-    def _here(self) -> Path:
-        """Where small files are fetched to, each run anew: those in the store may have changed."""
+    def _local_folder(self) -> Path:
+        """The folder for downloaded small files; new in each run, because the store may change."""
         self._folder = tempfile.TemporaryDirectory(prefix="lit-finetune-")
         return Path(self._folder.name)
 
 
-class ReadToTheEnd:
-    """A loader of `litdata` whose epochs end with their last batch.
+class PrefetchingLoader:
+    """A loader of `litdata` that fetches the next batch before it yields the current one.
 
-    It leaves the state that it was given on resume only once it is asked for more than its last
-    batch, which Lightning never does: the epoch after a resumed one would be empty. So the next
-    batch is fetched before one is given, and the state is that from before.
+    The loader of `litdata` leaves its resumed state only when it is asked for more than the last
+    batch, which Lightning never does: the epoch after a resumed one would be empty. The saved state
+    is that of the yielded batch.
 
     Args:
         loader: A `litdata.StreamingDataLoader`.
@@ -203,25 +204,25 @@ class ReadToTheEnd:
             batch = following
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands after the batch that was given last."""
+        """The state of the stream after the last yielded batch."""
         return self._state or self.loader.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from there.
+        """Resume from a state.
 
         Raises:
-            ValueError: That was a stream of other files.
+            ValueError: The state is of a stream of other files.
         """
-        self.loader.load_state_dict(with_own_places(state_dict, self.loader.dataset))
+        self.loader.load_state_dict(with_own_paths(state_dict, self.loader.dataset))
 
 
-def with_own_places(state: dict[str, Any], dataset: Any) -> dict[str, Any]:
-    """A stream's state with the places of this one, not of those that a checkpoint names.
+def with_own_paths(state: dict[str, Any], dataset: Any) -> dict[str, Any]:
+    """A stream's state with the paths of this run instead of those in a checkpoint.
 
-    `litdata` would follow these: make folders, and fetch an index.
+    `litdata` would use the latter: create folders, and download an index.
 
     Raises:
-        ValueError: The state is of a stream from elsewhere.
+        ValueError: The state is of a stream of other files.
     """
     if "dataset" not in state:
         return state
@@ -229,16 +230,16 @@ def with_own_places(state: dict[str, Any], dataset: Any) -> dict[str, Any]:
     then, now = (each.get("input_dir_url") or each.get("input_dir_path") for each in (theirs, ours))
     if then != now:
         raise ValueError(
-            f"The checkpoint's run read '{printable(then)}', and this one reads '{now}': amid an"
-            " epoch only the same files can be gone on with."
+            f"The checkpoint's run read '{printable(then)}', and this one reads '{now}': within"
+            " an epoch a run can only resume with the same files."
         )
     own = ("input_dir_path", "input_dir_url", "cache_dir_path", "item_loader", "subsampled_files")
     same = {key: ours[key] for key in (*own, "region_of_interest")}
     return {**state, "dataset": {**theirs, **same}}
 
 
-class LocalSamples:
-    """The pictures of a stream: only the one that has just come can be loaded."""
+class CurrentSample:
+    """The labels of a stream, and its current image, which alone can be loaded."""
 
     def __init__(self, labels: Sequence[int]) -> None:
         self.names: Sequence[str] = ()
@@ -246,36 +247,36 @@ class LocalSamples:
         self.sample: dict[str, Any] = {}
 
     def load(self, index: int) -> Image.Image:
-        """The picture that has come, in RGB."""
-        return picture_of(self.sample, f"training picture {index}")
+        """The current image, in RGB."""
+        return decode_image(self.sample, f"training picture {index}")
 
 
-class Varied:
-    """Make of a sample what the network sees: varied by run, epoch and picture alone.
+class StreamTransform:
+    """Transforms a packed sample; the random transform depends on run, epoch and index only.
 
     Args:
-        dataset: It knows the epoch.
-        pictures: How they are varied, and their labels.
-        seed: Of the run.
+        dataset: The stream, for the epoch.
+        images: Has the transform and the labels.
+        seed: The seed of the run.
     """
 
-    def __init__(self, dataset: Any, pictures: ImageDataset, seed: int) -> None:
+    def __init__(self, dataset: Any, images: ImageDataset, seed: int) -> None:
         self.dataset = dataset
-        self.at_hand = LocalSamples(pictures.samples.labels)
-        self.pictures = ImageDataset(self.at_hand, pictures.pipeline)
+        self.current = CurrentSample(images.samples.labels)
+        self.images = ImageDataset(self.current, images.pipeline)
         self.seed = seed
 
     def __call__(self, sample: dict[str, Any]) -> tuple[Tensor, int]:
-        """From a packed sample to picture and label."""
-        self.at_hand.sample = sample
+        """From a packed sample to image and label."""
+        self.current.sample = sample
         seed = derive_seed(self.seed, self.dataset.current_epoch)
-        return self.pictures[SeededIndex(int(sample["index"]), seed)]
+        return self.images[SeededIndex(int(sample["index"]), seed)]
 
 
-def is_elsewhere(address: str) -> bool:
-    """Whether an address is not that of a folder here.
+def is_remote(address: str) -> bool:
+    """Whether an address is a URL for `litdata`, and no local folder.
 
-    >>> is_elsewhere("s3://bucket/shards"), is_elsewhere("photos/shards")
+    >>> is_remote("s3://bucket/shards"), is_remote("photos/shards")
     (True, False)
     """
     return "://" in address or address.startswith("local:")

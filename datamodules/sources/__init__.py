@@ -1,4 +1,4 @@
-"""Which pictures there are: folders, splits, class counts, files that cannot be used.
+"""Find the images of a dataset: folders, splits, class counts, unusable files.
 
 Paths in, lists of files with their labels out. Uses no Lightning.
 """

@@ -1,14 +1,14 @@
-"""How many pictures of which class there are, as a table to read."""
+"""A table of the number of images of each class."""
 
 from collections.abc import Mapping
 
 from lit_finetune.files.terminal_text import printable
 
-MOST_ROWS = 20
+MAX_ROWS = 20
 
 
 def count_table(counts: Mapping[str, Mapping[str, int]]) -> str:
-    """The pictures of each class in each part; of many classes the smallest and the largest.
+    """The number of images of each class in each part; of many classes the smallest and largest.
 
     >>> print(count_table({"train": {"ants": 123, "bees": 121}, "val": {"ants": 70, "bees": 83}}))
     class  train  val
@@ -18,7 +18,7 @@ def count_table(counts: Mapping[str, Mapping[str, int]]) -> str:
     """
     first = next(iter(counts.values()))
     classes = list(first)
-    if len(classes) > MOST_ROWS:
+    if len(classes) > MAX_ROWS:
         by_size = sorted(classes, key=lambda name: first[name])
         classes = [*by_size[:3], "...", *by_size[-3:]]
     rows = [["class", *counts]]
@@ -27,11 +27,11 @@ def count_table(counts: Mapping[str, Mapping[str, int]]) -> str:
         for name in classes
     ]
     rows += [[f"all {len(first)}", *(str(sum(part.values())) for part in counts.values())]]
-    return aligned(rows)
+    return align_columns(rows)
 
 
-def aligned(rows: list[list[str]]) -> str:
-    """Rows as columns of equal width: the first to the left, numbers to the right."""
+def align_columns(rows: list[list[str]]) -> str:
+    """Rows as columns of equal width: names aligned to the left, numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for name, *numbers in rows:

@@ -1,4 +1,4 @@
-"""Which pictures a folder holds, by class."""
+"""List the images in a folder, by class."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -8,77 +8,79 @@ from lit_finetune._errors import nearest, some_of
 from lit_finetune.classes.names import listed, normalized
 
 from .layout import subfolders
-from .skipped import LeftOut, some
-from .walk import Identity, find_files, is_ours, is_visible
+from .skipped import UnusedEntries, summary
+from .walk import Identity, find_files, is_own_file, is_visible
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The pictures in a folder, by paths below the data folder, each real file once."""
+    """The images in a folder, by paths relative to the data folder, each file once."""
 
-    pictures: Mapping[str, Identity]
+    images: Mapping[str, Identity]
     classes: Mapping[str, str] = field(default_factory=dict)
-    """The class of each picture, where the folder holds class folders."""
-    left_out: LeftOut = field(default_factory=LeftOut)
+    """The class of each image, if the folder has class folders."""
+    unused: UnusedEntries = field(default_factory=UnusedEntries)
 
 
-def list_pictures(folder: Path, *, root: Path) -> Listing:
-    """The pictures below a folder, whatever their class."""
+def list_images(folder: Path, *, root: Path) -> Listing:
+    """The images in a folder at any depth, without classes."""
     found = find_files(folder, root=root)
-    left_out = LeftOut(found.problems, found.repeats, sorted(found.strays), found.num_hidden)
-    return Listing(found.pictures, left_out=left_out)
+    unused = UnusedEntries(
+        found.problems, found.duplicates, sorted(found.other_files), found.num_hidden
+    )
+    return Listing(found.images, unused=unused)
 
 
 def list_classes(folder: Path, *, root: Path) -> Listing:
-    """The pictures in each class folder, with the name of the class.
+    """The images in each class folder, with the name of the class.
 
     Raises:
-        ValueError: links, or further names of a file, put one file into two classes.
+        ValueError: Links put one file into two classes.
     """
     classes: dict[str, str] = {}
-    pictures: dict[str, Identity] = {}
-    left_out = left_out_beside(folder, root=root)
+    images: dict[str, Identity] = {}
+    unused = unused_entries(folder, root=root)
     for name in subfolders(folder):
-        listing = list_pictures(folder / name, root=root)
-        classes |= dict.fromkeys(listing.pictures, name)
-        pictures |= listing.pictures
-        left_out = left_out.together_with(listing.left_out)
-    refuse_shared(classes, pictures, "class")
-    return Listing(pictures, classes, left_out)
+        listing = list_images(folder / name, root=root)
+        classes |= dict.fromkeys(listing.images, name)
+        images |= listing.images
+        unused = unused.merge(listing.unused)
+    refuse_shared(classes, images, "class")
+    return Listing(images, classes, unused)
 
 
-def left_out_beside(folder: Path, *, root: Path) -> LeftOut:
-    """What lies beside the class folders."""
+def unused_entries(folder: Path, *, root: Path) -> UnusedEntries:
+    """The entries of a folder that are no class folders."""
     names = sorted(path.name for path in folder.iterdir())
     visible, classes = list(filter(is_visible, names)), set(subfolders(folder))
     inside = folder.relative_to(root)
-    beside = [(inside / name).as_posix() for name in visible if name not in classes]
-    folders = [name for name in beside if (root / name).is_dir()]  # links to where they lie
-    files = [name for name in beside if name not in folders]
-    num_hidden = sum(not is_visible(name) and not is_ours(name) for name in names)
-    return LeftOut(repeats=folders, strays=files, num_hidden=num_hidden)
+    others = [(inside / name).as_posix() for name in visible if name not in classes]
+    folders = [name for name in others if (root / name).is_dir()]  # links to a parent folder
+    files = [name for name in others if name not in folders]
+    num_hidden = sum(not is_visible(name) and not is_own_file(name) for name in names)
+    return UnusedEntries(duplicates=folders, other_files=files, num_hidden=num_hidden)
 
 
-def refuse_shared(owners: Mapping[str, str], pictures: Mapping[str, Identity], what: str) -> None:
-    """Refuse a file that has names with two owners.
+def refuse_shared(owners: Mapping[str, str], images: Mapping[str, Identity], what: str) -> None:
+    """Refuse a file that is in two classes, or in two parts of the data, by links.
 
     Args:
         owners: The class, or the part, of each name.
-        pictures: Which file each name leads to.
-        what: What an owner is.
+        images: The identity of the file of each name.
+        what: The kind of owner, in the message.
 
     Raises:
         ValueError: Names such files.
     """
     first: dict[Identity, str] = {}
     shared = []
-    for name, identity in pictures.items():
+    for name, identity in images.items():
         other = first.setdefault(identity, name)
         if identity[1] and owners[other] != owners[name]:
             shared.append(f"{other} = {name}")
     if shared:
         raise ValueError(
-            f"Links, or further names of a file, put {some(shared)} into more than one {what}: "
+            f"Links, or further names of a file, put {summary(shared)} into more than one {what}: "
             "leave one name of each."
         )
 
@@ -86,19 +88,19 @@ def refuse_shared(owners: Mapping[str, str], pictures: Mapping[str, Identity], w
 def check_classes(
     found: Iterable[str], *, known: Iterable[str], folder: Path, source: str
 ) -> list[str]:
-    """Compare the classes of a split with those that give the labels, by name.
+    """Compare the classes of a split with the labelled classes, by name.
 
     Args:
-        found: The split's.
-        known: Those that give the labels.
-        folder: Where the split lies.
-        source: What has the known ones.
+        found: The classes of the split.
+        known: The labelled classes.
+        folder: The folder of the split.
+        source: The source of the labelled classes, in the message.
 
     Returns:
         The classes that the split lacks.
 
     Raises:
-        ValueError: The split has a class that gives no label.
+        ValueError: The split has an unknown class.
     """
     found, known = set(found), sorted(known)
     unknown = sorted(found.difference(known))
@@ -111,11 +113,11 @@ def check_classes(
     return [name for name in known if name not in found]
 
 
-def in_spelling_of(classes: Mapping[str, str], known: Iterable[str]) -> dict[str, str]:
-    """The class of each picture as a known one is spelled: one name has two forms in Unicode.
+def with_known_spelling(classes: Mapping[str, str], known: Iterable[str]) -> dict[str, str]:
+    """The class of each image, spelled as a known class: a name can have two forms in Unicode.
 
-    >>> in_spelling_of({"1.png": "e" + chr(0x301)}, [chr(0xE9)])["1.png"] == chr(0xE9)
+    >>> with_known_spelling({"1.png": "e" + chr(0x301)}, [chr(0xE9)])["1.png"] == chr(0xE9)
     True
     """
     names = {normalized(name): name for name in known}
-    return {picture: names.get(normalized(name), name) for picture, name in classes.items()}
+    return {image: names.get(normalized(name), name) for image, name in classes.items()}

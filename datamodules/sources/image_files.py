@@ -1,4 +1,4 @@
-"""Telling pictures from other files: by suffix, and where that says nothing by content."""
+"""Tell images from other files: by suffix, or else by content."""
 
 import mimetypes
 from pathlib import Path, PurePath
@@ -7,62 +7,74 @@ from lit_finetune.images.read import IMAGE_SUFFIXES, open_image
 
 SIGNED_FORMATS = (
     *("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "PPM", "AVIF", "JPEG2000", "QOI", "SGI", "DDS"),
-    *("HEIF", "HEIC", "JXL"),  # where a plugin of Pillow's reads them
+    *("HEIF", "HEIC", "JXL"),  # with a plugin of Pillow
 )
-"""Formats whose files begin with bytes that hardly any other file begins with."""
+"""Formats whose first bytes are a reliable signature."""
 
-GRAPHICS = (".gif", ".ico", ".icns", ".cur", ".psd", ".eps", ".ps", ".svg", ".pdf")
-"""Icons, animations and placeholders of web pages, which lie among photographs by accident."""
+GRAPHIC_SUFFIXES = (".gif", ".ico", ".icns", ".cur", ".psd", ".eps", ".ps", ".svg", ".pdf")
+"""Icons, animations and drawings, which are among photographs by accident."""
 
-RAW = (
+RAW_SUFFIXES = (
     *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".iiq", ".kdc"),
     *(".mos", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".sr2"),
     *(".srf", ".srw", ".svs", ".thm", ".x3f", ".dcm"),
 )
-"""Of cameras and scanners: what Pillow sees in many of them is a TIFF or JPEG of thumbnail size."""
+"""Files of cameras and scanners, of which Pillow often reads only a thumbnail."""
 
-BY_PLUGIN = (".heic", ".heif", ".jxl")
-"""What Pillow reads where a plugin was registered."""
+PLUGIN_SUFFIXES = (".heic", ".heif", ".jxl")
+"""Formats that Pillow reads with a registered plugin."""
 
-LEFTOVERS = ("~", "_original", ".bak", ".old", ".orig", ".part", ".crdownload", ".tmp", ".swp")
-"""How the names of backups and of downloads that stopped end."""
+BACKUP_SUFFIXES = (
+    "~",
+    "_original",
+    ".bak",
+    ".old",
+    ".orig",
+    ".part",
+    ".crdownload",
+    ".tmp",
+    ".swp",
+)
+"""Endings of backups and of incomplete downloads."""
 
 
-def is_named_picture(name: str) -> bool:
-    """Whether a file's name says that it is a picture.
+def has_image_suffix(name: str) -> bool:
+    """Whether a file has the suffix of an image.
 
-    >>> is_named_picture("bee.JPG"), is_named_picture("bee"), is_named_picture("bee.jpg.part")
+    >>> has_image_suffix("bee.JPG"), has_image_suffix("bee"), has_image_suffix("bee.jpg.part")
     (True, False, False)
     """
     return PurePath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def is_graphic(name: str) -> bool:
-    """Whether a name is that of an icon, an animation or a drawing."""
-    return name.lower().endswith(GRAPHICS)
+    """Whether a file has the suffix of an icon, an animation or a drawing."""
+    return name.lower().endswith(GRAPHIC_SUFFIXES)
 
 
-def is_picture(path: Path) -> bool:
-    """Whether a regular file is one of the pictures of its folder."""
-    if is_named_picture(path.name):
+def is_image(path: Path) -> bool:
+    """Whether a regular file is an image, by its suffix or its content."""
+    if has_image_suffix(path.name):
         return True
     name = path.name.lower()
-    if name.endswith((*GRAPHICS, *RAW, *LEFTOVERS)):
+    if name.endswith((*GRAPHIC_SUFFIXES, *RAW_SUFFIXES, *BACKUP_SUFFIXES)):
         return False
     try:
         with open_image(path, formats=SIGNED_FORMATS):
             return True
-    except Exception:  # a file that is none ends in almost any kind of error inside Pillow
+    except Exception:  # on other files Pillow raises almost any error
         return False
 
 
-def is_of_other_kind(name: str) -> bool:
-    """Whether a name is that of a picture, but of a kind that is not read.
+def is_unsupported_image(name: str) -> bool:
+    """Whether a file has the suffix of an image format that is not read.
 
-    >>> is_of_other_kind("bee.gif"), is_of_other_kind("bee.heic"), is_of_other_kind("bee.txt")
-    (True, True, False)
+    >>> [is_unsupported_image(name) for name in ("bee.gif", "bee.heic", "bee.txt")]
+    [True, True, False]
     """
-    if is_named_picture(name):
+    if has_image_suffix(name):
         return False
     kind = mimetypes.guess_type(name)[0] or ""
-    return kind.startswith("image/") or name.lower().endswith((*GRAPHICS, *RAW, *BY_PLUGIN))
+    return kind.startswith("image/") or name.lower().endswith(
+        (*GRAPHIC_SUFFIXES, *RAW_SUFFIXES, *PLUGIN_SUFFIXES)
+    )

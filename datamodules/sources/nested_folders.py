@@ -1,4 +1,4 @@
-"""Parts of the data under names that nobody knows, seen by what their folders hold."""
+"""Recognise parts of the data with unusual names by the content of their folders."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,26 +7,26 @@ from pathlib import Path
 from lit_finetune._errors import some_of
 from lit_finetune.classes.names import normalized
 
-from .skipped import some
+from .skipped import summary
 
 _SHORT = {
     *("tr", "trn", "trg", "te", "tst", "ts", "vl", "vd", "vld", "fold", "holdout", "heldout"),
     *("query", "gallery", "support", "labeled", "unlabeled", "labelled", "unlabelled"),
 }
-"""What people call parts of their data, beside the words that are taken for such."""
+"""Usual abbreviations for parts of data, besides the words in `split_names`."""
 
 
 def refuse_hidden_parts(folder: Path, inside: Mapping[str, Sequence[str]]) -> None:
-    """Refuse folders that all hold the same folders, and so may be parts and not classes.
+    """Refuse folders that all contain the same folders: they may be parts, not classes.
 
     >>> refuse_hidden_parts(Path("pets"), {"cat": ["indoor", "outdoor"], "dog": []})
 
     Args:
-        folder: Where they lie.
-        inside: The names of the folders in each; none where it holds pictures itself.
+        folder: Contains the folders.
+        inside: The names of the folders in each; none if it contains images itself.
 
     Raises:
-        ValueError: Says both readings, and what to do for each.
+        ValueError: Explains both readings, and what to do for each.
     """
     names = [{normalized(name).casefold() for name in each} for each in inside.values()]
     largest = max(names, key=len)
@@ -38,16 +38,16 @@ def refuse_hidden_parts(folder: Path, inside: Mapping[str, Sequence[str]]) -> No
     same = max(inside.values(), key=len)
     listed = some_of([f'"{name}"' for name in inside])
     raise ValueError(
-        f"The folders {some(inside)} in '{folder}' hold the same folders each, {some(same)}: they"
-        f" may be classes, or parts of the data with the classes in them. If {some_of(same)} are"
-        " the classes, call the parts train, val and test, or make a folder of links called so."
+        f"The folders {summary(inside)} in '{folder}' hold the same folders each, {summary(same)}:"
+        f" they may be classes, or parts of the data with the classes in them. If {some_of(same)}"
+        " are the classes, call the parts train, val and test, or make a folder of such links."
         f" If {some_of(list(inside))} are, say so: `classes=[{listed}]`, on the command line"
         f" `--data.classes='[{listed}]'`."
     )
 
 
 def are_numbered(names: Iterable[str]) -> bool:
-    """Whether names differ by a number or a letter alone, or say a part in short.
+    """Whether names differ only by a number or a letter, or abbreviate a part.
 
     >>> [are_numbered(names) for names in (["fold1", "fold2"], ["A", "B"], ["trn", "tst"])]
     [True, True, True]
@@ -61,19 +61,19 @@ def are_numbered(names: Iterable[str]) -> bool:
 
 
 def ordered_as_given(found: Sequence[str], given: Sequence[str], folder: Path) -> list[str]:
-    """The class folders in the order that a user gives.
+    """The class folders in the order of the user.
 
     >>> ordered_as_given(["ant", "bee"], ["bee", "ant"], Path("photos"))
     ['bee', 'ant']
 
     Raises:
-        ValueError: They have other names; both lists are named.
+        ValueError: The folders have other names; the message contains both lists.
     """
     by_name = {normalized(name): name for name in found}
     wanted = [normalized(str(name)) for name in given]
     if sorted(wanted) != sorted(by_name):
         raise ValueError(
-            f"`classes` has {some(map(str, given))}, but '{folder}' has the folders {some(found)}."
-            " Give the names of these folders, in the order of their labels."
+            f"`classes` has {summary(map(str, given))}, but '{folder}' has the folders"
+            f" {summary(found)}. Give the names of these folders, in the order of their labels."
         )
     return [by_name[name] for name in wanted]

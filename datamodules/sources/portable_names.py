@@ -1,4 +1,4 @@
-"""File names as text that any process reads back, whatever its locale."""
+"""File names as text that any process can read back, with any locale."""
 
 import json
 import os
@@ -6,9 +6,9 @@ from typing import Any
 
 
 def to_text(name: str) -> str:
-    r"""A file name as it is written into a file: bytes that are no UTF-8 are kept as surrogates.
+    r"""A file name as text for a file: bytes that are no UTF-8 become surrogates.
 
-    Under `LC_ALL=C` Python may see other text in the same bytes of a name.
+    Under `LC_ALL=C` Python may decode the same bytes to another text.
 
     >>> to_text("caf\udce9.png")
     'caf\udce9.png'
@@ -17,12 +17,12 @@ def to_text(name: str) -> str:
 
 
 def from_text(text: str) -> str:
-    """The file name of which this is the text, as this process sees it."""
+    """The file name for a text of `to_text`, in the encoding of this process."""
     return os.fsdecode(text.encode("utf-8", "surrogateescape"))
 
 
 def json_text(data: Any) -> str:
-    r"""JSON that any program reads: what is no UTF-8 in a name becomes an escape of JSON's own.
+    r"""JSON that any program can read: surrogates are written as JSON escapes.
 
     >>> json.loads(json_text(["caf\udce9"])) == ["caf\udce9"], json_text(["é"]).isascii()
     (True, False)

@@ -1,4 +1,4 @@
-"""What a folder of pictures holds besides the pictures that are used, and how it is told."""
+"""Report the files of a folder that are not used."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,64 +8,67 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_finetune.images.read import IMAGE_SUFFIXES
 
-from .image_files import is_graphic, is_named_picture, is_of_other_kind
+from .image_files import has_image_suffix, is_graphic, is_unsupported_image
 
-SHOWN = 10
+MAX_NAMES = 10
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
-    """What is not used of a folder, by paths relative to the data folder."""
+class UnusedEntries:
+    """The unused entries of a folder, by paths relative to the data folder."""
 
     problems: Mapping[str, str] = field(default_factory=dict)
-    """What is called a picture and cannot be one, with what it is."""
-    repeats: Sequence[str] = ()
-    """Links, and further names, of files and folders that are used already."""
-    strays: Sequence[str] = ()
-    """Files that are no pictures, or are in no class."""
+    """Names with the suffix of an image that are no readable files, and what they are."""
+    duplicates: Sequence[str] = ()
+    """Links and hard links to files and folders that are already used."""
+    other_files: Sequence[str] = ()
+    """Files that are no images, or are in no class."""
     num_hidden: int = 0
-    """How many files and folders are hidden."""
+    """The number of hidden files and folders."""
 
-    def together_with(self, other: "LeftOut") -> "LeftOut":
-        """What is not used of two folders."""
-        return LeftOut(
+    def merge(self, other: "UnusedEntries") -> "UnusedEntries":
+        """The unused entries of two folders."""
+        return UnusedEntries(
             {**self.problems, **other.problems},
-            sorted([*self.repeats, *other.repeats]),
-            sorted([*self.strays, *other.strays]),
+            sorted([*self.duplicates, *other.duplicates]),
+            sorted([*self.other_files, *other.other_files]),
             self.num_hidden + other.num_hidden,
         )
 
 
-def tell_left_out(where: Path, left_out: LeftOut, *, has_classes: bool) -> None:
-    """Say what is not used of a folder, and warn where photographs are among it."""
-    told = []
-    if left_out.strays:
-        told.append(f"they are no pictures of a class: {some(left_out.strays)}")
-    if left_out.repeats:
-        told.append(f"they lead to what is used already: {some(left_out.repeats)}")
-    if left_out.num_hidden:
-        told.append(f"they are hidden: {left_out.num_hidden}")
-    if told:
-        rank_zero_info(f"Not used, for {'; for '.join(told)}. This is in '{where}'.")
-    loose = [name for name in left_out.strays if is_named_picture(name)]
-    if loose and has_classes:
-        rank_zero_warn(f"Not used, for they are in no class: {some(loose)}, in '{where}'.")
-    others = [name for name in left_out.strays if is_of_other_kind(name)]
+def report_unused(where: Path, unused: UnusedEntries, *, has_classes: bool) -> None:
+    """Report the unused entries of a folder, and warn if photographs are among them."""
+    reasons = []
+    if unused.other_files:
+        reasons.append(f"they are no pictures of a class: {summary(unused.other_files)}")
+    if unused.duplicates:
+        reasons.append(
+            f"they are links to files that are used already: {summary(unused.duplicates)}"
+        )
+    if unused.num_hidden:
+        reasons.append(f"they are hidden: {unused.num_hidden}")
+    if reasons:
+        rank_zero_info(f"Not used in '{where}': {'; '.join(reasons)}.")
+    unlabelled = [name for name in unused.other_files if has_image_suffix(name)]
+    if unlabelled and has_classes:
+        text = f"Not used, because they are in no class: {summary(unlabelled)}, in '{where}'."
+        rank_zero_warn(text)
+    others = [name for name in unused.other_files if is_unsupported_image(name)]
     if others:
-        tell = rank_zero_info if all(map(is_graphic, others)) else rank_zero_warn
-        tell(
-            f"Not used, for their kind is not read: {some(others)}, in '{where}'. Pictures are "
-            f"read that are called {', '.join(IMAGE_SUFFIXES)}, and others of these formats "
-            "whatever they are called. To use these, convert them, to PNG for example."
+        log = rank_zero_info if all(map(is_graphic, others)) else rank_zero_warn
+        log(
+            f"Not used, because their format is not read: {summary(others)}, in '{where}'. Files "
+            f"are read that end in {', '.join(IMAGE_SUFFIXES)}, and files of these formats with "
+            "any other name. To use these, convert them, to PNG for example."
         )
 
 
-def some(names: Iterable[str]) -> str:
-    """How many there are, and the first few.
+def summary(names: Iterable[str]) -> str:
+    """The number of names, and the first few.
 
-    >>> some(["ants", "bees"])
+    >>> summary(["ants", "bees"])
     "2 ('ants', 'bees')"
     """
     names = list(names)
-    shown = ", ".join(map(repr, names[:SHOWN]))
-    return f"{len(names)} ({shown}{', …' if len(names) > SHOWN else ''})"
+    shown = ", ".join(map(repr, names[:MAX_NAMES]))
+    return f"{len(names)} ({shown}{', …' if len(names) > MAX_NAMES else ''})"

@@ -1,4 +1,4 @@
-"""Which part of the data a folder's name speaks of."""
+"""Recognise the part of the data from the name of a folder."""
 
 import re
 from collections.abc import Mapping
@@ -18,34 +18,34 @@ FILLERS = (
 )
 
 
-def split_of(name: str) -> Split | None:
-    """The part that a folder's name stands for and nothing else; None if there may be more to it.
+def split_from_name(name: str) -> Split | None:
+    """The part that a folder's name denotes; None if the name contains other words.
 
-    >>> [split_of(name) for name in ("Training", "seg_test", "valset", "dev", "train2017")]
+    >>> [split_from_name(name) for name in ("Training", "seg_test", "valset", "dev", "train2017")]
     ['train', 'test', 'val', 'val', 'train']
-    >>> [split_of(name) for name in ("training_shoes", "trains", "contest", "set")]
+    >>> [split_from_name(name) for name in ("training_shoes", "trains", "contest", "set")]
     [None, None, None, None]
     """
     found: set[Split | None] = set()
-    for word in words_of(name):
+    for word in split_words(name):
         if word not in FILLERS and not word.isdigit():
             found.add(WORDS.get(word))
     return found.pop() if len(found) == 1 else None
 
 
 def splits_mentioned(name: str) -> set[Split]:
-    """The parts that words of a name speak of.
+    """The parts that the words of a name mention.
 
     >>> splits_mentioned("test_cats"), splits_mentioned("contest")
     ({'test'}, set())
     """
-    return {WORDS[word] for word in words_of(name) if word in WORDS}
+    return {WORDS[word] for word in split_words(name) if word in WORDS}
 
 
-def words_of(name: str) -> list[str]:
-    """The words of a name in lower case; what stands together is cut where both halves are known.
+def split_words(name: str) -> list[str]:
+    """The words of a name in lower case; a compound of two known words is split.
 
-    >>> words_of("TrainSet"), words_of("testset_2"), words_of("dataset")
+    >>> split_words("TrainSet"), split_words("testset_2"), split_words("dataset")
     (['train', 'set'], ['test', 'set', '2'], ['dataset'])
     """
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower()

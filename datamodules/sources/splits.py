@@ -1,4 +1,4 @@
-"""Dividing samples into parts in which every class has its share."""
+"""Split samples into parts, stratified by class."""
 
 import random
 from collections.abc import Hashable, Sequence
@@ -7,14 +7,14 @@ from collections.abc import Hashable, Sequence
 def stratified_split(
     labels: Sequence[Hashable], fractions: Sequence[float], *, seed: int
 ) -> list[list[int]]:
-    """The indices of each part, in ascending order; the same ones whenever it is called.
+    """The indices of each part, in ascending order; equal arguments give equal parts.
 
-    Each class is divided for itself: by the largest remainder, and so that no part goes without.
+    Each class is divided separately, by the largest remainder; each part gets at least one sample.
 
     Args:
         labels: The class of each sample.
-        fractions: The share of each part; together 1.
-        seed: Another seed gives another split.
+        fractions: The share of each part; their sum is 1.
+        seed: The seed of the shuffle.
 
     >>> stratified_split(["ant"] * 4 + ["bee"] * 4, [0.75, 0.25], seed=0)
     [[0, 1, 2, 4, 5, 7], [3, 6]]
@@ -36,7 +36,7 @@ def stratified_split(
 
 
 def indices_by_label(labels: Sequence[Hashable]) -> dict[Hashable, list[int]]:
-    """Where each label stands, in the order in which the labels first appear."""
+    """The indices of each label, in the order in which the labels first appear."""
     found: dict[Hashable, list[int]] = {}
     for index, label in enumerate(labels):
         found.setdefault(label, []).append(index)
@@ -44,7 +44,7 @@ def indices_by_label(labels: Sequence[Hashable]) -> dict[Hashable, list[int]]:
 
 
 def part_sizes(total: int, fractions: Sequence[float]) -> list[int]:
-    """How many of `total` each part gets: by the largest remainder, and at least one.
+    """The size of each part, by the largest remainder, and at least one.
 
     >>> part_sizes(7, [0.7, 0.2, 0.1]), part_sizes(2, [0.9, 0.1])
     ([5, 1, 1], [1, 1])
@@ -61,7 +61,7 @@ def part_sizes(total: int, fractions: Sequence[float]) -> list[int]:
 
 
 def split_fractions(*, val_split: float, test_split: float) -> dict[str, float]:
-    """The share of each part that there is.
+    """The share of each part that is not empty.
 
     >>> split_fractions(val_split=0.25, test_split=0)
     {'train': 0.75, 'val': 0.25}
@@ -71,7 +71,7 @@ def split_fractions(*, val_split: float, test_split: float) -> dict[str, float]:
 
 
 def check_fractions(**fractions: float) -> None:
-    """Refuse shares that leave nothing to train on.
+    """Refuse shares that leave nothing for training.
 
     >>> check_fractions(val_split=0.9, test_split=0.2)
     Traceback (most recent call last):

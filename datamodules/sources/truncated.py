@@ -1,4 +1,4 @@
-"""Whether a file of a picture goes on to its end, without decoding it."""
+"""Check whether an image file is complete, without decoding it."""
 
 import os
 from typing import BinaryIO
@@ -7,15 +7,15 @@ from PIL import ExifTags, Image
 
 TAIL = 64
 ENDINGS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
-"""What the last bytes of a whole file hold."""
+"""A marker in the last bytes of a complete file."""
 
 
-def is_surely_whole(file: BinaryIO, image: Image.Image) -> bool:
-    """Whether a file holds all that its start announces; False where only decoding would tell.
+def is_complete(file: BinaryIO, image: Image.Image) -> bool:
+    """Whether a file is certainly complete; False if only decoding can show this.
 
     Args:
-        file: The file, open.
-        image: The picture in it, not decoded yet.
+        file: The open file.
+        image: Its image, not decoded yet.
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - TAIL))
@@ -26,12 +26,12 @@ def is_surely_whole(file: BinaryIO, image: Image.Image) -> bool:
         file.seek(4)
         return int.from_bytes(file.read(4), "little") + 8 <= size
     if image.format == "TIFF":
-        return end_of_tiff(image) <= size
+        return tiff_end(image) <= size
     return False
 
 
-def end_of_tiff(image: Image.Image) -> float:
-    """Where the last strip or tile of a TIFF's first picture ends; far away if that is not told."""
+def tiff_end(image: Image.Image) -> float:
+    """The end of the last strip or tile of a TIFF's first image; infinity if unknown."""
     tags = getattr(image, "tag_v2", {})
     kinds = (
         (ExifTags.Base.StripOffsets, ExifTags.Base.StripByteCounts),

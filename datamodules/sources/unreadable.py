@@ -1,4 +1,4 @@
-"""Finding the pictures that cannot be read, before a run stumbles over them."""
+"""Find unreadable images before a run."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,56 +14,56 @@ from lit_finetune.images.read import load_image, open_image
 
 from .portable_names import from_text, to_text
 from .split_file import write_json
-from .truncated import is_surely_whole
+from .truncated import is_complete
 
 RECORD = ".lit_finetune_audit.json"
-MANY = 1000  # from here on it takes long enough for a progress bar
+PROGRESS_BAR_COUNT = 1000  # fewer images take too little time for a progress bar
 
 
-def unopenable(root: Path, names: Sequence[str]) -> dict[str, str]:
-    """The files that are no pictures, or not whole ones, with what is wrong.
+def find_damaged(root: Path, names: Sequence[str]) -> dict[str, str]:
+    """The files that are no images, or incomplete, with their problems.
 
-    A look at the start and the end of each; what they leave in doubt is decoded.
+    The start and the end of each file are read; an image is decoded only if these do not suffice.
     """
-    return problems(root, names, look_at)
+    return problems(root, names, check_image)
 
 
-def unreadable(root: Path, names: Sequence[str]) -> tuple[dict[str, str], bool]:
-    """The pictures that cannot be read to their end, with what is wrong.
+def find_unreadable(root: Path, names: Sequence[str]) -> tuple[dict[str, str], bool]:
+    """The images that cannot be decoded, with their problems.
 
-    What was found is kept in `root`, and a picture is read again only when it has changed.
+    The result is recorded in `root`; an image is decoded again only if it has changed.
 
     Returns:
-        The problems by name, and whether they could be kept.
+        The problems by name, and whether they could be recorded.
     """
     known = read_record(root / RECORD)
-    stamps = {name: stamp_if_there(root / name) for name in names}
+    stamps = {name: stamp_or_empty(root / name) for name in names}
     new = [name for name in names if known.get(name, {}).get("stamp", []) != stamps[name]]
     found = problems(root, new, load_image)
     known |= {name: {"stamp": stamps[name], "problem": found.get(name, "")} for name in new}
-    kept = not new or write_record(root / RECORD, known)
-    return {name: known[name]["problem"] for name in names if known[name]["problem"]}, kept
+    is_recorded = not new or write_record(root / RECORD, known)
+    return {name: known[name]["problem"] for name in names if known[name]["problem"]}, is_recorded
 
 
 def problems(root: Path, names: Sequence[str], read: Callable[[Path], object]) -> dict[str, str]:
-    """What goes wrong with which picture when it is read."""
+    """The problem of each image whose reading fails."""
 
     def problem(name: str) -> str:
         try:
             read(root / name)
-        except Exception as error:  # a broken file ends in almost any kind of error inside Pillow
-            return explained(error.__cause__ or error)
+        except Exception as error:  # on damaged files Pillow raises almost any error
+            return explain(error.__cause__ or error)
         return ""
 
     with ThreadPoolExecutor() as pool:
         found: Iterable[str] = pool.map(problem, names)
-        if len(names) >= MANY:
+        if len(names) >= PROGRESS_BAR_COUNT:
             found = track(found, "Checking the pictures", len(names), transient=True)
         return {name: text for name, text in zip(names, found, strict=True) if text}
 
 
-def explained(error: BaseException) -> str:
-    """What is wrong with a file, without its name."""
+def explain(error: BaseException) -> str:
+    """The problem of a file, without its name."""
     if isinstance(error, UnidentifiedImageError):
         return "it is empty, or in no format that Pillow reads"
     if isinstance(error, OSError) and error.strerror:
@@ -71,27 +71,27 @@ def explained(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def look_at(path: Path) -> None:
-    """See that a picture can be read, at its start and its end if these tell.
+def check_image(path: Path) -> None:
+    """Check that an image can be read, from its start and its end if these suffice.
 
     Raises:
-        Exception: It cannot be read.
+        Exception: It is unreadable.
     """
     with path.open("rb") as file, open_image(file) as image:
         is_plain = declared_bits(image) == 8 and image.mode != "LAB"
-        is_sure = is_plain and is_surely_whole(file, image)
-    if not is_sure:
+        is_certain = is_plain and is_complete(file, image)
+    if not is_certain:
         load_image(path)
 
 
 def stamp(path: Path) -> list[int]:
-    """What changes when a file changes."""
+    """Two numbers that change when a file changes: its size and its modification time."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns]
 
 
-def stamp_if_there(path: Path) -> list[int]:
-    """The same, or nothing for a file that is gone."""
+def stamp_or_empty(path: Path) -> list[int]:
+    """The stamp of a file; empty if it does not exist."""
     try:
         return stamp(path)
     except OSError:
@@ -99,7 +99,7 @@ def stamp_if_there(path: Path) -> list[int]:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What earlier runs found; nothing, if there is no record that can be read."""
+    """The record of earlier runs; empty without a readable one."""
     try:
         stored = read_json(path)
         return {from_text(name): each for name, each in stored.items() if _is_entry(each)}
@@ -116,7 +116,7 @@ def _is_entry(entry: Any) -> bool:
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> bool:
-    """Keep what was found, where the folder can be written to."""
+    """Write the record; whether the folder is writable."""
     try:
         write_json(path, {to_text(name): entry for name, entry in record.items()})
     except OSError:

@@ -1,4 +1,4 @@
-"""The files below a folder: each real file once, whatever links lead to it."""
+"""Find the files in a folder at any depth; each file once, whatever links lead to it."""
 
 import os
 import stat
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .image_files import is_named_picture, is_picture
+from .image_files import has_image_suffix, is_image
 
 Identity = tuple[int, int]
 """Device and inode: the same for all names of one file."""
@@ -17,7 +17,7 @@ SPECIAL = {
     stat.S_IFCHR: "it is a device",
     stat.S_IFBLK: "it is a device",
 }
-_OF_SYSTEMS = {
+_SYSTEM_NAMES = {
     *("__macosx", "@eadir", "@tmp", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),
     *(
         "lost+found",
@@ -28,7 +28,7 @@ _OF_SYSTEMS = {
         "@__thumb",
     ),
 }
-"""What macOS, Windows, Linux and network drives put beside anybody's files."""
+"""Folders that macOS, Windows, Linux and network drives create."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,60 +42,60 @@ class Entry:
 
 
 @dataclass(slots=True)
-class Found:
-    """What lies below a folder, by paths relative to the data folder."""
+class FolderContent:
+    """The content of a folder at any depth, by paths relative to the data folder."""
 
-    pictures: dict[str, Identity] = field(default_factory=dict)
-    """The pictures, each real file once."""
+    images: dict[str, Identity] = field(default_factory=dict)
+    """The images, each file once."""
     problems: dict[str, str] = field(default_factory=dict)
-    """What is called a picture and cannot be one, with what it is."""
-    repeats: list[str] = field(default_factory=list)
-    """Links, and further names, of files and folders that are there already."""
-    strays: list[str] = field(default_factory=list)
-    """Files that are no pictures."""
+    """Names with the suffix of an image that are no readable files, and what they are."""
+    duplicates: list[str] = field(default_factory=list)
+    """Links and hard links to files and folders that were already found."""
+    other_files: list[str] = field(default_factory=list)
+    """Files that are no images."""
     num_hidden: int = 0
-    """How many files and folders are hidden."""
+    """The number of hidden files and folders."""
 
 
 def is_visible(name: str) -> bool:
-    """Whether a file or folder was put there by the user, not by a tool for itself."""
-    return not name.startswith(".") and name.casefold() not in _OF_SYSTEMS
+    """Whether a file or folder is not hidden, and not made by a system for itself."""
+    return not name.startswith(".") and name.casefold() not in _SYSTEM_NAMES
 
 
-def is_ours(name: str) -> bool:
-    """Whether this package wrote a hidden file or folder."""
+def is_own_file(name: str) -> bool:
+    """Whether a hidden file or folder was written by this package."""
     return name.startswith((".lit_finetune_", ".lit-finetune-"))
 
 
-def find_files(folder: Path, *, root: Path) -> Found:
-    """What lies below a folder. Links are followed, but to no folder and no file a second time."""
-    found = Found()
+def find_files(folder: Path, *, root: Path) -> FolderContent:
+    """The content of a folder at any depth; links are followed, but each file is found once."""
+    found = FolderContent()
     known: set[Identity] = set()
     for entry in walk(folder, found, root):
         name = entry.path.relative_to(root).as_posix()
         if entry.status is None or not stat.S_ISREG(entry.status.st_mode):
             kind = stat.S_IFMT(entry.status.st_mode) if entry.status else 0
             problem = entry.problem or SPECIAL.get(kind, "it is no file")
-            if is_named_picture(name) or entry.path.is_dir():
+            if has_image_suffix(name) or entry.path.is_dir():
                 found.problems[name] = problem
             else:
-                found.strays.append(name)
+                found.other_files.append(name)
             continue
         identity = entry.status.st_dev, entry.status.st_ino
         has_names = entry.is_link or entry.status.st_nlink > 1
-        if not is_picture(entry.path):
-            found.strays.append(name)
+        if not is_image(entry.path):
+            found.other_files.append(name)
         elif has_names and identity in known:
-            found.repeats.append(name)
+            found.duplicates.append(name)
         else:
-            found.pictures[name] = identity
+            found.images[name] = identity
             known.add(identity)
-    found.pictures = dict(sorted(found.pictures.items()))
+    found.images = dict(sorted(found.images.items()))
     return found
 
 
-def walk(folder: Path, found: Found, root: Path) -> Iterator[Entry]:
-    """The files below a folder: first the real ones, then what links lead to."""
+def walk(folder: Path, found: FolderContent, root: Path) -> Iterator[Entry]:
+    """The files in a folder at any depth: first real files, then those that links lead to."""
     visited: set[Identity] = set()
     folders, links = [folder], list[Path]()
     while folders or links:
@@ -110,7 +110,7 @@ def walk(folder: Path, found: Found, root: Path) -> Iterator[Entry]:
             yield Entry(path, status, is_link=is_link)
             continue
         if (status.st_dev, status.st_ino) in visited:
-            found.repeats.append(path.relative_to(root).as_posix())
+            found.duplicates.append(path.relative_to(root).as_posix())
             continue
         visited.add((status.st_dev, status.st_ino))
         try:
@@ -118,16 +118,16 @@ def walk(folder: Path, found: Found, root: Path) -> Iterator[Entry]:
         except OSError as error:
             yield Entry(path, problem=f"it cannot be listed: {error.strerror}")
             continue
-        if not names and is_named_picture(path.name):
+        if not names and has_image_suffix(path.name):
             yield Entry(path, problem="it is a folder")
         visible = list(filter(is_visible, names))
-        found.num_hidden += sum(not is_visible(name) and not is_ours(name) for name in names)
-        yield from _sort_out([path / name for name in visible], folders, links)
+        found.num_hidden += sum(not is_visible(name) and not is_own_file(name) for name in names)
+        yield from _dispatch([path / name for name in visible], folders, links)
 
 
-def _sort_out(paths: Sequence[Path], folders: list[Path], links: list[Path]) -> Iterator[Entry]:
-    """Give the files, and put folders and links where they wait."""
-    below = []
+def _dispatch(paths: Sequence[Path], folders: list[Path], links: list[Path]) -> Iterator[Entry]:
+    """Yield files; append folders and links to the lists of those to visit."""
+    inner = []
     for path in paths:
         try:
             status = path.lstat()
@@ -137,14 +137,14 @@ def _sort_out(paths: Sequence[Path], folders: list[Path], links: list[Path]) -> 
         if stat.S_ISLNK(status.st_mode):
             links.append(path)
         elif stat.S_ISDIR(status.st_mode):
-            below.append(path)
+            inner.append(path)
         else:
             yield Entry(path, status)
-    folders.extend(reversed(below))
+    folders.extend(reversed(inner))
 
 
 def why_unreachable(path: Path, error: OSError) -> str:
-    """What is wrong with a name that leads to nothing."""
+    """The problem of a path that cannot be reached."""
     try:
         return f"it is a link to {os.readlink(path)!r}: {error.strerror}"
     except OSError:

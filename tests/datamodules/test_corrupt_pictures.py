@@ -103,7 +103,7 @@ def test_a_split_is_made_of_the_pictures_that_can_be_read(tmp_path, make_picture
         assert data.counts("val") == {"ants": 1, "bees": 1}
         assert data.counts("train") == {"ants": 5, "bees": 5}
     told = [str(each.message) for each in recwarn]
-    assert all(each.startswith("Left out, for they cannot be read") for each in told)
+    assert all(each.startswith("Left out, because they cannot be read") for each in told)
 
 
 def test_a_class_that_an_earlier_split_lacks_in_validation_is_told_once(
