@@ -1,11 +1,11 @@
-"""Error messages that name what there is."""
+"""Error messages that name the available options."""
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
 def nearest(name: str, options: Iterable[str], *, most: int = 3) -> str:
-    """The end of an error message: the options that come nearest to a name.
+    """The end of an error message: the options that are closest to a name.
 
     >>> nearest("layer5", ["stem", "layer3", "layer4"])
     " Did you mean 'layer4', 'layer3'?"
@@ -17,13 +17,13 @@ def nearest(name: str, options: Iterable[str], *, most: int = 3) -> str:
 
 
 def one_of(value: str, options: Iterable[str], what: str) -> str:
-    """Return `value`, or say which values there are.
+    """Return `value`, or raise an error that names the options.
 
     >>> one_of("mlp", ["linear", "mlp"], "head")
     'mlp'
 
     Raises:
-        ValueError: `value` is none of them; the message names all, the nearest first.
+        ValueError: `value` is not an option; the message names all, the closest first.
     """
     options = sorted(options)
     if value in options:
@@ -33,7 +33,7 @@ def one_of(value: str, options: Iterable[str], what: str) -> str:
 
 
 def some_of(names: Sequence[str], most: int = 10) -> str:
-    """The first of the names, and how many more there are.
+    """The first names, and the number of the others, in words.
 
     >>> some_of(["a", "b", "c"], most=2)
     'a, b and 1 more'

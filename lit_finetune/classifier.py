@@ -56,49 +56,49 @@ class FinetuneClassifier(ClassifierSteps):
     (`acc_macro`), macro F1 (`f1`) and above five classes top-5 accuracy (`acc_top5`).
 
     Made to be subclassed: `loss`, `metrics`, `make_head`, `make_optimizer` and `make_scheduler` are
-    small methods, each of which can be replaced alone.
+    small methods that can be overridden one by one.
 
     Args:
         backbone: A torchvision name (`resnet18`), `timm/<name>`, `hf/<model type, folder or name on
             the hub>`, an import path (`my_package.nets.ResNet`), or a network.
-        num_classes: How many classes there are.
+        num_classes: The number of classes.
         weights: `DEFAULT` or the name of a torchvision weights enum, `pretrained` for timm, or the
-            path of a weights file. By default the network keeps the weights that it has.
+            path of a weights file. By default the network keeps its weights.
         head: `linear`, `mlp`, a module, or a callable from `(in_features, num_classes)` to one. A
-            `linear` head keeps the network's own layer where that has `num_classes` outputs.
-        head_name: The network's classifier layer, where it is not found by itself; "" if it has
-            none: then one is appended to what it ends in, as where none is found.
-        backbone_kwargs: What to build a named backbone with.
-        in_chans: Channels of a picture; others than the network's adapt its first convolution.
-        image_size: Side of a picture; by default what the network was made for.
-        drop_rate: Probability of dropping a feature, before the head's last layer.
-        lr: The head's learning rate. An optimizer that brings a rate of its own may set it instead.
+            `linear` head keeps the network's own layer if that has `num_classes` outputs.
+        head_name: The network's classifier layer; by default it is found. With "", or if none is
+            found, a head is appended to the network's features.
+        backbone_kwargs: The arguments for building a named backbone.
+        in_chans: Channels of an image; another number adapts the network's first convolution.
+        image_size: The side of an image; by default the network's own.
+        drop_rate: Dropout probability before the head's last layer.
+        lr: The head's learning rate. An optimizer with a rate of its own may set it instead.
         backbone_lr_ratio: The rate of the last block before the head, relative to the head's.
         layer_decay: The factor on the rate from each block to the one before it.
-        weight_decay: Of all but norms and biases. By default 0.01 under AdamW; another optimizer
-            keeps its own.
+        weight_decay: Of all parameters except norms and biases. By default 0.01 under AdamW, and
+            another optimizer's own.
         optimizer: Takes parameter groups, returns the optimizer. By default AdamW.
         lr_scheduler: Takes the optimizer, returns the scheduler. By default linear warm-up over a
             twentieth of all steps, then half a cosine; `constant` for none.
-        lr_scheduler_interval: When a scheduler that was given steps.
-        label_smoothing: Share of the probability that is spread over all classes.
+        lr_scheduler_interval: Whether a given scheduler steps after each epoch or step.
+        label_smoothing: The share of the probability that is spread over all classes.
         class_weights: A weight per class, or `balanced`: inversely proportional to the class's
-            number of training pictures.
-        mixup_alpha: Of MixUp's Beta distribution; 0 for none.
-        cutmix_alpha: Of CutMix's Beta distribution; 0 for none.
+            number of training images.
+        mixup_alpha: The parameter of MixUp's Beta distribution; 0 for none.
+        cutmix_alpha: The parameter of CutMix's Beta distribution; 0 for none.
         min_match: The least share of the backbone's parameters that a weights file must fill.
-        lora: Adapters of low rank, which train in the place of the backbone's weights.
-        channels_last: Whether pictures and weights lie channels last in memory, which many
-            convolutional networks run faster with, on a GPU above all.
-        compile: Whether the backbone runs through `torch.compile`.
-        gradient_checkpointing: Whether blocks that train compute their activations again in the
-            backward pass rather than keep them: less memory, more time, and the same result.
-        error_if_nonfinite: Whether a training ends where its loss is nan or infinite, before that
-            step is made, and where a checkpoint would hold such weights. Else such steps are left
-            out, with a warning.
+        lora: Low-rank adapters, which train instead of the backbone's weights.
+        channels_last: Whether to use the channels-last memory format for images and weights, which
+            makes many convolutional networks faster, especially on a GPU.
+        compile: Whether to compile the backbone with `torch.compile`.
+        gradient_checkpointing: Whether trainable blocks recompute their activations in the backward
+            pass instead of storing them: less memory, more time, and the same result.
+        error_if_nonfinite: Whether training raises an error if its loss is nan or infinite, before
+            the step, or if a checkpoint would contain such weights. Otherwise such steps are
+            skipped with a warning.
 
     Raises:
-        ValueError: An argument cannot be; the message names all of them.
+        ValueError: An argument is invalid; the message names all of them.
     """
 
     lr: float
@@ -139,8 +139,8 @@ class FinetuneClassifier(ClassifierSteps):
         hparams = plain_hparams(arguments)
         check_hparams(arguments)
         self.save_hyperparameters(hparams)
-        self._noted: tuple[list[Block], list[ParamGroup]] | None = None
-        self.lr = lr  # by this name Lightning's Tuner finds it
+        self._before_fsdp1: tuple[list[Block], list[ParamGroup]] | None = None
+        self.lr = lr  # the name that Lightning's Tuner sets
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         built = assemble(
@@ -166,27 +166,27 @@ class FinetuneClassifier(ClassifierSteps):
         if gradient_checkpointing:
             recompute_units(self, self.blocks)
         self.load_report = built.load_report
-        self._rebuilt_by = built.rebuild_args
+        self._rebuild_args = built.rebuild_args
         self.data_config: DataConfig = built.data_config
         self._set_classes(built.head_classes)
         self.initial_head = built.initial_head
         self._new_head, self._random_backbone = built.new_head, built.random_backbone
-        self._still = frozen_modules(self, self.blocks) if built.lora_layers else []
+        self._frozen_modules = frozen_modules(self, self.blocks) if built.lora_layers else []
         rank_zero_info(str(built))
 
     @override
     def __setattr__(self, name: str, value: Any) -> None:
-        if type(value) is str and name in vars(self):  # Lightning notes each hook's name: be quick
+        if type(value) is str and name in vars(self):  # fast path: Lightning sets each hook's name
             vars(self)[name] = value
             return
-        # `model.backbone = torch.compile(model.backbone)`: names must stay what they are.
+        # `model.backbone = torch.compile(model.backbone)` must not change names.
         super().__setattr__(name, unwrap_compiled(value) if isinstance(value, nn.Module) else value)
 
     @property
     def blocks(self) -> list[Block]:
         """The network's blocks from the input to the head, by names within this module."""
-        if self._noted:
-            return self._noted[0]
+        if self._before_fsdp1:
+            return self._before_fsdp1[0]
         with without_modules(self, find_auxiliary_networks(self, network="backbone")):
             return list_blocks(self, f"backbone.{self.head_name}")
 
@@ -197,96 +197,95 @@ class FinetuneClassifier(ClassifierSteps):
         if self._trainer is not None and prepare_fsdp1(self.trainer.strategy, self):
             refuse_arguments_under_fsdp1(self.hparams)
             wrap_by_blocks(self.trainer.strategy, self.backbone, self.head_name)
-            self._noted = None
-            self._noted = self.blocks, self.param_groups()  # shapes will tell no longer
+            self._before_fsdp1 = None
+            self._before_fsdp1 = self.blocks, self.param_groups()  # from shapes, which it flattens
 
     @override
     def forward(self, images: Tensor | PrefixOutput) -> Tensor:
-        """From images (N, C, H, W), or what their first blocks gave, to logits (N, num_classes)."""
+        """The logits (N, num_classes) of images (N, C, H, W), or of cached block inputs."""
         if isinstance(images, PrefixOutput):
             self._auxiliary = ()
             return self.forward_from(*images)
-        output = self.backbone(self._laid_out(images))
+        output = self.backbone(self._to_memory_format(images))
         self._auxiliary = weighted_auxiliary_logits(output)
         logits = logits_of(output)
         check_logits(logits, self.num_classes, self.head_name)
         return logits
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """From images (N, C, H, W) to what the head is given."""
+        """The input of the head in the forward of images (N, C, H, W)."""
         return forward_features(self.backbone, self.head_name, images)
 
     def forward_prefix(self, images: Tensor, upto: str) -> Tensor:
-        """From images to what enters the block `upto`; "head": what the head is given."""
-        laid_out = self._laid_out(images)
-        return forward_prefix(self.backbone, laid_out, upto, head_name=self.head_name)
+        """The input of the block `upto` in the forward of images (N, C, H, W)."""
+        images_in_format = self._to_memory_format(images)
+        return forward_prefix(self.backbone, images_in_format, upto, head_name=self.head_name)
 
     def forward_from(
         self, h: Tensor, upto: str, image_shape: tuple[int, ...] | None = None
     ) -> Tensor:
-        """From what enters the block `upto` to logits, as if the images had come all the way.
+        """The logits from the input of the block `upto`, equal to those of the whole forward.
 
         Args:
-            h: What `forward_prefix` gives.
+            h: The result of `forward_prefix`.
             upto: The block's name.
-            image_shape: Of the images, if `forward_prefix` has not seen any such.
+            image_shape: Of the images; by default that of an earlier `forward_prefix`.
         """
         options: dict[str, Any] = {"head_name": self.head_name, "image_shape": image_shape}
         return forward_from(self.backbone, h, upto, **options)
 
-    def _laid_out(self, images: Tensor) -> Tensor:
-        is_last = self.hparams["channels_last"]
-        return images.contiguous(memory_format=torch.channels_last) if is_last else images
+    def _to_memory_format(self, images: Tensor) -> Tensor:
+        is_channels_last = self.hparams["channels_last"]
+        return images.contiguous(memory_format=torch.channels_last) if is_channels_last else images
 
     def get_classifier(self) -> nn.Module:
         """The head."""
         return self.backbone.get_submodule(self.head_name)
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Put a new head, of the same kind, for another number of classes in the place of the head.
+        """Replace the head by a new one, of the same kind, for another number of classes.
 
         Args:
-            num_classes: How many classes there are now; they are called by their numbers until
-                a datamodule names them.
+            num_classes: The new number; names are numbers until a data module gives names.
         """
         check_hparams({"num_classes": num_classes})
-        given = self.hparams["head"] or "linear"
+        options = self.hparams["head"] or "linear"
         head = choose_head(
-            self.backbone, self.head_name, num_classes, make_head=self.make_head, head=given
+            self.backbone, self.head_name, num_classes, make_head=self.make_head, head=options
         )
         self.head_name = replace_head(
             self.backbone,
             num_classes,
             head=head,
             head_name=self.head_name,
-            drop_rate=self.hparams["drop_rate"] if head == given else 0.0,
+            drop_rate=self.hparams["drop_rate"] if head == options else 0.0,
         )
         self._new_head = new_head(self.backbone, self.head_name, is_random=isinstance(head, str))
         self.hparams.update(num_classes=num_classes, class_weights=None)
         self._set_classes(unnamed(num_classes))
 
     def merge_lora(self) -> nn.Module:
-        """A copy of the network with its adapters merged into the weights, under their names."""
+        """A copy of the network with its adapters merged into the weights, by their own names."""
         return merge_adapters(self.backbone)
 
     def make_head(self, in_features: int, num_classes: int) -> nn.Module | None:
-        """Override to build your own head; None, as here, leaves it to the argument `head`.
+        """Override to build your own head; None, as here, uses the argument `head`.
 
         It is called from `__init__`, before attributes of a subclass exist.
         """
         return None
 
     def make_optimizer(self, groups: list[dict[str, Any]]) -> Optimizer:
-        """The optimizer over these parameter groups; blocks join it as groups of their own."""
+        """The optimizer of these parameter groups; the groups of other blocks are added later."""
         if self._optimizer is not None:
             return self._optimizer(groups)
         return AdamW(groups, fused=can_fuse(self._trainer, self.parameters()))
 
     def make_scheduler(self, optimizer: Optimizer) -> dict[str, Any] | None:
-        """Lightning's description of the scheduler, or None for a constant rate.
+        """Lightning's configuration of the scheduler; None for a constant rate.
 
         Raises:
-            ValueError: The default, a cosine, was left for a run of no known length.
+            ValueError: The default cosine needs the length of the run, which is unknown.
         """
         if self._lr_scheduler == "constant":
             return None
@@ -315,8 +314,8 @@ class FinetuneClassifier(ClassifierSteps):
     def configure_optimizers(self) -> Any:
         trainer = self._trainer
         if trainer is not None and not trainer.strategy.restore_checkpoint_after_setup:
-            self.match_data_classes()  # before callbacks pass over all pictures in `on_fit_start`
-        groups = self._noted[1] if self._noted else self.param_groups()
+            self.match_data_classes()  # before callbacks iterate over all images in `on_fit_start`
+        groups = self._before_fsdp1[1] if self._before_fsdp1 else self.param_groups()
         parameters = parameters_by_name(self)
         optimizer = build_optimizer(
             groups,
@@ -335,24 +334,24 @@ class FinetuneClassifier(ClassifierSteps):
         return super().predict_image(image)
 
     def report_new_head(self, *, refuse: bool = False) -> None:
-        """Say it where a head has not been trained, which is refused where nothing would show it.
+        """Report an untrained head, or raise an error if `refuse` is set.
 
         Raises:
-            ValueError: It is random, and is to be used.
+            ValueError: The head is random, and `refuse` is set.
         """
         report_untrained(self, self._random_backbone, refuse=refuse)
 
     @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
-        enforce_eval(self._still)
+        enforce_eval(self._frozen_modules)
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
         key = self.CHECKPOINT_HYPER_PARAMS_KEY
-        # The weights are in the checkpoint: whoever loads it must not need files again.
-        checkpoint[key] = {**checkpoint.get(key, {}), "weights": None, **self._rebuilt_by}
+        # The weights are in the checkpoint, so loading it must not need other files.
+        checkpoint[key] = {**checkpoint.get(key, {}), "weights": None, **self._rebuild_args}
         checkpoint[CHECKPOINT_KEY]["weights"] = self.hparams["weights"]
         checkpoint[CHECKPOINT_KEY][UNTRAINED_KEY] = untrained_head(self)
 
@@ -360,8 +359,8 @@ class FinetuneClassifier(ClassifierSteps):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self._random_backbone = None
-        if state := checkpoint.get("state_dict"):  # none where shards have been read by now
-            # It may be of another version of transformers.
+        if state := checkpoint.get("state_dict"):  # missing if shards have been loaded already
+            # The checkpoint may be of another version of transformers.
             checkpoint["state_dict"] = dict(to_network_names(self, {"": state})[""])
         self._new_head = saved_new_head(self, checkpoint)
 
@@ -376,22 +375,20 @@ class FinetuneClassifier(ClassifierSteps):
         weights_only: bool | None = None,
         **kwargs: Any,
     ) -> Self:
-        """The classifier that a checkpoint holds, as in Lightning, but the file is only data.
+        """Load a classifier from a checkpoint, as in Lightning, but read the file as plain data.
 
-        What it names is not imported, fetched or read, but for networks of torchvision, timm and
-        transformers. Your own takes one argument more, class, import path or module:
-        `load_from_checkpoint(file, backbone=MyNet)`; an import path that this program has given to
-        a classifier is known. A head given as a module or callable has to be given again.
+        Names in it are not imported, fetched or read, except networks of torchvision, timm and
+        transformers. For your own network, pass the class, import path or module:
+        `load_from_checkpoint(file, backbone=MyNet)`. An import path that this program has passed to
+        a classifier is trusted. A head that was a module or callable has to be passed again.
 
-        The path may be an address, or the folder of a sharded run. The arguments are Lightning's,
-        but `weights_only=False` is refused: objects of classes of your own in the file are named by
+        The path may be a URL, or the folder of a sharded run. The arguments are Lightning's, but
+        `weights_only=False` is refused: allow objects of your own classes in the file with
         `torch.serialization.add_safe_globals`.
         """
-        given = {"hparams_file": hparams_file, "weights_only": weights_only}
-        with trusted_checkpoint(cls, checkpoint_path, user_kwargs=kwargs, **given) as (
-            file,
-            judged,
-        ):
-            loaded = super().load_from_checkpoint(file, map_location, strict=strict, **judged)
+        options = {"hparams_file": hparams_file, "weights_only": weights_only}
+        checked = trusted_checkpoint(cls, checkpoint_path, user_kwargs=kwargs, **options)
+        with checked as (file, load_kwargs):
+            loaded = super().load_from_checkpoint(file, map_location, strict=strict, **load_kwargs)
         refuse_unread_checkpoint(loaded, checkpoint_path)
         return loaded
