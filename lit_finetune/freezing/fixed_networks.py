@@ -108,10 +108,9 @@ def without_averaged_models(model: nn.Module, names: Iterable[str]) -> dict[str,
 def restored_line(names: Sequence[str]) -> str:
     """The message about networks whose statistics were restored."""
     return (
-        f"{' and '.join(map(repr, names))}, beside the network that trains, would gather statistics"
-        " in training mode although nobody trains it: they stay as they were. In that mode it"
-        " answers by each batch's own statistics; for those that it has, put it into eval mode"
-        " (`eval()`) where it is built."
+        f"{' and '.join(map(repr, names))} does not train, but is in training mode, which would"
+        " gather statistics: they are restored. In that mode its output depends on the statistics"
+        " of each batch; to use its own, put it into eval mode (`eval()`) where it is built."
     )
 
 

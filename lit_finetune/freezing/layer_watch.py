@@ -80,7 +80,7 @@ def refuse_exchanged_in_training(
     new = [name for name, each in present.items() if name not in expected and each.requires_grad]
     if other := [*missing, *new]:
         raise ValueError(
-            f"Layers were exchanged or added amid the training, {when}: {some_of(other, 3)}. No"
+            f"Layers were exchanged or added during training, {when}: {some_of(other, 3)}. No"
             " optimizer and no schedule knows them, so they would never train. Build layers in"
             " `__init__`, `setup` or `configure_model`, and let the schedule say when they train;"
             " new weights for a layer are copied into it, under `torch.no_grad()`."
@@ -113,7 +113,7 @@ def refuse_unoptimised(
     ]
     if new:
         raise ValueError(
-            f"Layers were exchanged or added amid the training, {when}: {some_of(new, 3)}. No"
+            f"Layers were exchanged or added during training, {when}: {some_of(new, 3)}. No"
             " optimizer holds them, so they would never train. Build layers in `__init__`, `setup`"
             " or `configure_model`, or add them to the optimizer (`add_param_group`); new weights"
             " for a layer are copied into it, under `torch.no_grad()`."

@@ -75,6 +75,6 @@ def silent_line(silent: Mapping[str, Sequence[str]], steps: int) -> str:
     return (
         f"No gradient has reached the {which} {some_of(blocks, 3)} in"
         f" {steps} step{'s' * (steps != 1)}, so {verb} not train although the schedule says so:"
-        " `forward` or `training_step` leaves out what comes of it, or cuts it off by"
+        " `forward` or `training_step` does not use its output, or detaches it by"
         " `torch.no_grad()` or `detach()`."
     )

@@ -121,15 +121,15 @@ class TrainableState:
             )
         if unexpected := self._trained_auxiliary():
             raise ValueError(
-                "The loss gives gradients to networks that were taken for such as run beside the"
-                f" one that trains ({some_of(unexpected, 3)}), and none to what the schedule trains"
+                "The loss gives gradients to networks that do not seem to train"
+                f" ({some_of(unexpected, 3)}), and none to the parameters that the schedule trains"
                 f" ({some_of(sorted(self._trainable), 3)}). Name in the schedule what should train,"
                 " and give all of it to the optimizer."
             )
         if any(module.training for module in self.frozen) and self._have_statistics_changed():
             raise ValueError(
                 "`training_step` puts frozen blocks into training mode, and their batch statistics"
-                " moved. Call `train()` in a hook before the step, such as"
+                " changed. Call `train()` in a hook before the step, such as"
                 " `on_train_batch_start`, or leave it out."
             )
 
@@ -143,7 +143,7 @@ class TrainableState:
             raise ValueError(
                 "The loss does not depend on anything that trains in this phase of the schedule:"
                 f" {some_of(sorted(self._trainable), 3)}. Name what should train, for instance the"
-                " layer that gives the module's output; or `training_step` cuts it off, by"
+                " module's last layer; or check whether `training_step` detaches its output, by"
                 " `detach()` or `torch.no_grad()`."
             )
 

@@ -51,7 +51,7 @@ def check_batching(saved: Mapping[str, int], current: Mapping[str, int], *, batc
             for each in (saved, current)
         )
         raise ValueError(
-            f"The checkpoint was written amid an epoch of {saved_text}, and this run has"
+            f"The checkpoint was written within an epoch of {saved_text}, and this run has"
             f" {current_text}: the {batches} batches of the epoch that were done are not the same"
             " ones here. Resume"
             " with the same numbers, or from a checkpoint of an epoch's end."

@@ -42,13 +42,13 @@ def check_dataset(saved: object, current: str | None, *, batches: int) -> None:
         return
     if not batches:
         warnings.warn(
-            "The run goes on with other training pictures than the checkpoint's run had: files,"
+            "The run resumes with other training pictures than the checkpoint's run had: files,"
             " labels or contents have changed.",
             stacklevel=2,
         )
         return
     raise ValueError(
-        "The checkpoint was written amid an epoch of other training pictures: files, labels or"
+        "The checkpoint was written within an epoch of other training pictures: files, labels or"
         f" contents have changed since then, so the {batches} batches that were done of the epoch"
         " are not the same ones here. Resume with the same pictures, or from a checkpoint of an"
         " epoch's end."

@@ -275,8 +275,8 @@ class ClassifierSteps(LightningModule):
         )
         if self._stops_if_nonfinite:
             raise ValueError(
-                f"{text} This step was not made: checkpoints from before hold no such number. To"
-                " leave such steps out and go on, set `error_if_nonfinite` to false."
+                f"{text} This step was not made: earlier checkpoints have no such number. To skip"
+                " such steps and continue, set `error_if_nonfinite` to false."
             )
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         discard_gradients(self, has_scaler=scaler is not None)

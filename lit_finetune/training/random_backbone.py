@@ -182,14 +182,14 @@ def random_layers_warning(
             f"{share:.0%} of it is frozen" if share else "a head is fitted to its features at once"
         )
         return (
-            f"The backbone {random.name} has random weights, and {use}: what the head learns from"
-            f" means nothing. Give pretrained weights ({weights}: `DEFAULT`, `pretrained` or a"
+            f"The backbone {random.name} has random weights, and {use}: its features mean"
+            f" nothing. Give pretrained weights ({weights}: `DEFAULT`, `pretrained` or a"
             " file), or train all of it from the start."
         )
     return (
         f"Layers of the backbone {random.name} have random weights, which nothing has filled, and"
         f" do not train, {len(frozen)}: {', '.join(frozen[:3])}{', …' if len(frozen) > 3 else ''}."
-        f" What comes through them means nothing. Give weights that have them ({weights}), or train"
+        f" Their outputs mean nothing. Give weights that have them ({weights}), or train"
         " them from the start."
     )
 

@@ -22,13 +22,13 @@ def augmentation_of(datamodule: Any) -> str | None:
 
 def augmentation_line(checkpoint: Mapping[str, Any], datamodule: Any) -> str | None:
     """The message if a resumed run has another augmentation; None if not."""
-    noted, now = checkpoint.get(DATA_KEY), augmentation_of(datamodule)
-    before = noted.get("train_augmentation") if isinstance(noted, Mapping) else None
-    if not isinstance(before, str) or now is None or before == now:
+    saved, current = checkpoint.get(DATA_KEY), augmentation_of(datamodule)
+    before = saved.get("train_augmentation") if isinstance(saved, Mapping) else None
+    if not isinstance(before, str) or current is None or before == current:
         return None
     return (
-        f"`train_augmentation` is {now!r}, but was {printable(before)[:80]!r} in the run of the"
-        " checkpoint: from here on pictures are varied otherwise than if it had never stopped."
+        f"`train_augmentation` is {current!r}, but was {printable(before)[:80]!r} in the run of the"
+        " checkpoint: from here on pictures are augmented differently than without a stop."
     )
 
 

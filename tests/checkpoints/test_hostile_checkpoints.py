@@ -560,7 +560,7 @@ def test_a_wrong_value_deep_in_a_state_is_told_at_the_start(
         trainer.fit(model, loader(), loader(), ckpt_path=str(tmp_path / "wrong.ckpt"))
 
 
-@pytest.mark.filterwarnings("ignore:The run goes on with other training pictures")
+@pytest.mark.filterwarnings("ignore:The run resumes with other training pictures")
 def test_the_same_without_a_wrong_value_is_resumed(
     in_phases: dict[str, Any], tmp_path: Path
 ) -> None:

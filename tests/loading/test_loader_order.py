@@ -294,9 +294,9 @@ def test_other_pictures_are_refused_amid_an_epoch_and_told_at_its_end(
     tmp_path: Path, change: str
 ) -> None:
     train(tmp_path / "amid", DataLoader(data(), BATCH), stop=3)
-    with pytest.raises(ValueError, match="amid an epoch of other training pictures"):
+    with pytest.raises(ValueError, match="within an epoch of other training pictures"):
         train(tmp_path / "amid", DataLoader(other_pictures(change), BATCH), resume=True)
 
     train(tmp_path / "end", DataLoader(data(), BATCH), stop=PER_EPOCH)
-    with pytest.warns(UserWarning, match="goes on with other training pictures"):
+    with pytest.warns(UserWarning, match="resumes with other training pictures"):
         train(tmp_path / "end", DataLoader(other_pictures(change), BATCH), resume=True)
