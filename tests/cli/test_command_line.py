@@ -377,7 +377,7 @@ def test_messages_pass_through_whatever_has_taken_over_the_screen(
         (["--model.backbone", "timm/test_resnat"], "test_resnet"),
         (["--model.weights", "none.pth"], "No weights file 'none.pth'"),
         (["--model.weights", "other.pth"], "less than min_match=0.9"),
-        (["--model.lr", "-1"], "`lr` must be positive, but got -1"),
+        (["--model.lr", "-1"], "`lr` must be positive and finite, but got -1"),
         (["--model.lr", "fast"], 'key "model.lr"'),
         (["--model.lr_scheduler", "constnt"], "Expected a dot import path string: constnt"),
         (["--model.head", "mpl"], "mpl"),
