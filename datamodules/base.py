@@ -1,4 +1,4 @@
-"""What all data modules share: transforms, loaders, and the data config they follow."""
+"""The base class of the data modules: transforms, loaders and the data config."""
 
 import math
 import os
@@ -61,41 +61,41 @@ PARTS: Mapping[str, tuple[Part, ...]] = {
     "test": ("test",),
     "predict": ("predict",),
 }
-MOST_WORKERS = 4
+MAX_WORKERS = 4
 
 
 class ImageDataModule(LightningDataModule):
-    """Pictures with one label each, as the model at hand expects them.
+    """Images with one label each, in the form that the model expects.
 
-    A subclass gives `classes` and `read_samples`. What is not given here comes from the model's own
-    data config. The last batch of a training epoch is left out when it would hold one picture
-    alone, which BatchNorm cannot train on; the next epoch shuffles anew.
+    A subclass defines `classes` and `read_samples`. Options that are None are taken from the
+    model's data config. A training epoch drops its last batch if it has a single image, on which
+    BatchNorm cannot train; the next epoch is shuffled again.
 
     Args:
-        batch_size: Pictures in a batch, on each device.
-        num_workers: Processes that load pictures, for each device; if not given, as many as the
-            CPU has to spare, up to 4, but none for kept pictures where the network runs on the CPU.
-        image_size: Side of the square that the network sees, or its height and width.
-        resize_size: Length of the picture's short side before `image_size` is cut from its centre,
-            for all but training.
+        batch_size: Images per batch, on each device.
+        num_workers: Worker processes for each device. By default as many as there are spare CPUs,
+            up to 4, and none for cached images if the network runs on a CPU, because workers would
+            compete with training.
+        image_size: Side of the square input of the network, or its height and width, in pixels.
+        resize_size: Length of an image's short side before the center crop of `image_size`, in
+            pixels; not for training.
         mean: Mean of each channel, or one for all, of pixels from 0 to 1.
         std: Standard deviation of each channel, or one for all, of pixels from 0 to 1.
-        interpolation: How pictures are resized.
-        train_augmentation: How training pictures are varied: `auto` (crop and mirror image, as
-            suits the data), `trivial` (TrivialAugment on top), `rand` (RandAugment on top), `none`
-            (as in validation), or a callable from picture to picture.
-        seed: Seed of the split, where this data is split.
-        cache: Where the pictures of `fit` are kept once they are decoded and resized: `ram` (of
-            each process, for one run), `disk` (files that all processes and later runs share), or
-            `none`. `auto` keeps in memory what is in memory already, if it takes at most 1 GiB.
-        cache_dir: Folder for what is kept on disk; a hidden one beside the pictures, if not given.
-        cache_size: Length to which the short side of a photograph for training is brought for
-            keeping it, if it is longer; random parts are then cut from that. One and a half times
-            `resize_size`, if not given.
+        interpolation: Interpolation of the resize.
+        train_augmentation: Augmentation of training images: `auto` (crop and flip, as suits the
+            data), `trivial` (with TrivialAugment), `rand` (with RandAugment), `none` (as in
+            validation), or a callable from image to image.
+        seed: Seed of the split, if this data is split.
+        cache: Where the decoded and resized images of `fit` are cached: `ram` (of each process, for
+            one run), `disk` (files that all processes and later runs share), or `none`. `auto`
+            caches images that are in memory already, if they take at most 1 GiB.
+        cache_dir: Folder of the cache on disk; by default a hidden folder next to the images.
+        cache_size: The largest length of the short side of cached training photographs, in pixels;
+            random crops are taken from these. By default one and a half times `resize_size`.
     """
 
     fills_frame: ClassVar[bool] = False
-    """Whether the object fills its picture, so that nothing is to be cut off around it."""
+    """Whether the object fills its image, so that no border may be cropped."""
 
     def __init__(  # noqa: PLR0913  (the signature is the configuration)
         self,
@@ -135,36 +135,36 @@ class ImageDataModule(LightningDataModule):
             interpolation=interpolation,
         )
         self._datasets: dict[Part, ImageDataset] = {}
-        self._made_of: dict[Part, tuple[Samples, DataConfig, str]] = {}
+        self._dataset_sources: dict[Part, tuple[Samples, DataConfig, str]] = {}
         self._is_prepared = False
-        self._told_counts = False
+        self._has_logged_counts = False
         self._run_seed: int | None = None
 
     @property
     def classes(self) -> list[str]:
-        """The class names; the place of each is its label."""
+        """The class names, in the order of their labels."""
         raise NotImplementedError(f"{type(self).__name__} must have `classes`.")
 
     def read_samples(self, part: Part) -> Samples:
-        """The pictures of one part; none at all if there is no such part."""
+        """The images of one part; empty if the part does not exist."""
         raise NotImplementedError(f"{type(self).__name__} must have `read_samples`.")
 
     @property
     def pictures_dir(self) -> Path | None:
-        """The folder of the pictures, where they are in one: a cache on disk lies in it."""
+        """The folder of the images, which by default contains the cache on disk; else None."""
         return None
 
     def train_geometry(self, config: DataConfig) -> list[nn.Module]:
-        """How `auto` augmentation crops and moves a picture."""
+        """The steps of the `auto` augmentation."""
         return photo_geometry(config)
 
     @property
     def data_config(self) -> DataConfig:
-        """What was asked for here, and for the rest what the model at hand expects."""
+        """The options of this data module, and those of the model for the others."""
         config = DataConfig()
         if self.trainer is not None:
-            of_model = getattr(self.trainer.lightning_module, "data_config", None)
-            config = of_model if isinstance(of_model, DataConfig) else config
+            model_config = getattr(self.trainer.lightning_module, "data_config", None)
+            config = model_config if isinstance(model_config, DataConfig) else config
         if self.image_size is not None:
             config = config.resized(self.image_size)
         if self.fills_frame:
@@ -179,7 +179,7 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are."""
+        """The number of classes."""
         return len(self.classes)
 
     @property
@@ -189,22 +189,22 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def class_counts(self) -> dict[str, int]:
-        """How many pictures of each class there are to train on; known after `setup("fit")`."""
+        """The number of training images of each class; known after `setup("fit")`."""
         return self.counts("train")
 
     @property
     def predict_names(self) -> list[str]:
-        """The name of each picture to predict, in order; known after `setup("predict")`."""
+        """The names of the images to predict, in order; known after `setup("predict")`."""
         return list(self._dataset("predict").samples.names)
 
     def counts(self, part: Part) -> dict[str, int]:
-        """How many pictures of each class a part has."""
+        """The number of images of each class in a part."""
         found = Counter(self._dataset(part).samples.labels)
         return {name: found[index] for index, name in enumerate(self.classes)}
 
     @override
     def prepare_data(self) -> None:
-        # One process makes ready what all will read. Lightning lets the others wait here.
+        # One process prepares the cache for all. Lightning lets the others wait here.
         self._is_prepared = True
         if self.cache == "disk" and (self.trainer is None or self.trainer.state.fn == "fit"):
             for part in PARTS["fit"]:
@@ -213,7 +213,7 @@ class ImageDataModule(LightningDataModule):
     @override
     def setup(self, stage: str) -> None:
         if stage == "fit" and self._ranks()["num_replicas"] == 1 and not self._is_prepared:
-            ImageDataModule.prepare_data(self)  # a subclass may have its own, or nobody called it
+            ImageDataModule.prepare_data(self)  # a subclass may override it, or nobody called it
         self._is_prepared = False
         for part in PARTS[stage]:
             samples = self.read_samples(part)
@@ -223,15 +223,15 @@ class ImageDataModule(LightningDataModule):
                 raise ValueError(f"There are no pictures for {part}: {self.where_from(part)}.")
             self._datasets[part] = self._make_dataset(part, samples, stage)
         if stage == "fit" and self._run_seed is None and self.trainer is not None:
-            # What seed_everything set, or else any; the same in all processes.
+            # From seed_everything, or else random; the same in all processes.
             self._run_seed = self.trainer.strategy.broadcast(torch.initial_seed())
-        if stage == "fit" and not self._told_counts:
+        if stage == "fit" and not self._has_logged_counts:
             rank_zero_info(count_table({part: self.counts(part) for part in PARTS["fit"]}))
-            self._told_counts = True
+            self._has_logged_counts = True
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        """The seed of the run's order, so that a resumed run goes on with it."""
+        """The seed of the run's order, for a resumed run."""
         return {"run_seed": self._run_seed}
 
     @override
@@ -241,7 +241,10 @@ class ImageDataModule(LightningDataModule):
     @classmethod
     @override
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
-        """The data module of these keywords, with the order of a run; the file names nothing."""
+        """A data module with these keyword arguments and the run order of a checkpoint.
+
+        The checkpoint defines no other arguments, because it may not be trusted.
+        """
         content = read_checkpoint(resolve_checkpoint(checkpoint_path))
         module = cls(**kwargs)
         if state := content.get(cls.__qualname__):
@@ -249,14 +252,14 @@ class ImageDataModule(LightningDataModule):
         return module
 
     def where_from(self, part: Part) -> str:
-        """Where the pictures of a part would come from; the end of an error message."""
+        """The reason why a part has no images, for the end of an error message."""
         return "no share of the data is split off for it"
 
     @override
     def train_dataloader(self) -> Loader:
         ranks = self.trainer.world_size if self.trainer else 1
-        of_rank = math.ceil(len(self._dataset("train")) / ranks)
-        leaves_one = of_rank > self.batch_size > 1 and of_rank % self.batch_size == 1
+        share = math.ceil(len(self._dataset("train")) / ranks)
+        leaves_one = share > self.batch_size > 1 and share % self.batch_size == 1
         return self._loader(
             ResumableLoader,
             "train",
@@ -266,12 +269,12 @@ class ImageDataModule(LightningDataModule):
         )
 
     def plain_train_dataloader(self) -> Loader:
-        """The training pictures in order, as they are in validation: for a linear probe."""
+        """The training images in order with the transform of validation, for a linear probe."""
         train = self._dataset("train")
         pipeline = make_pipeline(eval_geometry(self.data_config), self.data_config)
-        is_kept = cache_recipe(pipeline) == cache_recipe(train.pipeline)
+        is_cached = cache_recipe(pipeline) == cache_recipe(train.pipeline)
         dataset = ImageDataset(
-            train.samples, pipeline, cache=train.cache if is_kept else None, device=train.device
+            train.samples, pipeline, cache=train.cache if is_cached else None, device=train.device
         )
         return self._loader(ImageLoader, "train", dataset, batch_size=self.batch_size)
 
@@ -293,13 +296,15 @@ class ImageDataModule(LightningDataModule):
         if part not in self._datasets:
             stage = next(stage for stage, parts in PARTS.items() if part in parts)
             raise RuntimeError(f"The {part} pictures are known after `setup({stage!r})`.")
-        samples, config, stage = self._made_of[part]
-        if self.trainer is not None and config != self.data_config:  # a checkpoint has brought one
+        samples, config, stage = self._dataset_sources[part]
+        if (
+            self.trainer is not None and config != self.data_config
+        ):  # it changes when a checkpoint is loaded
             self._datasets[part] = self._make_dataset(part, samples, stage)
         return self._datasets[part]
 
     def _make_dataset(self, part: Part, samples: Samples, stage: str) -> ImageDataset:
-        self._made_of[part] = samples, self.data_config, stage
+        self._dataset_sources[part] = samples, self.data_config, stage
         pipeline = self._pipeline(part, samples)
         cached: CachedImages | CachedTensor | None = None
         if self.cache == "disk" and part in PARTS["fit"]:
@@ -356,7 +361,7 @@ class ImageDataModule(LightningDataModule):
         )
 
     def _eval_loader(self, part: Part) -> Loader:
-        """A loader of each picture once, in order, whichever process asks."""
+        """A loader of each image once, in order, with all processes together."""
         ranks = self._ranks()
         if ranks["num_replicas"] == 1:
             return self._loader(ImageLoader, part, batch_size=self.batch_size)
@@ -377,7 +382,7 @@ class ImageDataModule(LightningDataModule):
             dataset,
             num_workers=num_workers,
             persistent_workers=num_workers > 0 and part in PARTS["fit"],
-            # Its own, so that loading leaves alone what the model draws (dropout, mixing).
+            # A separate one, so that loading does not change the random numbers of the model.
             generator=torch.Generator().manual_seed(self.seed),
             collate_fn=collate_batch,  # type: ignore[arg-type]  # a batch, not a list of samples
             pin_memory=dataset.device.type == "cuda" and not dataset.is_on_device,
@@ -393,7 +398,7 @@ class ImageDataModule(LightningDataModule):
 
 
 def spare_cpus(num_devices: int) -> int:
-    """How many loading processes each device's process can have beside it, up to 4."""
+    """The number of worker processes that the CPU has to spare for each device, up to 4."""
     has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS, not on Windows
     cpus = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    return max(0, min(MOST_WORKERS, cpus // num_devices - 1))
+    return max(0, min(MAX_WORKERS, cpus // num_devices - 1))

@@ -34,17 +34,17 @@ CLASSES = {"cifar10": CIFAR10_CLASSES.split(), "cifar100": CIFAR100_CLASSES.spli
 
 
 class CIFARDataModule(ImageDataModule):
-    """CIFAR-10 or CIFAR-100: 50,000 training pictures, split, and the official 10,000 for testing.
+    """CIFAR-10 or CIFAR-100: 50,000 images for training and validation, and 10,000 for testing.
 
-    The pictures are made as large as the network wants them, and none of them is cut off; give
-    `image_size=32` for a network made for CIFAR. `auto` augmentation shifts by up to an eighth and
-    mirrors.
+    The images are resized to the input size of the network, without a crop; give `image_size=32`
+    for a network made for CIFAR. The `auto` augmentation is a shift by up to an eighth and a
+    horizontal flip.
 
     Args:
-        name: Which of the two.
-        data_dir: Folder for the original files.
-        download: Whether to download what is missing.
-        val_split: Share of the 50,000 for validation.
+        name: `cifar10` or `cifar100`.
+        data_dir: Folder of the original files.
+        download: Whether to download missing files.
+        val_split: Share of the 50,000 images for validation.
         **kwargs: See `ImageDataModule`.
     """
 
@@ -110,43 +110,43 @@ class CIFARDataModule(ImageDataModule):
 
 
 def wrong_files(kind: type[datasets.CIFAR10], folder: Path) -> list[str]:
-    """The files that are missing, or are not the original ones."""
+    """The files that are missing or not the original ones."""
     files = [*kind.train_list, *kind.test_list, [kind.meta["filename"], kind.meta["md5"]]]
-    below = folder / kind.base_folder
-    return [name for name, md5 in files if not check_integrity(below / name, md5)]
+    base = folder / kind.base_folder
+    return [name for name, md5 in files if not check_integrity(base / name, md5)]
 
 
 def fetch(kind: type[datasets.CIFAR10], folder: Path, *, download: bool) -> None:
-    """Get the files from the archive, downloaded where it is missing, all of them or none."""
+    """Extract all files of the archive or none, and download the archive if it is missing."""
     archive = folder / kind.filename
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as half:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
         try:
             if check_integrity(archive, kind.tgz_md5):
-                extract_archive(archive, half)
+                extract_archive(archive, temporary)
             elif download:
-                kind(half, download=True)
+                kind(temporary, download=True)
             else:
                 raise FileNotFoundError("`download` is off")
-        except Exception as error:  # network, disk or archive: the way out is the same
+        except Exception as error:  # network, disk or archive: the advice is the same
             raise RuntimeError(how_to_place(kind, folder, error)) from error
-        move_files(Path(half, kind.base_folder), folder / kind.base_folder)
+        move_files(Path(temporary, kind.base_folder), folder / kind.base_folder)
 
 
 def move_files(source: Path, target: Path) -> None:
-    """Move all files of a folder into another, each at once, in place of those of that name."""
+    """Move all files of a folder into another one, and replace those of the same names."""
     target.mkdir(exist_ok=True)
     for path in source.iterdir():
         os.replace(path, target / path.name)
 
 
 def how_to_place(kind: type[datasets.CIFAR10], folder: Path, error: Exception) -> str:
-    """What to do by hand when the files could not be had."""
+    """How to place the files by hand after a failed download."""
     archive = folder / kind.filename
-    there = " The one that is there has another md5 sum." if archive.exists() else ""
+    hint = " The archive in that folder has another md5 sum." if archive.exists() else ""
     return (
         f"In '{(folder / kind.base_folder).absolute()}', {', '.join(wrong_files(kind, folder))} "
         f"are missing or not the original files of {kind.__name__}, and the archive could not be "
         f"downloaded: {error}. To place it by hand, put {kind.filename} (from {kind.url}, md5 "
-        f"{kind.tgz_md5}) into '{folder.absolute()}', and run again.{there}"
+        f"{kind.tgz_md5}) into '{folder.absolute()}', and run again.{hint}"
     )

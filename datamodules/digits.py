@@ -1,4 +1,4 @@
-"""Scikit-learn's handwritten digits: real data that needs no download."""
+"""Handwritten digits of scikit-learn: real data without a download."""
 
 from typing import Any
 
@@ -13,20 +13,20 @@ from .dataset import ArraySamples
 from .sources.splits import check_fractions, split_fractions, stratified_split
 from .transforms.presets import digit_geometry
 
-BRIGHTEST = 16
+MAX_VALUE = 16
 
 
 class DigitsDataModule(ImageDataModule):
-    """The 1,797 handwritten digits that come with scikit-learn, 8 x 8 pixels each.
+    """The 1,797 handwritten digits of scikit-learn, 8 x 8 pixels each.
 
-    They are made as large as the network wants them, and none of the picture is cut off. `auto`
-    augmentation turns, shifts and zooms a little, without mirror images.
+    The images are resized to the input size of the network, without a crop. The `auto` augmentation
+    is a small rotation, shift and zoom, without a flip.
 
     Args:
-        digits: The digits to use, all ten if not given; they get labels from 0 on, in this order.
-        val_split: Share of the pictures for validation.
-        test_split: Share of the pictures for testing.
-        num_workers: Processes that load pictures; none, since they are in memory already.
+        digits: The digits to use, by default all ten; their labels are 0, 1, … in this order.
+        val_split: Share of the images for validation.
+        test_split: Share of the images for testing.
+        num_workers: Worker processes; by default none, because the images are in memory.
         **kwargs: See `ImageDataModule`.
     """
 
@@ -73,12 +73,12 @@ class DigitsDataModule(ImageDataModule):
 
 
 def load_digits(digits: list[int]) -> ArraySamples:
-    """The pictures of some digits as grey RGB; the label is the place among `digits`."""
+    """The images of some digits in grey RGB; the label is the index in `digits`."""
     from sklearn import datasets
 
     bundle = datasets.load_digits()
     chosen = [i for i, digit in enumerate(bundle.target.tolist()) if digit in digits]
-    grey = (bundle.images[chosen] * (255 / BRIGHTEST)).round().astype(np.uint8)
+    grey = (bundle.images[chosen] * (255 / MAX_VALUE)).round().astype(np.uint8)
     return ArraySamples(
         np.repeat(grey[..., None], 3, axis=-1),
         [f"digit_{i:04d}" for i in chosen],

@@ -1,4 +1,4 @@
-"""Photographs in folders, one folder a class."""
+"""Photographs in folders, one folder for each class."""
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -26,28 +26,28 @@ from .sources.train_val_split import split_train_images
 class ImageFolderDataModule(ImageDataModule):
     """Photographs in folders: `data_dir/<class>/…`, or `data_dir/train/<class>/…` and so on.
 
-    Folders whose names speak of a part and of nothing else (`train`, `training_set`, `val`, `dev`,
-    `test`, `seg_test`, …) are taken as that part. What has no folder is split from the training
-    pictures, class by class and copies of a file together, and the split is written to a small
-    file, so that every process and every resumed run has the same. It stays as it is: pictures that
-    come later are left out with a warning until the file is deleted. The label of a class is its
-    place among the sorted names of the training folders, in every split; without a `train` folder
-    there is only validation and testing, and the labels come from the part that has all classes of
-    the other. Each real file counts once, whatever links lead to it (`docs/data.md`).
+    A folder whose name denotes a part (`train`, `training_set`, `val`, `dev`, `test`, `seg_test`,
+    …) is used as that part. Parts without a folder are split from the training images, stratified
+    by class, with copies of a file in one part. The split is written to a small file, so that
+    every process and every resumed run uses the same. It is not changed later: new images are left
+    out with a warning until the file is deleted. The label of a class is its index in the sorted
+    names of the training folders, for every part. Without a `train` folder only validation and
+    testing are possible, and the labels come from the part that has all classes of the other. Each
+    file counts once, whatever links lead to it (`docs/data.md`).
 
     Args:
-        data_dir: Folder that holds the pictures; it may be left out where there is a `predict_dir`,
-            and nothing to do but predict with a trained model, whose classes count then.
-        val_split: Share of the training pictures for validation, where there is no `val` folder.
-        test_split: Share of the training pictures for testing, where there is no `test` folder.
-        split_file: Where the split is kept; a hidden file in `data_dir`, if not given.
-        on_corrupt: What to do about pictures that cannot be read: `raise` an error that names them,
-            or `skip` them. To skip, every picture is read once before the first run; what was found
-            is kept in `data_dir`. Otherwise their starts and ends are looked at before each run.
-        classes: The names of the class folders, in the order of their labels: where folders within
-            classes look like classes within parts, or another order than the sorted one is wanted.
-        predict_dir: Folder of pictures to predict, in any depth, labelled or not; the test pictures
-            if not given, or those of validation where there are none.
+        data_dir: Folder of the images. With a `predict_dir` it may be left out to predict with a
+            trained model, which then defines the classes.
+        val_split: Share of the training images for validation, without a `val` folder.
+        test_split: Share of the training images for testing, without a `test` folder.
+        split_file: File of the split; by default a hidden file in `data_dir`.
+        on_corrupt: `raise` an error that names unreadable images, or `skip` them. To skip them,
+            every image is decoded once before the first run, and the result is recorded in
+            `data_dir`. Otherwise the starts and ends of the files are checked before each run.
+        classes: The names of the class folders, in the order of their labels: for another order
+            than the sorted one, or if the folders in class folders look like classes in parts.
+        predict_dir: Folder of images to predict, at any depth, labelled or not; by default the test
+            images, or without any those of validation.
         **kwargs: See `ImageDataModule`.
     """
 
@@ -108,7 +108,7 @@ class ImageFolderDataModule(ImageDataModule):
 
     @override
     def prepare_data(self) -> None:
-        # One process looks at the files first; the others find the split and the record it wrote.
+        # One process checks the files first; the others read the split and the record of it.
         running = self.trainer.state.fn if self.trainer is not None else None
         stage = running.value if running else "fit"
         self.check_files(stage)
@@ -120,24 +120,24 @@ class ImageFolderDataModule(ImageDataModule):
         super().prepare_data()
 
     def check_files(self, stage: str = "fit") -> None:
-        """Refuse the pictures that cannot be read, or skip them, as `on_corrupt` says.
+        """Refuse unreadable images, or skip them, according to `on_corrupt`.
 
         Args:
-            stage: What is run: `fit` looks at all parts, for those that are not trained on would
-                stop what follows; `validate`, `test` and `predict` at what they read.
+            stage: `fit` checks all parts, because the others are used after training; `validate`,
+                `test` and `predict` check the part that they read.
 
         Raises:
-            OSError: There are such pictures, and they are not to be skipped; it names all of them.
+            OSError: There are unreadable images, and `on_corrupt` is `raise`; it names all of them.
         """
         parts: list[str] = list(self._folders.folders)
         if stage == "fit":
-            is_there = self.predict_dir is not None and self.predict_dir.is_dir()
-            self._folders.check(parts if is_there else [*self.layout.folders])
+            has_predict = self.predict_dir is not None and self.predict_dir.is_dir()
+            self._folders.check(parts if has_predict else [*self.layout.folders])
         elif stage == "predict" and self.predict_dir is not None:
             self._folders.check(["predict"])
         else:
-            wanted = {"validate": ("val",), "test": ("test",), "predict": ("test", "val")}[stage]
-            self._folders.check([next((p for p in (*wanted, "train") if p in parts), parts[0])])
+            order = {"validate": ("val",), "test": ("test",), "predict": ("test", "val")}[stage]
+            self._folders.check([next((p for p in (*order, "train") if p in parts), parts[0])])
 
     @override
     def read_samples(self, part: Part) -> FileSamples:
@@ -149,9 +149,9 @@ class ImageFolderDataModule(ImageDataModule):
     def where_from(self, part: Part) -> str:
         if part == "predict" and self.predict_dir:
             return f"'{self.predict_dir}' holds none"
-        there = ", ".join(f"{split} ('{path}')" for split, path in self.layout.folders.items())
+        parts = ", ".join(f"{split} ('{path}')" for split, path in self.layout.folders.items())
         return (
-            f"there is {there}, `val_split` is {self.plan.val_split}, "
+            f"there is {parts}, `val_split` is {self.plan.val_split}, "
             f"`test_split` is {self.plan.test_split}, `predict_dir` is {self.predict_dir}"
         )
 
@@ -165,7 +165,7 @@ class ImageFolderDataModule(ImageDataModule):
         if part == "train" and part in self.layout.folders:
             self._refuse_empty(samples)
         elif part in ("val", "test"):
-            self._tell_missing(samples, part)
+            self._warn_of_missing_classes(samples, part)
         return samples
 
     def _find_predict_samples(self) -> FileSamples:
@@ -176,11 +176,11 @@ class ImageFolderDataModule(ImageDataModule):
         return FileSamples(self.predict_dir, names, [UNLABELLED] * len(names))
 
     def _labels(self, split: Split) -> dict[str, int]:
-        """The label of each picture of a split, by its name."""
+        """The label of each image of a split, by name."""
         if split != "train" and split in self.layout.folders:
             classes = self._list_split_folder(split)
         else:
-            classes = {name: self._pool[name] for name in self._parts.get(split, [])}
+            classes = {name: self._train_classes[name] for name in self._parts.get(split, [])}
         indices = self.class_to_idx
         return {name: indices[label] for name, label in classes.items()}
 
@@ -198,17 +198,17 @@ class ImageFolderDataModule(ImageDataModule):
         return classes
 
     def _warn_of_test_classes(self) -> None:
-        """Say before a training that what comes after it will be refused."""
+        """Warn before training of test images that testing will refuse."""
         if "test" not in self.layout.folders or not self._folders.listing("test").classes:
-            return  # pictures without classes are there to be predicted
+            return  # images without classes are meant for prediction
         try:
             self.read_samples("test")
         except ValueError as error:
             rank_zero_warn(f"`test` will be refused: {error}")
 
     @cached_property
-    def _pool(self) -> Mapping[str, str]:
-        """The class of each picture in the training folder, by its name."""
+    def _train_classes(self) -> Mapping[str, str]:
+        """The class of each image in the training folder, by name."""
         classes = self._folders.listing("train").classes
         empty = sorted(set(self.classes) - set(classes.values()))
         if empty:
@@ -220,21 +220,21 @@ class ImageFolderDataModule(ImageDataModule):
 
     @cached_property
     def _parts(self) -> Mapping[str, list[str]]:
-        """The names of the pictures in the training folder, as they are divided."""
+        """The names of the images in the training folder, split into parts."""
         if "train" not in self.layout.folders:
             return {}
-        pool = self._pool
-        readable = self._folders.readable("train", list(pool))
+        classes = self._train_classes
+        readable = self._folders.readable("train", list(classes))
         return split_train_images(
-            pool,
+            classes,
             self.plan,
             root=self.data_dir,
             split_file=self.split_file,
-            unreadable=set(pool).difference(readable),
+            unreadable=set(classes).difference(readable),
         )
 
-    def _tell_missing(self, samples: FileSamples, part: Split) -> None:
-        """Say which classes are never measured."""
+    def _warn_of_missing_classes(self, samples: FileSamples, part: Split) -> None:
+        """Warn of classes without images in an evaluated part."""
         found = set(samples.labels)
         missing = [name for index, name in enumerate(self.classes) if index not in found]
         if not samples.names or not missing:
@@ -262,7 +262,7 @@ class ImageFolderDataModule(ImageDataModule):
 
 
 def folder_of_pictures(data_dir: str | Path | None, predict_dir: str | Path | None) -> str | Path:
-    """The folder that a data module is for."""
+    """The main folder of a data module: `data_dir`, or else `predict_dir`."""
     folder = data_dir if data_dir is not None else predict_dir
     if folder is None:
         raise ValueError(

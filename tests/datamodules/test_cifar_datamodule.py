@@ -146,7 +146,7 @@ def test_an_archive_that_is_not_the_original_is_told_when_the_download_fails(arc
     path.unlink()
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / kind.filename).write_bytes(b"half")
-    with pytest.raises(RuntimeError, match="The one that is there has another md5 sum"):
+    with pytest.raises(RuntimeError, match="The archive in that folder has another md5 sum"):
         prepared(kind, tmp_path / "data")
 
 

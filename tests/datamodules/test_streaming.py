@@ -229,7 +229,7 @@ def test_a_checkpoint_does_not_say_where_a_stream_is(shards: Path, tmp_path: Pat
     away = {"input_dir_path": "", "input_dir_url": f"local:{shards}/train"}
     state["dataset"] |= {**away, "cache_dir_path": str(tmp_path / "planted")}
 
-    with pytest.raises(ValueError, match="only the same files"):
+    with pytest.raises(ValueError, match="only resume with the same files"):
         stream.train_dataloader().load_state_dict(state)
 
     assert not (tmp_path / "planted").exists()
