@@ -1,7 +1,6 @@
 """The base class of the data modules: transforms, loaders and the data config."""
 
 import math
-import os
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -50,6 +49,7 @@ from .sources.class_counts import count_table
 from .transforms.channels import per_channel, validate_options
 from .transforms.pipeline import Pipeline, Step, make_pipeline
 from .transforms.presets import Augmentation, photo_geometry, train_steps
+from .workers import spare_cpus
 
 Cache = Literal["auto", "ram", "disk", "none"]
 Part = Literal["train", "val", "test", "predict"]
@@ -61,7 +61,6 @@ PARTS: Mapping[str, tuple[Part, ...]] = {
     "test": ("test",),
     "predict": ("predict",),
 }
-MAX_WORKERS = 4
 
 
 class ImageDataModule(LightningDataModule):
@@ -395,10 +394,3 @@ class ImageDataModule(LightningDataModule):
         if len(dataset) <= self.batch_size or dataset.needs_no_workers:
             return 0
         return spare_cpus(self.trainer.num_devices if self.trainer else 1)
-
-
-def spare_cpus(num_devices: int) -> int:
-    """The number of worker processes that the CPU has to spare for each device, up to 4."""
-    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS, not on Windows
-    cpus = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-    return max(0, min(MAX_WORKERS, cpus // num_devices - 1))
