@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
-from lit_finetune.loading.few_pictures import refuse_few_images
+from lit_finetune.loading.few_images import refuse_few_images
 
 
 def sequential_loader(

@@ -20,7 +20,7 @@ from lit_finetune.checkpoints.read import read_checkpoint
 from lit_finetune.checkpoints.source import resolve_checkpoint
 from lit_finetune.checkpoints.structure import read_run_seed
 from lit_finetune.images.data_config import DataConfig, Interpolation, eval_geometry
-from lit_finetune.loading.few_pictures import refuse_few_images
+from lit_finetune.loading.few_images import refuse_few_images
 from lit_finetune.loading.run_position import RunPosition, position_in_run
 
 from .cached_images import CachedImages, CachedTensor

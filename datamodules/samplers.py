@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, SequentialSampler
 from typing_extensions import override
 
-from lit_finetune.loading.few_pictures import refuse_few_images
+from lit_finetune.loading.few_images import refuse_few_images
 from lit_finetune.loading.run_position import RunPosition
 from lit_finetune.loading.seeding import derive_seed
 

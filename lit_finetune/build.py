@@ -14,6 +14,7 @@ from lit_finetune.blocks.forward_order import record_parameter_order
 from lit_finetune.checkpoints.trusted_hparams import known_backbone
 from lit_finetune.classes.head import HeadClasses, unnamed
 from lit_finetune.classes.names import listed
+from lit_finetune.heads.class_outputs import head_state
 from lit_finetune.heads.feature_head import append_head
 from lit_finetune.heads.find import NoHeadError, partner_heads, replaced_layers
 from lit_finetune.heads.replace import (
@@ -23,7 +24,6 @@ from lit_finetune.heads.replace import (
     head_num_classes,
     replace_head,
 )
-from lit_finetune.heads.rows import head_state
 from lit_finetune.heads.untrained import NewHead, new_head
 from lit_finetune.images.data_config import DataConfig
 from lit_finetune.lora import Lora, add_lora

@@ -20,7 +20,7 @@ from lit_finetune.classes.head import (
 )
 from lit_finetune.distributed.wrapping import shards_parameters
 from lit_finetune.freezing.weight_averaging import copy_into_averages
-from lit_finetune.heads.rows import refuse_sharded_head, reorder_outputs, reset_head
+from lit_finetune.heads.class_outputs import refuse_sharded_head, reorder_outputs, reset_head
 from lit_finetune.training.class_weights import balanced_weights
 from lit_finetune.weights.own_checkpoint import classes_in, num_classes_in
 

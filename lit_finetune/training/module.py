@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from lit_finetune.classes.head import HeadClasses, user_classes
 from lit_finetune.distributed.supported_strategies import refuse_fsdp1_options, refuse_fsdp1_rewrap
-from lit_finetune.heads.rows import update_class_names
+from lit_finetune.heads.class_outputs import update_class_names
 from lit_finetune.images.data_config import DataConfig, eval_transform
 from lit_finetune.images.read import as_rgb
 from lit_finetune.loading.seeding import derive_seed, seed_device

@@ -9,10 +9,10 @@ from typing_extensions import override
 
 from lit_finetune.checkpoints.earlier_runs import refuse_missing_last
 from lit_finetune.classes.data import refuse_other_validation
-from lit_finetune.loading.few_pictures import refuse_few_images_in_loaders
+from lit_finetune.loading.few_images import refuse_few_images_in_loaders
 from lit_finetune.loading.loader_order import make_reloaded_repeatable
 from lit_finetune.training.class_matching import refuse_unread_checkpoint
-from lit_finetune.training.own_layers import OwnLayers
+from lit_finetune.training.layer_checks import LayerChecks
 from lit_finetune.training.random_backbone import RandomLayers, random_layers_warning
 from lit_finetune.training.resumed_data import (
     DATA_KEY,
@@ -33,7 +33,7 @@ class RunHooks(Callback):
 
     def __init__(self, classifier: Any) -> None:
         self.classifier = classifier
-        self._layers: OwnLayers | None = None
+        self._layers: LayerChecks | None = None
         self._has_started = False
 
     @override
@@ -55,7 +55,7 @@ class RunHooks(Callback):
         _match(self.classifier, trainer.train_dataloader)
         classes = self.classifier.data_classes
         refuse_other_validation(trainer.val_dataloaders, trainer.train_dataloader, classes)
-        self._layers = OwnLayers(self.classifier)
+        self._layers = LayerChecks(self.classifier)
         self._has_started = True
 
     @override

@@ -27,7 +27,7 @@ from lit_finetune.weights.key_matching import (
 from lit_finetune.weights.quantized import format_quantised, quantised_layers, without_prefixes
 from lit_finetune.weights.report import LoadReport
 from lit_finetune.weights.transformers_keys import to_network_names
-from lit_finetune.weights.useless_numbers import refuse_unusable
+from lit_finetune.weights.unusable_weights import refuse_unusable
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_finetune import FinetuneClassifier
-from lit_finetune.heads.rows import head_state, reorder_outputs, reset_head
+from lit_finetune.heads.class_outputs import head_state, reorder_outputs, reset_head
 from lit_finetune.modules.outputs import logits_of
 
 ORDER = [2, 0, 3, 1]

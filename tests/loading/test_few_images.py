@@ -9,7 +9,7 @@ from lightning.pytorch.trainer.states import RunningStage
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_finetune import FinetuneClassifier
-from lit_finetune.loading.few_pictures import refuse_few_images_in_loaders
+from lit_finetune.loading.few_images import refuse_few_images_in_loaders
 from tests.distributed.ranks import ends_of_ranks
 from tests.resuming.resumed_runs import Net
 

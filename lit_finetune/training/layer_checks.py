@@ -15,7 +15,7 @@ from lit_finetune.freezing.layer_watch import LayerWatch, refuse_unoptimised
 from lit_finetune.modules.fsdp1 import parameters_by_name
 
 
-class OwnLayers:
+class LayerChecks:
     """Refuses layers that no optimizer holds, and keeps the statistics of auxiliary networks.
 
     Args:
