@@ -5,7 +5,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lit_finetune.distributed.fsdp2 import is_sharded, reshard
-from lit_finetune.freezing.best_weights import copy_trained, restore_weights
+from lit_finetune.freezing.copy_weights import copy_trained, restore_weights
 from lit_finetune.freezing.trainable_state import TrainableState
 from lit_finetune.schedules.triggers import Stall
 

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from typing_extensions import override
 
-from lit_finetune.checkpoints.earlier_runs import (
+from lit_finetune.checkpoints.find_checkpoints import (
     best_checkpoint,
     checkpoint_dirpaths,
     last_checkpoint,

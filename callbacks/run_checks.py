@@ -4,7 +4,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_finetune.distributed.wrapping import exchanges_parameters, shards_parameters
-from lit_finetune.freezing.fixed_networks import (
+from lit_finetune.freezing.auxiliary_statistics import (
     FixedNetworks,
     restored_line,
     without_averaged_models,

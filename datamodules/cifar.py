@@ -16,7 +16,7 @@ from lit_finetune.images.data_config import DataConfig
 
 from .base import ImageDataModule, Part
 from .dataset import ArraySamples
-from .sources.splits import check_fractions, split_fractions, stratified_split
+from .sources.stratified_split import check_fractions, split_fractions, stratified_split
 from .transforms.presets import small_image_geometry
 
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"

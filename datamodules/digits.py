@@ -10,7 +10,7 @@ from lit_finetune.images.data_config import DataConfig
 
 from .base import ImageDataModule, Part
 from .dataset import ArraySamples
-from .sources.splits import check_fractions, split_fractions, stratified_split
+from .sources.stratified_split import check_fractions, split_fractions, stratified_split
 from .transforms.presets import digit_geometry
 
 MAX_VALUE = 16

@@ -9,18 +9,18 @@ from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lit_finetune._errors import one_of
-from lit_finetune.images.read import IMAGE_SUFFIXES
+from lit_finetune.images.suffixes import IMAGE_SUFFIXES
 
 from .base import PARTS, ImageDataModule, Part
 from .dataset import UNLABELLED, FileSamples
 from .sources.class_folders import check_classes, with_known_spelling
 from .sources.layout import Layout, find_layout
+from .sources.saved_split import split_train_images
 from .sources.scan import ImageFolders
 from .sources.skipped import summary
 from .sources.split_file import SplitPlan
 from .sources.split_names import Split
-from .sources.splits import check_fractions
-from .sources.train_val_split import split_train_images
+from .sources.stratified_split import check_fractions
 
 
 class ImageFolderDataModule(ImageDataModule):

@@ -12,7 +12,7 @@ from lit_finetune.backbones.backbone import Backbone
 from lit_finetune.backbones.create import is_weights_file
 from lit_finetune.blocks.forward_order import record_parameter_order
 from lit_finetune.checkpoints.trusted_hparams import known_backbone
-from lit_finetune.classes.head import HeadClasses, unnamed
+from lit_finetune.classes.head_classes import HeadClasses, unnamed
 from lit_finetune.classes.names import listed
 from lit_finetune.heads.class_outputs import head_state
 from lit_finetune.heads.feature_head import append_head

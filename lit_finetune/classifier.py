@@ -15,7 +15,7 @@ from typing_extensions import Self, override
 from lit_finetune.blocks.block import Block, list_blocks
 from lit_finetune.build import assemble
 from lit_finetune.checkpoints.trusted_hparams import trust_name
-from lit_finetune.classes.head import unnamed
+from lit_finetune.classes.head_classes import unnamed
 from lit_finetune.distributed.fsdp2 import shard
 from lit_finetune.distributed.supported_strategies import refuse_arguments_under_fsdp1
 from lit_finetune.distributed.wrapping import prepare_fsdp1, wrap_by_blocks
@@ -43,7 +43,7 @@ from lit_finetune.splitting.split import PrefixOutput, forward_from, forward_pre
 from lit_finetune.training.class_matching import refuse_unread_checkpoint
 from lit_finetune.training.hparams import check_hparams, plain_hparams
 from lit_finetune.training.module import ClassifierSteps
-from lit_finetune.training.untrained import report_untrained, saved_new_head, untrained_head
+from lit_finetune.training.untrained_head import report_untrained, saved_new_head, untrained_head
 from lit_finetune.weights.own_checkpoint import CHECKPOINT_KEY, UNTRAINED_KEY
 from lit_finetune.weights.transformers_keys import to_network_names
 

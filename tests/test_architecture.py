@@ -55,7 +55,14 @@ ABOUT_LIGHTNING = (
     "distributed.supported_strategies",
     "distributed.wrapping",
     "resuming.checkpoint_io",
-    "resuming.restore",
+    "resuming.restore_errors",
+)
+
+
+PACKAGES = sorted(
+    name.removeprefix("lit_finetune.")
+    for name, path in MODULES.items()
+    if path.name == "__init__.py" and path.parts[-3] == "lit_finetune"
 )
 
 
@@ -216,3 +223,17 @@ def test_no_file_names_a_place_on_one_machine() -> None:
     found = {path.name: match[0] for path, text in texts.items() if (match := places.search(text))}
 
     assert not found
+
+
+@pytest.mark.parametrize("package", [each for each in PACKAGES if each not in ("cli", "training")])
+def test_the_docstring_of_a_room_names_the_rooms_that_it_uses(package: str) -> None:
+    used = {
+        room_of(other)
+        for module in MODULES
+        if room_of(f"{module}.") == package
+        for other in own_imports(module)
+    }
+    text = ast.get_docstring(TREES[f"lit_finetune.{package}"]) or ""
+
+    named = re.findall(r"`(\w+)`", text.rpartition("Uses ")[2])
+    assert named == sorted(used - {package, "_errors"})

@@ -1,4 +1,4 @@
 """Find the images of a dataset: folders, splits, class counts, unusable files.
 
-Paths in, lists of files with their labels out. Uses no Lightning.
+Paths in, lists of files with their labels out.
 """

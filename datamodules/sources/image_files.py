@@ -3,7 +3,8 @@
 import mimetypes
 from pathlib import Path, PurePath
 
-from lit_finetune.images.read import IMAGE_SUFFIXES, open_image
+from lit_finetune.images.read import open_image
+from lit_finetune.images.suffixes import IMAGE_SUFFIXES
 
 SIGNED_FORMATS = (
     *("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "PPM", "AVIF", "JPEG2000", "QOI", "SGI", "DDS"),

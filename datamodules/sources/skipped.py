@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lit_finetune.images.read import IMAGE_SUFFIXES
+from lit_finetune.images.suffixes import IMAGE_SUFFIXES
 
 from .image_files import has_image_suffix, is_graphic, is_unsupported_image
 

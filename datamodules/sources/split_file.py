@@ -10,7 +10,7 @@ from lit_finetune.files.json import read_json
 
 from .portable_names import from_text, json_text, to_text
 from .skipped import summary
-from .splits import split_fractions, stratified_split
+from .stratified_split import split_fractions, stratified_split
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

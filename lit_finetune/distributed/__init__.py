@@ -1,4 +1,5 @@
 """DDP and FSDP: wrap a module so that its trainable parameters may change.
 
-A strategy and a plan in; wrapped or sharded modules out. Uses `blocks`, `checkpoints`, `schedules`.
+A strategy and a plan in; wrapped or sharded modules out. Uses `blocks`, `checkpoints`, `modules`,
+`schedules`.
 """

@@ -9,12 +9,6 @@ from PIL import ExifTags, Image, ImageFile
 
 from lit_finetune.images.bit_depth import declared_bits, to_8_bits
 
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".webp", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".avif", ".jp2", ".j2k", ".qoi"),
-)
-
-
 UNSUPPORTED_FORMATS = ("EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG")
 """Formats that Pillow renders by an external program or by Windows, or cannot decode."""
 

@@ -16,7 +16,7 @@ from lit_finetune.checkpoints.build_limits import limited_build
 from lit_finetune.checkpoints.read import read_checkpoint, refuse_unsafe
 from lit_finetune.checkpoints.source import open_checkpoint
 from lit_finetune.checkpoints.trusted_hparams import read_hparams, trusted_hparams
-from lit_finetune.resuming.restore import migrate
+from lit_finetune.resuming.restore_errors import migrate
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_finetune.classes.data import loader_classes, refuse_contradiction
 from lit_finetune.classes.dataset import declared_classes
-from lit_finetune.classes.head import (
+from lit_finetune.classes.head_classes import (
     CHECKPOINT,
     HeadClasses,
     Match,

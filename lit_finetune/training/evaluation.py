@@ -14,7 +14,7 @@ from typing_extensions import override
 from lit_finetune.training.batches import check_loss
 from lit_finetune.training.eval_metrics import MeanLoss
 from lit_finetune.training.metric_values import describe, scalars_by_name
-from lit_finetune.training.padding import num_repeated
+from lit_finetune.training.repeated_samples import num_repeated
 
 Stage = Literal["val", "test"]
 Loaders = dict[tuple[Stage, int], tuple[MeanLoss, MetricCollection]]

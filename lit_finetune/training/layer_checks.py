@@ -6,7 +6,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lit_finetune.distributed.wrapping import exchanges_parameters, shards_parameters
 from lit_finetune.freezing.auxiliary_networks import find_auxiliary_networks
-from lit_finetune.freezing.fixed_networks import (
+from lit_finetune.freezing.auxiliary_statistics import (
     FixedNetworks,
     restored_line,
     without_averaged_models,

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torchmetrics import MetricCollection
 from typing_extensions import override
 
-from lit_finetune.classes.head import HeadClasses, user_classes
+from lit_finetune.classes.head_classes import HeadClasses, user_classes
 from lit_finetune.distributed.supported_strategies import refuse_fsdp1_options, refuse_fsdp1_rewrap
 from lit_finetune.heads.class_outputs import update_class_names
 from lit_finetune.images.data_config import DataConfig, eval_transform
@@ -24,7 +24,7 @@ from lit_finetune.loading.seeding import derive_seed, seed_device
 from lit_finetune.modules.eval_mode import eval_mode
 from lit_finetune.optim.optimizer import refuse_rare_validation
 from lit_finetune.resuming.checkpoint_io import use_atomic_checkpoints
-from lit_finetune.resuming.restore import report_damaged_checkpoints
+from lit_finetune.resuming.restore_errors import report_damaged_checkpoints
 from lit_finetune.resuming.run_state import RunState, end_epoch, load_run, save_run, start_run
 from lit_finetune.schedules.checkpoint_state import refuse_lost_schedule
 from lit_finetune.training.batches import check_loss, images_of, logits_for, split_batch

@@ -7,14 +7,14 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
-from lit_finetune.checkpoints.earlier_runs import refuse_missing_last
+from lit_finetune.checkpoints.find_checkpoints import refuse_missing_last
 from lit_finetune.classes.data import refuse_other_validation
 from lit_finetune.loading.few_images import refuse_few_images_in_loaders
 from lit_finetune.loading.loader_order import make_reloaded_repeatable
 from lit_finetune.training.class_matching import refuse_unread_checkpoint
 from lit_finetune.training.layer_checks import LayerChecks
 from lit_finetune.training.random_backbone import RandomLayers, random_layers_warning
-from lit_finetune.training.resumed_data import (
+from lit_finetune.training.resume_messages import (
     DATA_KEY,
     augmentation_line,
     augmentation_of,

@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from lit_finetune import FinetuneClassifier, list_blocks
 from lit_finetune.checkpoints.sharded import gather_checkpoint, plain_data_only
 from lit_finetune.distributed.fsdp2 import is_sharded, refuse_unsharded, reshard, shard
-from lit_finetune.freezing.best_weights import copy_trained, restore_weights
+from lit_finetune.freezing.copy_weights import copy_trained, restore_weights
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import unicodedata
 
 import pytest
 
-from lit_finetune.classes.head import HeadClasses, match_classes, unnamed
+from lit_finetune.classes.head_classes import HeadClasses, match_classes, unnamed
 from lit_finetune.classes.names import as_names, reordering, unique_names
 
 NETWORK = HeadClasses(("cat", "ant", "bee"), "network", "its own head")
