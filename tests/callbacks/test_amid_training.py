@@ -135,7 +135,9 @@ def test_layers_that_are_exchanged_or_added_amid_the_training_are_refused_before
     hook: str, step: int, act: Callable[[Any], None], name: str
 ) -> None:
     module = Acts(act, hook)
-    with pytest.raises(ValueError, match=rf"exchanged or added amid.*before step {step} .*{name}"):
+    with pytest.raises(
+        ValueError, match=rf"exchanged or added during.*before step {step} .*{name}"
+    ):
         fit(module, {0: "fc", 2: "all"})
     assert module.steps == step
 

@@ -193,7 +193,7 @@ def test_layers_that_a_hook_exchanges_are_planned_with_or_refused(
 ) -> None:
     module, steps = ByHand(act, hook), Steps()
     if hook not in ("setup", "configure_model"):
-        with pytest.raises(ValueError, match=r"changed layers after|exchanged or added amid"):
+        with pytest.raises(ValueError, match=r"changed layers after|exchanged or added during"):
             fit(module, steps)
         assert steps.steps == 0
         return
