@@ -1,4 +1,4 @@
-"""Find folders in which any user of the machine may put files."""
+"""Find folders that any user of the machine may write to."""
 
 import os
 import stat
@@ -7,9 +7,9 @@ from pathlib import Path
 
 
 def folder_open_to_all(folder: Path) -> Path | None:
-    """The folder, or one above it, in which any user may create or exchange files.
+    """The folder, or a parent of it, that any user may write to; None if there is none.
 
-    A sticky folder such as `/tmp` protects the folders in it, but not its own name for a new file.
+    A sticky folder such as `/tmp` protects the folders in it, but anybody may create files in it.
 
     >>> folder_open_to_all(Path("/")) is None
     True
@@ -17,23 +17,23 @@ def folder_open_to_all(folder: Path) -> Path | None:
     if os.name != "posix":
         return None
     folder = folder.absolute()
-    for place in (folder, *folder.parents):
+    for path in (folder, *folder.parents):
         try:
-            mode = place.stat().st_mode
-        except OSError:  # not there yet, or not to be seen
+            mode = path.stat().st_mode
+        except OSError:  # does not exist yet, or is not accessible
             continue
-        is_protected = mode & stat.S_ISVTX and place != folder
+        is_protected = mode & stat.S_ISVTX and path != folder
         if mode & stat.S_IWOTH and not is_protected:
-            return place
+            return path
     return None
 
 
 def warn_of_open_cache(folder: Path) -> None:
-    """Warn that a cache may have been written by anybody: a checksum does not say by whom."""
-    if place := folder_open_to_all(folder):
+    """Warn of a cache folder that any user may write to: checksums do not show who wrote a file."""
+    if path := folder_open_to_all(folder):
         warnings.warn(
-            f"Every user of this machine may write into '{place}', where a cache is kept: the run"
-            " trains on what lies there, and checksums show damage, not who wrote it. Use a"
-            " `cache_dir` of your own, or take the permission away: `chmod o-w`.",
+            f"Every user of this machine may write to '{path}', which contains a cache: the run"
+            " trains on the files there, and checksums show damage, not who wrote them. Use a"
+            " `cache_dir` of your own, or remove the permission: `chmod o-w`.",
             stacklevel=2,
         )
