@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lit_finetune.feature_cache.key import data_digest, network_digest
+from lit_finetune.feature_cache.key import content_digest, network_digest
 from lit_finetune.files.fingerprint import digest
 
 from .config import CacheConfig
 from .node_ranks import NodeRanks, node_ranks
 from .run import Run
 from .samples import LoaderSamples
-from .storage import remove, temporary_folder
+from .storage import remove, shared_temporary_folder
 
 _FORMAT = 3
 """Part of each key: increase it when tables change."""
@@ -46,7 +46,7 @@ class TableFolders:
         if shared is not None:
             return shared
         if self._temporary is None:
-            self._temporary = temporary_folder(run.trainer, self.ranks(run))
+            self._temporary = shared_temporary_folder(run.trainer, self.ranks(run))
         return self._temporary / f"{self._samples.part}-{name}"
 
     def shared_folder(self, run: Run, name: str, first: Sequence[Tensor]) -> Path | None:
@@ -54,7 +54,7 @@ class TableFolders:
         if self._config.cache_dir is None:
             return None
         if self._data_digest is None:
-            self._data_digest = data_digest(self._samples.loader.dataset) or ""
+            self._data_digest = content_digest(self._samples.loader.dataset) or ""
         if not self._data_digest:
             return None
         samples, module = self._samples, run.module

@@ -182,7 +182,7 @@ def find_table(
     return None, problems[0] if problems else None
 
 
-def temporary_folder(trainer: Trainer, ranks: NodeRanks) -> Path:
+def shared_temporary_folder(trainer: Trainer, ranks: NodeRanks) -> Path:
     """A new temporary folder, the same for all processes of a node."""
     folder = tempfile.mkdtemp(prefix="lit_finetune-") if ranks.rank == 0 else ""
     return Path(all_gather(trainer, folder)[ranks.first])

@@ -46,7 +46,7 @@ def network_digest(network: nn.Module, tensors: Mapping[str, Tensor]) -> str:
     return digest(repr(network), code, digest_tensors(tensors))
 
 
-def data_digest(dataset: Any) -> str | None:
+def content_digest(dataset: Any) -> str | None:
     """A digest of a dataset's images, labels and transforms.
 
     None for a dataset whose content is unknown: only ours, and those of torch and torchvision that
@@ -62,7 +62,7 @@ def data_digest(dataset: Any) -> str | None:
 def _content(dataset: Any) -> list[Any] | None:
     attributes = {**getattr(dataset, "__dict__", {})}
     if "dataset" in attributes and "indices" in attributes:  # torch's Subset
-        inner = data_digest(dataset.dataset)
+        inner = content_digest(dataset.dataset)
         return None if inner is None else [inner, list(dataset.indices)]
     if "tensors" in attributes:
         return list(dataset.tensors)

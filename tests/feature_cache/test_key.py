@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from lit_finetune.blocks.block import list_blocks
 from lit_finetune.datamodules import DigitsDataModule
-from lit_finetune.feature_cache.key import data_digest, network_digest, prefix_tensors, stamp
+from lit_finetune.feature_cache.key import content_digest, network_digest, prefix_tensors, stamp
 from lit_finetune.files.fingerprint import describe
 
 
@@ -83,20 +83,20 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_changed_picture_or_transform_gives_a_folder_another_name(folder: Path) -> None:
     made = partial(ImageFolder, str(folder))
-    before = data_digest(made(transform=v2.Resize(8)))
+    before = content_digest(made(transform=v2.Resize(8)))
 
-    assert before == data_digest(made(transform=v2.Resize(8))) is not None
-    assert before != data_digest(made(transform=v2.Resize(9)))
-    assert before != data_digest(made(transform=v2.Resize(8), target_transform=lambda y: 1 - y))
+    assert before == content_digest(made(transform=v2.Resize(8))) is not None
+    assert before != content_digest(made(transform=v2.Resize(9)))
+    assert before != content_digest(made(transform=v2.Resize(8), target_transform=lambda y: 1 - y))
     os.utime(folder / "b/3.png", ns=(0, 0))
-    assert before != data_digest(made(transform=v2.Resize(8)))
+    assert before != content_digest(made(transform=v2.Resize(8)))
 
 
 def test_tensors_and_parts_of_them_have_names() -> None:
     data = TensorDataset(torch.arange(6.0), torch.arange(6))
 
-    assert data_digest(data) != data_digest(TensorDataset(torch.zeros(6), torch.arange(6)))
-    assert data_digest(Subset(data, [0, 1])) != data_digest(Subset(data, [1, 0])) is not None
+    assert content_digest(data) != content_digest(TensorDataset(torch.zeros(6), torch.arange(6)))
+    assert content_digest(Subset(data, [0, 1])) != content_digest(Subset(data, [1, 0])) is not None
 
 
 def test_our_own_data_has_a_name() -> None:
@@ -104,7 +104,7 @@ def test_our_own_data_has_a_name() -> None:
     for size in (8, 8, 16):
         data = DigitsDataModule(image_size=size)
         data.setup("fit")
-        found.append(data_digest(data.train_dataloader().dataset))
+        found.append(content_digest(data.train_dataloader().dataset))
 
     assert found[0] == found[1] != found[2]
     assert found[0] is not None
@@ -115,7 +115,7 @@ def test_an_unknown_dataset_has_none() -> None:
         def __getitem__(self, index: int) -> int:
             return index
 
-    assert data_digest(Own()) is None
+    assert content_digest(Own()) is None
 
 
 def test_descriptions_tell_functions_apart() -> None:
