@@ -77,8 +77,9 @@ class ClassifierSteps(LightningModule):
     initial_head: Mapping[str, Tensor] | None = None
     """The initial state of the head, until it is known whether a checkpoint's head is kept."""
     _auxiliary: tuple[tuple[float, Tensor], ...] = ()
-    _random_backbone: RandomLayers | None = None
     """The auxiliary logits of the last `forward`, each with the weight of its loss."""
+    _random_backbone: RandomLayers | None = None
+    """The layers with random weights, until it is known whether they train."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -252,9 +253,8 @@ class ClassifierSteps(LightningModule):
     @override
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         super().backward(loss, *args, **kwargs)
-        if (
-            nonfinite := self._watch.pop_nonfinite()
-        ):  # read here: the device is busy with the backward pass
+        # Read here, while the device is busy with the backward pass.
+        if nonfinite := self._watch.pop_nonfinite():
             self._raise_or_skip(nonfinite[0])
 
     def _raise_or_skip(self, nonfinite: NonfiniteLoss) -> None:
