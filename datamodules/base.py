@@ -296,9 +296,8 @@ class ImageDataModule(LightningDataModule):
             stage = next(stage for stage, parts in PARTS.items() if part in parts)
             raise RuntimeError(f"The {part} pictures are known after `setup({stage!r})`.")
         samples, config, stage = self._dataset_sources[part]
-        if (
-            self.trainer is not None and config != self.data_config
-        ):  # it changes when a checkpoint is loaded
+        is_changed = config != self.data_config  # by a checkpoint that was loaded
+        if self.trainer is not None and is_changed:
             self._datasets[part] = self._make_dataset(part, samples, stage)
         return self._datasets[part]
 

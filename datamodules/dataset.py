@@ -18,7 +18,7 @@ from lit_finetune.images.read import Box, load_part
 from lit_finetune.loading.seeding import derive_seed, torch_seed
 
 from .cached_images import CachedImages, CachedTensor, Pixels, as_tensor
-from .samplers import SeededIndex
+from .samplers import EpochIndex
 from .sources.unreadable import stamp
 from .transforms.pipeline import Pipeline, Shrink
 from .transforms.random_numbers import uniforms
@@ -134,7 +134,7 @@ def collate_batch(batch: Batch) -> tuple[Tensor, Tensor]:
 class ImageDataset(Dataset[tuple[Tensor, int]]):
     """Transformed images with their labels.
 
-    An index may be a `SeededIndex`: then the random transform depends only on its seed and index,
+    An index may be a `EpochIndex`: then the random transform depends only on its seed and index,
     whatever the process, the batch and the random numbers before.
     """
 
@@ -178,10 +178,10 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.samples.labels)
 
-    def __getitem__(self, index: int | SeededIndex) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int | EpochIndex) -> tuple[Tensor, int]:
         return cast(tuple[Tensor, int], self.__getitems__([index])[0])
 
-    def __getitems__(self, indices: Sequence[int | SeededIndex]) -> Batch:
+    def __getitems__(self, indices: Sequence[int | EpochIndex]) -> Batch:
         """A whole batch; torch's loaders call this method if it exists."""
         numbers, seeds = split_indices(indices)
         draws = uniforms(seeds, numbers, self.pipeline.num_draws)
@@ -253,10 +253,10 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 
 
 def split_indices(
-    indices: Sequence[int | SeededIndex],
+    indices: Sequence[int | EpochIndex],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The indices and the seeds of a batch; plain indices share one random seed."""
-    if isinstance(indices[0], SeededIndex):
+    if isinstance(indices[0], EpochIndex):
         numbers, seeds = np.array(indices, dtype=np.int64).T
         return np.ascontiguousarray(numbers), np.ascontiguousarray(seeds)
     numbers = np.array(indices, dtype=np.int64)

@@ -212,10 +212,8 @@ def check_format(folder: Path) -> None:
             f"'{path}' describes samples of {found}, but pictures packed by"
             f" `write_shards` are {FORMAT}. Others are not read: they could hold pickled code."
         )
-    for name in (
-        *chunks,
-        index.get("updated_at", "0"),
-    ):  # litdata makes a folder named after the second
+    # litdata makes a folder with the name in `updated_at`.
+    for name in (*chunks, index.get("updated_at", "0")):
         if not is_plain_name(name):
             raise ValueError(
                 f"'{path}' names {name!r}, which is not a file next to it: an index and its files"

@@ -13,7 +13,7 @@ from lit_finetune.loading.run_position import RunPosition
 from lit_finetune.loading.seeding import derive_seed
 
 
-class SeededIndex(NamedTuple):
+class EpochIndex(NamedTuple):
     """The index of an image and the seed of the epoch, which determine its random transform."""
 
     image: int
@@ -51,12 +51,12 @@ class EpochSampler(DistributedSampler[int]):
         self._position = position
 
     @override
-    def __iter__(self) -> Iterator[SeededIndex]:  # type: ignore[override]  # an index with a seed
+    def __iter__(self) -> Iterator[EpochIndex]:  # type: ignore[override]  # an index with a seed
         epoch, batches = self._position()
         seed = derive_seed(self._run_seed, epoch)
         order = self._order(seed)
         own = torch.tensor(list(super().__iter__())[batches * self._batch_size :], dtype=torch.long)
-        return map(SeededIndex, order[own].tolist(), repeat(seed))
+        return map(EpochIndex, order[own].tolist(), repeat(seed))
 
     def _order(self, seed: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)

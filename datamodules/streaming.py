@@ -29,7 +29,7 @@ from .litdata_shards import (
     open_stream,
     read_classes,
 )
-from .samplers import SeededIndex, is_overfit
+from .samplers import EpochIndex, is_overfit
 
 
 class StreamingImageDataModule(ImageDataModule):
@@ -270,7 +270,7 @@ class StreamTransform:
         """From a packed sample to image and label."""
         self.current.sample = sample
         seed = derive_seed(self.seed, self.dataset.current_epoch)
-        return self.images[SeededIndex(int(sample["index"]), seed)]
+        return self.images[EpochIndex(int(sample["index"]), seed)]
 
 
 def is_remote(address: str) -> bool:

@@ -282,8 +282,6 @@ def _get(owner: Any, name: str) -> Any:
         return None
     if name == "classes":
         return getattr(owner, name, None)
-    with suppress(
-        Exception
-    ):  # a property of the user's own, which nobody may have meant to be asked
+    with suppress(Exception):  # an unrelated property of the user's class may raise anything
         return getattr(owner, name, None)
     return None

@@ -35,12 +35,8 @@ def open_regular(path: Path, *, writable: bool = False) -> int:
         OSError: The file does not exist, is no regular file, or may not be opened.
     """
     flags = os.O_RDWR if writable else os.O_RDONLY
-    for name in (
-        "O_BINARY",
-        "O_CLOEXEC",
-        "O_NOFOLLOW",
-        "O_NONBLOCK",
-    ):  # some systems lack some
+    # Each exists on some systems only.
+    for name in ("O_BINARY", "O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"):
         flags |= getattr(os, name, 0)
     file = os.open(path, flags)
     status = os.fstat(file)

@@ -63,9 +63,8 @@ def new_head(network: nn.Module, name: str, *, is_random: bool) -> NewHead:
 def begins_with(parameter: nn.Parameter, initial: Tensor) -> bool:
     """Whether a parameter begins with these values, in its current precision."""
     current = parameter.detach()
-    if type(current) is not Tensor or current.numel() < len(
-        initial
-    ):  # sharded, or flattened by FSDP1
+    is_part = type(current) is not Tensor or current.numel() < len(initial)
+    if is_part:  # sharded, or flattened by FSDP1
         return False
     elements = current.flatten()[: len(initial)].cpu()
     return torch.equal(elements, initial.to(elements.dtype))

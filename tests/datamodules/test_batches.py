@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, default_collate
 from torchvision.transforms import v2
 
 from datamodules.dataset import ImageDataset
-from datamodules.samplers import EpochSampler, SeededIndex
+from datamodules.samplers import EpochIndex, EpochSampler
 from datamodules.transforms.pipeline import make_pipeline
 from datamodules.transforms.presets import photo_geometry
 from lit_finetune.datamodules import DigitsDataModule, ImageDataModule, ImageFolderDataModule
@@ -69,7 +69,7 @@ def test_pictures_do_not_depend_on_the_size_of_the_batch_or_on_workers(kind, pho
 def test_pictures_do_not_depend_on_the_process_and_a_resumed_epoch_has_the_same(kind, photos):
     dataset = make(kind, photos).train_dataloader().dataset
 
-    def epoch(ranks: int, rank: int, position: RunPosition) -> dict[SeededIndex, torch.Tensor]:
+    def epoch(ranks: int, rank: int, position: RunPosition) -> dict[EpochIndex, torch.Tensor]:
         sampler = EpochSampler(
             dataset, num_replicas=ranks, rank=rank, seed=7, batch_size=3, position=lambda: position
         )
@@ -93,7 +93,7 @@ def test_pictures_do_not_depend_on_the_process_and_a_resumed_epoch_has_the_same(
 @pytest.mark.parametrize("kind", ["digits", "photos"])
 def test_one_picture_is_what_it_is_in_a_batch(kind, photos):
     dataset = make(kind, photos).train_dataloader().dataset
-    draws = [SeededIndex(3, 99), SeededIndex(0, 99), SeededIndex(7, 98)]
+    draws = [EpochIndex(3, 99), EpochIndex(0, 99), EpochIndex(7, 98)]
     batch = dataset.__getitems__(draws)
 
     for draw, (image, label) in zip(draws, batch, strict=True):
