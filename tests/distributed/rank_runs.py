@@ -108,9 +108,11 @@ def train(folder: Path, name: str, case: dict[str, Any]) -> None:
     """One case."""
     seed_everything(0, verbose=False)
     make = WrappedOnce if case.get("wraps_once") else FreezeUnfreezeCallback
-    rewrap = sys.modules[FreezeUnfreezeCallback.__module__].rewrap
+    name_of_run = sys.modules[FreezeUnfreezeCallback.__module__].ScheduleRun.__module__
+    run_module = sys.modules[name_of_run]
+    rewrap = run_module.rewrap
     if case.get("wraps_once"):
-        sys.modules[FreezeUnfreezeCallback.__module__].rewrap = lambda *_: None
+        run_module.rewrap = lambda *_: None
     settings = {"num_classes": 3, "lr": 0.01, "backbone_lr_ratio": 0.5, **case.get("model", {})}
     model = FinetuneClassifier(Net(), **settings)
     options = {
@@ -132,7 +134,7 @@ def train(folder: Path, name: str, case: dict[str, Any]) -> None:
     ckpt_path = str(folder / case["ckpt_path"]) if "ckpt_path" in case else None
     with synchronised_on_cpu() if case.get("synchronised") else nullcontext():
         trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=True)
-    sys.modules[FreezeUnfreezeCallback.__module__].rewrap = rewrap
+    run_module.rewrap = rewrap
 
 
 def main(folder: Path, cases: dict[str, dict[str, Any]]) -> None:
