@@ -38,7 +38,8 @@ class FrozenPrefixCache(Callback):
     Args:
         views: Variants of each training image to store, for a dataset with random augmentation;
             the epochs use them in turn. By default such a dataset is refused.
-        dtype: The stored data type: `fp32`, or half of its size, `fp16` or `bf16`.
+        dtype: The stored data type: `fp32`, as the values are computed, or half of its size, `fp16`
+            or `bf16`.
         cache_dir: A folder that later and resumed runs share; a table is used again as long as
             weights, images, transforms and settings are the same. By default tables live in
             memory, or in temporary files, until the run ends.

@@ -7,7 +7,7 @@ import torch
 
 from lit_finetune._errors import one_of
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,8 @@ class CacheConfig:
 
     views: int
     """Variants of each training image; 0 where the dataset is deterministic."""
-    dtype: torch.dtype
+    dtype: torch.dtype | None
+    """Of the stored values; None for the data type in which they are computed."""
     cache_dir: Path | None
     memory_limit: int
     """Bytes of each table that may be in memory."""

@@ -58,7 +58,7 @@ def make_columns(
     names: Sequence[str],
     first: Sequence[Tensor],
     num_rows: int,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
 ) -> dict[str, Columns]:
     """The columns of the tables of some blocks, from a forward pass of the first samples."""
     images, labels = first

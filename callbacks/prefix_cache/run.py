@@ -106,6 +106,21 @@ def split_problem(run: Run, images: Tensor, name: str) -> str | None:
     network, head_name = run.module.backbone, run.module.head_name
     with run.no_grad():
         problem = check_split(network, images, name, head_name=head_name, in_training=False)
-        if problem is None and len(run.module.forward_prefix(images, name)) != len(images):
-            problem = f"The input of `{name}` does not have one row for each picture."
-    return problem
+        if problem is not None:
+            return problem
+        rows = run.module.forward_prefix(images, name)
+        if len(rows) != len(images):
+            return f"The input of `{name}` does not have one row for each picture."
+        same_image = run.module.forward_prefix(images[[0, 0]], name)
+        if not _is_close(rows[0], same_image[0]):
+            return (
+                f"The input of `{name}` depends on the other pictures of the batch: a block before"
+                " it, such as BatchNorm without running statistics, combines pictures."
+            )
+    return None
+
+
+def _is_close(one: Tensor, other: Tensor) -> bool:
+    """Whether two rows are equal but for rounding."""
+    one, other = one.float(), other.float()
+    return torch.allclose(one, other, rtol=1e-2, atol=1e-2 * float(other.abs().mean()))

@@ -38,12 +38,30 @@ from lit_finetune.splitting.split_point import SplitError as SplitError
 
 
 class PrefixOutput(NamedTuple):
-    """The input of a block, in place of images."""
+    """The input of a block, in place of images; it has their length and shape.
+
+    >>> x = PrefixOutput(torch.ones(4, 512), "layer4", (3, 224, 224))
+    >>> len(x), x.shape, x.size(0)
+    (4, (4, 3, 224, 224), 4)
+    """
 
     values: Tensor
     block: str
     image_shape: tuple[int, ...]
     """Channels, height and width of the images."""
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.values)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the images, (N, C, H, W)."""
+        return (len(self.values), *self.image_shape)
+
+    def size(self, dim: int) -> int:
+        """One dimension of the images' shape."""
+        return self.shape[dim]
 
 
 def forward_prefix(

@@ -269,3 +269,42 @@ def test_on_a_gpu_the_run_ends_near_the_run_without(precision: Any) -> None:
 
     assert epochs(run) == ["head", "layer2", "pictures"]
     assert run.diary.losses == pytest.approx(exact.diary.losses, rel=1e-2)
+
+
+class CombinesImages(Net):
+    """A stem that centres each batch: what it makes of an image depends on the others."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x - x.mean(dim=0, keepdim=True))
+
+
+class WithoutStatistics(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem[1] = torch.nn.BatchNorm2d(4, track_running_stats=False)
+
+
+@pytest.mark.parametrize("network", [CombinesImages, WithoutStatistics])
+def test_a_frozen_block_that_combines_the_images_of_a_batch_is_refused(network: type[Net]) -> None:
+    with pytest.raises(ValueError, match="depends on the other pictures of the batch"):
+        cached("head_only", network=network)
+
+
+def test_in_double_precision_the_bits_are_those_of_a_run_without_a_cache() -> None:
+    options = {"precision": "64-true", "train": loader(Pictures(16)), "val": loader(Pictures(8))}
+
+    assert are_equal(cached("head_only", **options), Run("head_only", **options))
+
+
+def test_a_step_sees_the_length_and_the_shape_of_its_images() -> None:
+    seen: set[tuple[Any, ...]] = set()
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, i: int) -> None:
+            x = batch[0]
+            seen.add((len(x), x.shape[0], x.size(0), *x.shape))
+
+    cached("head_only", Look(), train=loader(Pictures(16)))
+
+    assert {each[:4] for each in seen} == {(8, 8, 8, 8)}
+    assert len(seen) == 1
