@@ -1,6 +1,6 @@
 """Find the checkpoints of earlier runs, from the folder that the next run would write to."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,27 +12,34 @@ from lit_finetune.checkpoints.sharded import plain_part
 LAST, FOLDER, SUFFIX = "last", "checkpoints", ".ckpt"
 
 
-def checkpoint_dirpaths(trainer: Any) -> list[Path]:
-    """The folders that a Trainer's callbacks write checkpoints to."""
+def checkpoint_dirpaths(trainer: Any) -> dict[Path, list[Path]]:
+    """The folders that a Trainer's callbacks write to, each with those of the logger's runs."""
     method = "_ModelCheckpoint__resolve_ckpt_dir"
     callbacks = [each for each in trainer.checkpoint_callbacks if hasattr(each, method)]
     dirpaths = [str(getattr(each, method)(trainer)) for each in callbacks]
-    return [Path(dirpath).absolute() for dirpath in dict.fromkeys(dirpaths) if is_local(dirpath)]
+    local = [Path(dirpath).absolute() for dirpath in dict.fromkeys(dirpaths) if is_local(dirpath)]
+    logger = trainer.loggers[0] if trainer.loggers else None
+    save_dir = logger and (logger.save_dir or trainer.default_root_dir)
+    if not logger or not logger.name or not is_local(str(save_dir)):
+        return {dirpath: [dirpath] for dirpath in local}
+    versions = Path(save_dir, str(logger.name)).absolute()
+    return {dirpath: run_dirpaths(dirpath, versions) for dirpath in local}
 
 
-def run_dirpaths(dirpath: Path) -> list[Path]:
-    """The checkpoint folders of all runs of one logger: `<logger>/<version>/checkpoints`.
+def run_dirpaths(dirpath: Path, versions: Path) -> list[Path]:
+    """The checkpoint folders of all runs of one logger: `<versions>/<version>/checkpoints`.
 
     Args:
         dirpath: The next run's folder; if it has another form, it is the only one.
+        versions: The folder of the logger's versions.
     """
-    if dirpath.name != FOLDER:
+    if dirpath.name != FOLDER or dirpath.parent.parent != versions:
         return [dirpath]
-    return sorted({dirpath, *dirpath.parent.parent.glob(f"*/{FOLDER}")})
+    return sorted({dirpath, *versions.glob(f"*/{FOLDER}")})
 
 
-def last_checkpoint(dirpaths: Iterable[Path]) -> Path:
-    """The newest `last.ckpt` of the runs in these folders and next to them.
+def last_checkpoint(dirpaths: Mapping[Path, list[Path]]) -> Path:
+    """The newest `last.ckpt` in the folders of `checkpoint_dirpaths`.
 
     Raises:
         FileNotFoundError: There is none.
@@ -40,7 +47,7 @@ def last_checkpoint(dirpaths: Iterable[Path]) -> Path:
     return _newest(LAST, _checkpoints(dirpaths, is_last=True), dirpaths)
 
 
-def best_checkpoint(dirpaths: Iterable[Path]) -> Path:
+def best_checkpoint(dirpaths: Mapping[Path, list[Path]]) -> Path:
     """The best checkpoint of the newest run that has one.
 
     Raises:
@@ -79,18 +86,17 @@ def _parse_or_refuse(
     return found
 
 
-def _checkpoints(dirpaths: Iterable[Path], *, is_last: bool) -> list[Path]:
+def _checkpoints(dirpaths: Mapping[Path, list[Path]], *, is_last: bool) -> list[Path]:
     """The checkpoints named `last…`, or all others."""
     return [
         path
-        for dirpath in dirpaths
-        for folder in run_dirpaths(dirpath)
+        for folder in dict.fromkeys(folder for folders in dirpaths.values() for folder in folders)
         for path in folder.glob(f"*{SUFFIX}")
         if path.name.startswith(LAST) == is_last
     ]
 
 
-def _newest(name: str, found: list[Path], dirpaths: Iterable[Path]) -> Path:
+def _newest(name: str, found: list[Path], dirpaths: Mapping[Path, list[Path]]) -> Path:
     if not found:
         raise _not_found(name, dirpaths)
     return max(found, key=_modified_at)
@@ -107,8 +113,8 @@ def _modified_at(path: Path) -> int:
     return path.stat().st_mtime_ns
 
 
-def _not_found(name: str, dirpaths: Iterable[Path]) -> FileNotFoundError:
-    where = ", ".join(f"'{dirpath}'" for dirpath in dict.fromkeys(dirpaths))
+def _not_found(name: str, dirpaths: Mapping[Path, list[Path]]) -> FileNotFoundError:
+    where = ", ".join(f"'{dirpath}'" for dirpath in dirpaths)
     if not where:
         return FileNotFoundError(
             f"`ckpt_path` is '{name}', but this Trainer keeps no checkpoints, so there is no"
@@ -116,9 +122,11 @@ def _not_found(name: str, dirpaths: Iterable[Path]) -> FileNotFoundError:
         )
     checkpoints = {*_checkpoints(dirpaths, is_last=True), *_checkpoints(dirpaths, is_last=False)}
     names = [f"'{path}'" for path in sorted(checkpoints)]
+    is_alone = all(folders == [dirpath] for dirpath, folders in dirpaths.items())
+    others = "" if is_alone else " or in those of the logger's other runs"
     there_is = f" There is: {some_of(names, 3)}." if checkpoints else ""
     return FileNotFoundError(
-        f"`ckpt_path` is '{name}', but no earlier run has left such a checkpoint in {where} or"
-        f" next to it.{there_is} Give the path of a checkpoint, or leave `ckpt_path` out to start"
+        f"`ckpt_path` is '{name}', but no earlier run has left such a checkpoint in {where}"
+        f"{others}.{there_is} Give the path of a checkpoint, or leave `ckpt_path` out to start"
         " a new run."
     )

@@ -12,6 +12,11 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lit_finetune import FinetuneClassifier
 from lit_finetune.callbacks import BestCheckpoint, LastCheckpoint
+from lit_finetune.checkpoints.find_checkpoints import (
+    best_checkpoint,
+    checkpoint_dirpaths,
+    last_checkpoint,
+)
 from lit_finetune.cli.command_line import main
 from lit_finetune.datamodules import DigitsDataModule
 from tests.resuming.resumed_runs import Net
@@ -127,6 +132,34 @@ def test_lightnings_own_checkpoints_are_named_where_none_is_the_last(
     kept = [f"'{path}'" for path in tmp_path.glob("lightning_logs/*/checkpoints/*.ckpt")]
     assert len(kept) == (0 if "save_top_k" in options else 1)
     assert all(path in str(error.value) for path in kept)
+
+
+@pytest.mark.parametrize("name", ["lightning_logs", "other/name"])
+@pytest.mark.parametrize("kind", ["no logger", "dirpath", "logger", "no version"])
+def test_a_folder_is_searched_alone_unless_it_is_a_loggers(
+    tmp_path: Path, kind: str, name: str
+) -> None:
+    def dirpaths(version: str) -> dict[Path, list[Path]]:
+        callback = LastCheckpoint(tmp_path / version / "checkpoints" if kind == "dirpath" else None)
+        options: dict[str, Any] = {"default_root_dir": tmp_path / version, "logger": False}
+        if "version" in kind:
+            options = {"logger": CSVLogger(tmp_path, name=version, version="")}
+        elif kind != "no logger":
+            options = {"logger": CSVLogger(tmp_path, name=name, version=version)}
+        return checkpoint_dirpaths(Trainer(callbacks=[callback], accelerator="cpu", **options))
+
+    (other,) = dirpaths("a_run")
+    other.mkdir(parents=True)
+    other.joinpath("last.ckpt").touch()
+    other.joinpath("epoch=0.ckpt").touch()
+    if kind == "logger":
+        assert last_checkpoint(dirpaths("b_run")) == other / "last.ckpt"
+        return
+    for find in (last_checkpoint, best_checkpoint):
+        with pytest.raises(FileNotFoundError, match=r"b_run.checkpoints'\. Give the path") as error:
+            find(dirpaths("b_run"))
+        assert "a_run" not in str(error.value)
+    assert last_checkpoint(dirpaths("a_run")) == other / "last.ckpt"
 
 
 def test_a_trainer_that_keeps_no_checkpoints_has_no_last_one() -> None:
