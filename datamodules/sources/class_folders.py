@@ -8,6 +8,7 @@ from lit_finetune._errors import nearest, some_of
 from lit_finetune.classes.names import listed, normalized
 
 from .layout import subfolders
+from .run_folders import is_run_folder
 from .skipped import UnusedEntries, summary
 from .walk import Identity, find_files, is_own_file, is_visible
 
@@ -26,7 +27,10 @@ def list_images(folder: Path, *, root: Path) -> Listing:
     """The images in a folder at any depth, without classes."""
     found = find_files(folder, root=root)
     unused = UnusedEntries(
-        found.problems, found.duplicates, sorted(found.other_files), found.num_hidden
+        found.problems,
+        found.duplicates,
+        sorted(found.other_files),
+        num_hidden=found.num_hidden,
     )
     return Listing(found.images, unused=unused)
 
@@ -55,10 +59,14 @@ def unused_entries(folder: Path, *, root: Path) -> UnusedEntries:
     visible, classes = list(filter(is_visible, names)), set(subfolders(folder))
     inside = folder.relative_to(root)
     others = [(inside / name).as_posix() for name in visible if name not in classes]
-    folders = [name for name in others if (root / name).is_dir()]  # links to a parent folder
+    folders = [name for name in others if (root / name).is_dir()]
+    runs = [name for name in folders if is_run_folder(root / name)]
+    links = [name for name in folders if name not in runs]
     files = [name for name in others if name not in folders]
     num_hidden = sum(not is_visible(name) and not is_own_file(name) for name in names)
-    return UnusedEntries(duplicates=folders, other_files=files, num_hidden=num_hidden)
+    return UnusedEntries(
+        duplicates=links, other_files=files, run_folders=runs, num_hidden=num_hidden
+    )
 
 
 def refuse_shared(owners: Mapping[str, str], images: Mapping[str, Identity], what: str) -> None:

@@ -9,13 +9,13 @@ from lit_finetune._errors import nearest
 
 from .image_files import has_image_suffix
 from .nested_folders import ordered_as_given, refuse_hidden_parts
+from .run_folders import MAX_ENTRIES, is_run_folder
 from .skipped import summary
 from .split_names import Split, split_from_name, splits_mentioned
 from .walk import is_visible
 
 RENAME = "A folder for a part is called train, val or test; a class must be called otherwise."
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-MAX_ENTRIES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,11 +228,17 @@ def check_folder(folder: Path) -> None:
 
 
 def subfolders(folder: Path) -> list[str]:
-    """The sorted names of the visible folders in a folder, without links to its parents."""
+    """The sorted names of the visible folders in a folder that may hold images.
+
+    Links to its parents are left out, and the folders of runs.
+    """
     return sorted(
         path.name
         for path in folder.iterdir()
-        if is_visible(path.name) and path.is_dir() and not is_link_to_parent(path)
+        if is_visible(path.name)
+        and path.is_dir()
+        and not is_link_to_parent(path)
+        and not is_run_folder(path)
     )
 
 

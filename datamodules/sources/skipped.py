@@ -23,6 +23,8 @@ class UnusedEntries:
     """Links and hard links to files and folders that are already used."""
     other_files: Sequence[str] = ()
     """Files that are no images, or are in no class."""
+    run_folders: Sequence[str] = ()
+    """Folders with the logs and checkpoints of runs."""
     num_hidden: int = 0
     """The number of hidden files and folders."""
 
@@ -32,6 +34,7 @@ class UnusedEntries:
             {**self.problems, **other.problems},
             sorted([*self.duplicates, *other.duplicates]),
             sorted([*self.other_files, *other.other_files]),
+            sorted([*self.run_folders, *other.run_folders]),
             self.num_hidden + other.num_hidden,
         )
 
@@ -44,6 +47,10 @@ def report_unused(where: Path, unused: UnusedEntries, *, has_classes: bool) -> N
     if unused.duplicates:
         reasons.append(
             f"they are links to files that are used already: {summary(unused.duplicates)}"
+        )
+    if unused.run_folders:
+        reasons.append(
+            f"they are logs and checkpoints of runs, and no class: {summary(unused.run_folders)}"
         )
     if unused.num_hidden:
         reasons.append(f"they are hidden: {unused.num_hidden}")

@@ -18,22 +18,26 @@ def checkpoint_dirpaths(trainer: Any) -> dict[Path, list[Path]]:
     callbacks = [each for each in trainer.checkpoint_callbacks if hasattr(each, method)]
     dirpaths = [str(getattr(each, method)(trainer)) for each in callbacks]
     local = [Path(dirpath).absolute() for dirpath in dict.fromkeys(dirpaths) if is_local(dirpath)]
-    logger = trainer.loggers[0] if trainer.loggers else None
-    save_dir = logger and (logger.save_dir or trainer.default_root_dir)
-    if not logger or not logger.name or not is_local(str(save_dir)):
-        return {dirpath: [dirpath] for dirpath in local}
-    versions = Path(save_dir, str(logger.name)).absolute()
+    versions = _versions_folder(trainer)
     return {dirpath: run_dirpaths(dirpath, versions) for dirpath in local}
 
 
-def run_dirpaths(dirpath: Path, versions: Path) -> list[Path]:
+def _versions_folder(trainer: Any) -> Path | None:
+    """The folder of the first logger's versions, if it has one of its own."""
+    logger = trainer.loggers[0] if trainer.loggers else None
+    if logger is None or not logger.name:
+        return None
+    return Path(str(logger.save_dir or trainer.default_root_dir), str(logger.name)).absolute()
+
+
+def run_dirpaths(dirpath: Path, versions: Path | None) -> list[Path]:
     """The checkpoint folders of all runs of one logger: `<versions>/<version>/checkpoints`.
 
     Args:
         dirpath: The next run's folder; if it has another form, it is the only one.
-        versions: The folder of the logger's versions.
+        versions: The folder of the logger's versions, if there is one.
     """
-    if dirpath.name != FOLDER or dirpath.parent.parent != versions:
+    if versions is None or dirpath.name != FOLDER or dirpath.parent.parent != versions:
         return [dirpath]
     return sorted({dirpath, *versions.glob(f"*/{FOLDER}")})
 
