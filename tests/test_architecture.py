@@ -55,6 +55,7 @@ ABOUT_LIGHTNING = (
     "distributed.supported_strategies",
     "distributed.wrapping",
     "resuming.checkpoint_io",
+    "resuming.epoch_metrics",
     "resuming.restore_errors",
 )
 

@@ -174,8 +174,25 @@ def _are_class_weights(value: Any) -> bool:
 
 
 def _is_run_state(value: Any) -> bool:
-    batching = value.get("batching", {}) if isinstance(value, Mapping) else None
-    return _are_numbers(batching)
+    if not isinstance(value, Mapping) or not _are_numbers(value.get("batching", {})):
+        return False
+    by_rank = value.get("epoch_metrics", [])
+    return _are_mappings(by_rank) and all(
+        isinstance(metric, Mapping) and _is_epoch_metric(metric)
+        for sums in by_rank
+        for metric in sums.values()
+    )
+
+
+def _is_epoch_metric(value: Mapping[str, Any]) -> bool:
+    if not isinstance(value.get("name"), str):
+        return False
+    if "states" not in value:
+        return _are_numbers({key: value.get(key) or 0 for key in ("value", "count")})
+    states = value["states"]
+    is_state = isinstance(states, Mapping) and all(isinstance(t, Tensor) for t in states.values())
+    has_names = isinstance(value.get("attribute"), str)
+    return is_state and has_names and _is_count(value.get("updates"))
 
 
 _PARTS: Mapping[str, Callable[[Any], bool]] = {

@@ -14,6 +14,12 @@ from lit_finetune.loading.batching import batching_of, check_batching
 from lit_finetune.loading.dataset_digest import check_dataset, dataset_digest
 from lit_finetune.loading.loader_order import make_repeatable, order_of, resume_order, sampler_of
 from lit_finetune.resuming.accumulated_gradients import accumulated_gradients, restore_gradients
+from lit_finetune.resuming.epoch_metrics import (
+    Sums,
+    epoch_sums,
+    log_remaining,
+    resume_epoch_sums,
+)
 from lit_finetune.resuming.epoch_start import repeat_epoch_start
 from lit_finetune.resuming.position import (
     ResumePoint,
@@ -40,6 +46,7 @@ class RunState:
     order: dict[str, Any] | None = None
     pictures: object = None
     gradients: object = None
+    epoch_metrics: list[Sums] = field(default_factory=list)
     is_restored: bool = False
 
     def drop_epoch_metrics(self, *names: str) -> None:
@@ -65,6 +72,8 @@ def save_run(trainer: Any, checkpoint: dict[str, Any]) -> None:
         run["pictures"] = _training_digest(trainer)
         if "gradients" not in run:  # the schedule's callback may have saved them
             run["gradients"] = accumulated_gradients(trainer, point)
+        if point.batches and "epoch_metrics" not in run:
+            run["epoch_metrics"] = epoch_sums(trainer)
 
 
 def load_run(trainer: Any, checkpoint: dict[str, Any]) -> RunState | None:
@@ -87,6 +96,7 @@ def load_run(trainer: Any, checkpoint: dict[str, Any]) -> RunState | None:
             run.get("order"),
             run.get("pictures"),
             run.get("gradients"),
+            run.get("epoch_metrics", []),
         )
     state: RunState = checkpoint[_STATE_KEY]
     return state
@@ -112,6 +122,7 @@ def start_run(trainer: Any, state: RunState | None) -> None:
     check_dataset(state.pictures, pictures, batches=num_done)
     resume_order(trainer, state.order, batches=state.point.batches)
     restore_gradients(trainer, state.point, state.gradients)
+    resume_epoch_sums(trainer, state.epoch_metrics)
     set_loops(trainer, state.point)
     _step_missed_schedulers(trainer, state)
     run = {name: tensor(value) for name, value in state.metrics.items()}
@@ -121,6 +132,7 @@ def start_run(trainer: Any, state: RunState | None) -> None:
 def end_epoch(trainer: Any, state: RunState | None) -> None:
     """Reset the loops and the sampler after the first epoch of a resumed run."""
     if state is not None:
+        log_remaining(trainer)
         finish_epoch(trainer)
         if (sampler := sampler_of(trainer)) is not None:
             sampler.finish_epoch()
