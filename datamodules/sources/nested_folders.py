@@ -1,7 +1,7 @@
 """Recognise parts of the data with unusual names by the content of their folders."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 
 from lit_finetune._errors import some_of
@@ -67,8 +67,14 @@ def ordered_as_given(found: Sequence[str], given: Sequence[str], folder: Path) -
     ['bee', 'ant']
 
     Raises:
+        TypeError: The names have no order.
         ValueError: The folders have other names; the message contains both lists.
     """
+    if isinstance(given, str | Set | Mapping) or not isinstance(given, Iterable):
+        raise TypeError(
+            f"`classes` must be a list of names in the order of their labels, but got"
+            f" {type(given).__name__} {given!r:.200}."
+        )
     by_name = {normalized(name): name for name in found}
     wanted = [normalized(str(name)) for name in given]
     if sorted(wanted) != sorted(by_name):

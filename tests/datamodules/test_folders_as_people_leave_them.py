@@ -561,3 +561,9 @@ def test_folders_of_systems_are_no_classes(tmp_path: Path, make_pictures: Any, n
     data.setup("fit")
 
     assert data.class_counts == {"ant": 5, "bee": 5}
+
+
+@pytest.mark.parametrize("classes", [{"ants", "bees"}, {"ants": 1, "bees": 0}, "ants,bees", 2])
+def test_names_without_an_order_are_refused(photos: Path, classes: Any) -> None:
+    with pytest.raises(TypeError, match=r"`classes` must be a list of names .* but got"):
+        ImageFolderDataModule(photos, classes=classes)
