@@ -135,7 +135,7 @@ class FreezeUnfreezeCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if self._run:
-            self._run.checks.restore_networks()
+            self._run.checks.restore_in_checkpoint(checkpoint["state_dict"])
         save_run(trainer, checkpoint)
 
     @override
@@ -188,7 +188,7 @@ class FreezeUnfreezeCallback(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.run.checks.restore_networks(by_value=True)
+        self.run.checks.restore_networks(compare_all=True)
         end_epoch(trainer, self._resumed)
 
     @override

@@ -1,5 +1,7 @@
 """Checks during training: what the module's own code does against the schedule."""
 
+from typing import Any
+
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -54,7 +56,7 @@ class RunChecks:
         Raises:
             ValueError: They exchanged or added layers.
         """
-        self.restore_networks()
+        self._fixed.begin_batch()
         self._refuse_exchanged()
 
     def before_step(self) -> None:
@@ -66,23 +68,27 @@ class RunChecks:
         if self._module.automatic_optimization:  # otherwise the module may freeze networks in turn
             self._state.refuse_changed()
         self._refuse_exchanged()
-        self._fixed.restore_settled()  # after the forward pass
+        self._report_restored(self._fixed.before_step())  # after the forward pass
         self._silent.check()
         if silent := self._silent.pop_silent():
             rank_zero_warn(silent_line(silent, self._silent.steps))
 
-    def restore_networks(self, *, by_value: bool = False) -> None:
+    def restore_networks(self, *, compare_all: bool = False) -> None:
         """Restore the statistics of auxiliary networks.
 
         Args:
-            by_value: Whether to compare values as well, to detect networks that the user updates.
+            compare_all: Whether to compare the values of all parameters instead of a few, to detect
+                networks that the user updates.
         """
-        if moved := self._fixed.restore(by_value=by_value):
-            rank_zero_info(restored_line(moved))
+        self._report_restored(self._fixed.restore(compare_all=compare_all))
+
+    def restore_in_checkpoint(self, state_dict: dict[str, Any]) -> None:
+        """Put the statistics of auxiliary networks into a checkpoint."""
+        self._fixed.restore_in_checkpoint(state_dict)
 
     def finish(self) -> None:
         """Check once more at the end of training."""
-        self.restore_networks(by_value=True)
+        self.restore_networks(compare_all=True)
         if silent := self._silent.finish():
             rank_zero_warn(silent_line(silent, self._silent.steps))
 
@@ -99,3 +105,7 @@ class RunChecks:
             )
         self._watch = LayerWatch(self._module, modules_only=self._modules_only)
         self._state.freeze_modules(self._module)
+
+    def _report_restored(self, names: list[str]) -> None:
+        if names:
+            rank_zero_info(restored_line(names))

@@ -40,8 +40,7 @@ class LayerChecks:
         Raises:
             ValueError: There are new layers that no optimizer holds.
         """
-        if changed := self._fixed.restore():
-            rank_zero_info(restored_line(changed))
+        self._fixed.begin_batch()
         self._refuse_unoptimised()
 
     def check_before_step(self) -> None:
@@ -50,12 +49,16 @@ class LayerChecks:
         Raises:
             ValueError: There are new layers that no optimizer holds.
         """
-        self._fixed.restore_settled()
+        _report_restored(self._fixed.before_step())
         self._refuse_unoptimised()
 
     def restore_networks(self) -> None:
         """Restore the statistics of networks that are not trained."""
-        self._fixed.restore(by_value=True)
+        _report_restored(self._fixed.restore(compare_all=True))
+
+    def restore_in_checkpoint(self, state_dict: dict[str, Any]) -> None:
+        """Put the statistics of networks that are not trained into a checkpoint."""
+        self._fixed.restore_in_checkpoint(state_dict)
 
     def _refuse_unoptimised(self) -> None:
         if self._watch.is_unchanged():
@@ -70,3 +73,8 @@ class LayerChecks:
                 when=f"before step {trainer.global_step} in epoch {trainer.current_epoch}",
             )
         self._watch = LayerWatch(self._classifier, modules_only=self._modules_only)
+
+
+def _report_restored(names: list[str]) -> None:
+    if names:
+        rank_zero_info(restored_line(names))

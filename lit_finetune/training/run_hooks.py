@@ -87,7 +87,7 @@ class RunHooks(Callback):
         if augmentation := augmentation_of(getattr(trainer, "datamodule", None)):
             checkpoint[DATA_KEY] = {"train_augmentation": augmentation}
         if self._layers:
-            self._layers.restore_networks()
+            self._layers.restore_in_checkpoint(checkpoint["state_dict"])
 
     @override
     def on_load_checkpoint(
