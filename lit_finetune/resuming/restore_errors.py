@@ -11,6 +11,8 @@ from lit_finetune.checkpoints.read import refuse_unsafe
 from lit_finetune.checkpoints.sharded import plain_data_only, plain_part
 from lit_finetune.checkpoints.structure import mismatched_part
 from lit_finetune.distributed.wrapping import shards_parameters
+from lit_finetune.resuming.optimizer_settings import refuse_missing_options
+from lit_finetune.resuming.run_state import compare_settings
 
 _RESTORE_STEPS = (
     "restore_model",
@@ -71,10 +73,24 @@ def _restore(restore: Callable[[], None], trainer: Any, name: str) -> None:
             (part, mismatched_part(expected, state, allow_none=part in _lenient_parts(trainer)))
             for part, expected, state in _states(trainer, name, checkpoint)
         ]
-        restore()  # a clearer error of its own comes first
+        if name == "restore_training_state" and checkpoint and trainer.state.fn == "fit":
+            compare_settings(trainer, checkpoint)
+        try:
+            restore()  # a clearer error of its own comes first
+        except _PYTHON_ERRORS:
+            _refuse_other_optimizers(trainer, name)
+            raise
+        _refuse_other_optimizers(trainer, name)
         for part, path in mismatches:
             if path:
                 raise TypeError(f"{part}: `{path}`")
+
+
+def _refuse_other_optimizers(trainer: Any, name: str) -> None:
+    """Refuse states of other optimizers, which torch accepts until the first step."""
+    if name == "restore_training_state" and trainer.state.fn == "fit":
+        for optimizer in trainer.optimizers:
+            refuse_missing_options(optimizer)
 
 
 def _lenient_parts(trainer: Any) -> set[str]:

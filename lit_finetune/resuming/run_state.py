@@ -4,6 +4,7 @@ The classifier and the callbacks of this package call these from their hooks of 
 the first call has an effect.
 """
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,12 @@ from lit_finetune.resuming.epoch_metrics import (
     resume_epoch_sums,
 )
 from lit_finetune.resuming.epoch_start import repeat_epoch_start
+from lit_finetune.resuming.optimizer_settings import (
+    changed_options,
+    changed_options_line,
+    refuse_other_classes,
+    settings_of,
+)
 from lit_finetune.resuming.position import (
     ResumePoint,
     finish_epoch,
@@ -34,6 +41,7 @@ RUN = "lit_finetune_run"
 METRICS = "lit_finetune_monitored"
 """The key of the metrics for callbacks and plateau schedulers in a checkpoint."""
 _STATE_KEY, _DATASET_KEY = "lit_finetune_resumed", "lit_finetune_pictures"
+_SETTINGS_KEY = "lit_finetune_settings"
 
 
 @dataclass(slots=True)
@@ -70,6 +78,8 @@ def save_run(trainer: Any, checkpoint: dict[str, Any]) -> None:
         point = read_point(checkpoint["loops"]["fit_loop"])
         run["order"] = order_of(trainer, batches=point.batches)
         run["pictures"] = _training_digest(trainer)
+        if settings := _recorded_settings(trainer):
+            run["settings"] = settings
         if "gradients" not in run:  # the schedule's callback may have saved them
             run["gradients"] = accumulated_gradients(trainer, point)
         if point.batches and "epoch_metrics" not in run:
@@ -102,12 +112,39 @@ def load_run(trainer: Any, checkpoint: dict[str, Any]) -> RunState | None:
     return state
 
 
+def compare_settings(trainer: Any, checkpoint: Mapping[str, Any]) -> None:
+    """Compare this run's optimizers and schedulers with those of a checkpoint's run.
+
+    Args:
+        trainer: It has not loaded the states of its optimizers and schedulers yet.
+        checkpoint: The checkpoint; an older one does not have these settings.
+
+    Raises:
+        ValueError: They are of other classes.
+    """
+    if (saved := checkpoint.get(RUN, {}).get("settings")) is None:
+        return
+    current = _settings(trainer)
+    # StochasticWeightAveraging has a scheduler of its own, and has removed the run's by now.
+    is_averaging = any(
+        getattr(each, "_scheduler_state", None) is not None for each in trainer.callbacks
+    )
+    compared = {**saved, "schedulers": current["schedulers"]} if is_averaging else saved
+    refuse_other_classes(compared, current)
+    changes = changed_options(compared, current)
+    if changes and trainer.global_rank == 0:
+        warnings.warn(changed_options_line(changes), stacklevel=2)
+    vars(trainer.fit_loop)[_SETTINGS_KEY] = trainer.optimizers, saved
+
+
 def start_run(trainer: Any, state: RunState | None) -> None:
     """Resume a run, or make the sample order of a new one repeatable.
 
     Raises:
         ValueError: The run resumes within an epoch that is divided into other batches.
     """
+    if _recorded_settings(trainer) is None:
+        vars(trainer.fit_loop)[_SETTINGS_KEY] = trainer.optimizers, _settings(trainer)
     is_new = make_repeatable(trainer)
     pictures = _training_digest(trainer)
     if state is None and is_new:
@@ -141,6 +178,17 @@ def end_epoch(trainer: Any, state: RunState | None) -> None:
 def scalars(metrics: Mapping[str, Tensor]) -> dict[str, float]:
     """Metrics as plain numbers, without those of several elements."""
     return {name: float(value) for name, value in metrics.items() if value.numel() == 1}
+
+
+def _settings(trainer: Any) -> dict[str, Any]:
+    schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+    return settings_of(trainer.optimizers, schedulers)
+
+
+def _recorded_settings(trainer: Any) -> dict[str, Any] | None:
+    """The settings that the run's optimizers began with; None if its training has not started."""
+    optimizers, settings = vars(trainer.fit_loop).get(_SETTINGS_KEY, (None, None))
+    return settings if optimizers is trainer.optimizers else None
 
 
 def _training_digest(trainer: Any) -> str | None:
