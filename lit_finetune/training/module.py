@@ -1,13 +1,11 @@
 """The steps that train, evaluate and resume a classifier with any network."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.tuner.lr_finder import _LRCallback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from PIL import Image
 from torch import Tensor, nn
@@ -46,14 +44,8 @@ from lit_finetune.training.evaluation import Loaders, Stage, count_evaluation, l
 from lit_finetune.training.inference_mode import clone_inference_tensors
 from lit_finetune.training.labels import labels_of, refuse_unmeasurable
 from lit_finetune.training.mixup import make_mixing
-from lit_finetune.training.nonfinite import (
-    LossWatch,
-    NonfiniteLoss,
-    StepPosition,
-    describe_loss,
-    discard_gradients,
-    refuse_nonfinite_weights,
-)
+from lit_finetune.training.nonfinite import LossWatch, StepPosition, refuse_nonfinite_weights
+from lit_finetune.training.nonfinite_steps import stop_or_skip_nonfinite
 from lit_finetune.training.precision_hint import precision_hint
 from lit_finetune.training.random_backbone import RandomLayers
 from lit_finetune.training.run_hooks import attach_run_hooks, warn_random_layers
@@ -87,7 +79,7 @@ class ClassifierSteps(LightningModule):
         self._run_seed: int | None = None
         self._resumed: RunState | None = None
         self._scores = TrainingMetrics()
-        self._watch = LossWatch()
+        self.loss_watch = LossWatch()
         self.metric_values: dict[str, Any] = {}
         """All values of the last validation and test, also those that are not logged."""
         self.reported_values: set[str] = set()
@@ -123,7 +115,8 @@ class ClassifierSteps(LightningModule):
         self.name_outputs(user_classes(names, self.head_classes))
 
     @property
-    def _stops_if_nonfinite(self) -> bool:
+    def stops_if_nonfinite(self) -> bool:
+        """Whether a loss that is not finite ends the training, instead of skipping its step."""
         return bool(self.hparams.get("error_if_nonfinite", True))
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -168,7 +161,7 @@ class ClassifierSteps(LightningModule):
         refuse_fsdp1_rewrap(self.trainer.strategy, self)
         if stage == "fit":
             refuse_fsdp1_options(self.trainer.strategy)
-        self._scores, self._watch = TrainingMetrics(), LossWatch()
+        self._scores, self.loss_watch = TrainingMetrics(), LossWatch()
         log_evaluations(self, self.trainer)
         datamodule = getattr(self.trainer, "datamodule", None)
         prepare_data_classes(self, datamodule, trains=stage == "fit")
@@ -232,8 +225,8 @@ class ClassifierSteps(LightningModule):
     @override
     def training_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> Tensor:
         images, target = split_batch(batch)
-        if not self._stops_if_nonfinite:
-            self._watch.save_statistics(self)
+        if not self.stops_if_nonfinite:
+            self.loss_watch.save_statistics(self)
         target = labels_of(self, target, batch_idx)
         labels = target if is_class_index(target) else None
         if self._mixing is not None:
@@ -247,42 +240,13 @@ class ClassifierSteps(LightningModule):
         counts = self.loss_weight(logits, target)
         self._scores.add(self, loss, logits, labels, weight=counts)
         position = StepPosition(self.current_epoch, batch_idx, self.global_step)
-        self._watch.add(loss, images, logits, position=position)
+        self.loss_watch.add(loss, images, logits, position=position)
         return loss
 
     @override
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         super().backward(loss, *args, **kwargs)
-        # Read here, while the device is busy with the backward pass.
-        if nonfinite := self._watch.pop_nonfinite():
-            self._raise_or_skip(nonfinite[0])
-
-    def _raise_or_skip(self, nonfinite: NonfiniteLoss) -> None:
-        """Raise for a nonfinite loss, or skip its step, depending on `error_if_nonfinite`.
-
-        Raises:
-            ValueError: Says where the loss was, and its likely cause.
-        """
-        trainer: Any = self.trainer
-        if any(isinstance(each, _LRCallback) for each in trainer.callbacks):
-            return  # Lightning's LR range test raises the rate until this happens, and restores all
-        rates = [group["lr"] for each in self.trainer.optimizers for group in each.param_groups]
-        text = describe_loss(
-            nonfinite,
-            self,
-            precision=str(self.trainer.precision),
-            lr=float(max(rates, default=0.0)),
-        )
-        if self._stops_if_nonfinite:
-            raise ValueError(
-                f"{text} This step was not made: earlier checkpoints have no such number. To skip"
-                " such steps and continue, set `error_if_nonfinite` to false."
-            )
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        discard_gradients(self, has_scaler=scaler is not None)
-        self._watch.restore_statistics()
-        if not self._watch.is_reported(self.current_epoch):
-            warnings.warn(f"{text} This step is left out, and others like it.", stacklevel=2)
+        stop_or_skip_nonfinite(self)  # while the device is busy with the backward pass
 
     @override
     def validation_step(
@@ -327,7 +291,7 @@ class ClassifierSteps(LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self._stops_if_nonfinite:
+        if self.stops_if_nonfinite:
             refuse_nonfinite_weights(self)
         save_run(self._trainer, checkpoint)
         checkpoint[CHECKPOINT_KEY] = {

@@ -13,6 +13,7 @@ from lit_finetune.loading.few_images import refuse_few_images_in_loaders
 from lit_finetune.loading.loader_order import make_reloaded_repeatable
 from lit_finetune.training.class_matching import refuse_unread_checkpoint
 from lit_finetune.training.layer_checks import LayerChecks
+from lit_finetune.training.nonfinite_steps import stop_or_skip_nonfinite
 from lit_finetune.training.random_backbone import RandomLayers, random_layers_warning
 from lit_finetune.training.resume_messages import (
     DATA_KEY,
@@ -72,9 +73,16 @@ class RunHooks(Callback):
             )
 
     @override
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._runs(pl_module):  # a subclass may override `backward`
+            stop_or_skip_nonfinite(self.classifier)
+
+    @override
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
     ) -> None:
+        if self._runs(pl_module):  # in manual optimization it may call `loss.backward()`
+            stop_or_skip_nonfinite(self.classifier)
         if self._layers and self._runs(pl_module):
             self._layers.check_before_step()
 
@@ -120,6 +128,7 @@ class RunHooks(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self._runs(pl_module):  # whatever has frozen it, in whichever hook
             self.classifier.warn_random_backbone(is_last=True)
+            stop_or_skip_nonfinite(self.classifier, is_before_step=False)
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,10 +1,13 @@
 """A loss that is not finite ends a training before the weights are ruined, or is left out."""
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.tuner import Tuner
 from torch import Tensor, nn
@@ -177,3 +180,86 @@ def test_two_processes_end_together_where_one_has_such_a_loss(tmp_path: Path) ->
     said = [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)]
     assert "another process is not finite at batch 1 of epoch 0" in said[0]
     assert "The loss is nan at batch 1 of epoch 0" in said[1]
+
+
+class OwnBackward(FinetuneClassifier):
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        loss.backward()
+
+
+class Manual(FinetuneClassifier):
+    """Steps an optimizer after two batches."""
+
+    is_raw, every = False, 2
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        loss.backward()
+        optimizer: Any = self.optimizers(use_pl_optimizer=not self.is_raw)
+        if (batch_idx + 1) % self.every == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss.detach()
+
+
+class ManualAtOnce(Manual):
+    every = 1
+
+
+class Raw(ManualAtOnce):
+    is_raw = True
+
+
+KINDS = [OwnBackward, Manual, ManualAtOnce]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, Raw])
+@pytest.mark.parametrize("bad", [2, 3])
+def test_it_stops_also_if_the_subclass_runs_the_backward_pass(kind: Any, bad: int) -> None:
+    stopped, before = model(kind=kind), model(kind=kind)
+    advice = "may have made" if kind is Raw or (kind, bad) == (Manual, 2) else "was not made"
+
+    with pytest.raises(ValueError, match=rf"batch {bad} of epoch 0 .*The pictures.*{advice}"):
+        make_trainer().fit(stopped, loader(bad))
+
+    make_trainer(limit_train_batches=bad).fit(before, loader())
+    if kind is not Raw:
+        for one, other in zip(stopped.parameters(), before.parameters(), strict=True):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("kind", [OwnBackward, ManualAtOnce])
+def test_such_steps_are_left_out_also_if_the_subclass_runs_the_backward_pass(kind: Any) -> None:
+    went_on, without = model(kind=kind, error_if_nonfinite=False), model(kind=kind)
+
+    with pytest.warns(UserWarning, match="batch 2 of epoch 0 .* is left out"):
+        make_trainer().fit(went_on, loader(2))
+
+    make_trainer().fit(without, loader(without=2))
+    assert same(went_on, without)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, Raw])
+def test_no_batch_is_kept_after_it(kind: Any) -> None:
+    class References(Callback):
+        def __init__(self) -> None:
+            self.images: list[Any] = []
+            self.count = 0
+
+        def on_train_batch_start(self, *_: Any) -> None:
+            gc.collect()
+            alive = [ref for ref in self.images if ref() is not None]
+            self.count = max(self.count, len(alive))
+
+        def on_train_batch_end(
+            self, trainer: Any, module: Any, outputs: Any, batch: Any, i: int
+        ) -> None:
+            self.images.append(weakref.ref(batch[0]))
+
+    watch = References()
+    make_trainer(watch).fit(model(kind=kind), loader())
+    assert watch.count <= 1
