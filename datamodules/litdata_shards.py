@@ -26,9 +26,10 @@ from lit_finetune.images.read import load_part
 from .base import Part
 from .dataset import FileSamples
 from .image_folder import ImageFolderDataModule
+from .shard_index import INDEX, chunk_problem, index_problem
 from .sources.portable_names import json_text
 
-CLASSES, LABELS, NAMES, INDEX = "classes.json", "labels.npy", "names.txt", "index.json"
+CLASSES, LABELS, NAMES = "classes.json", "labels.npy", "names.txt"
 _DAMAGED = "is damaged: pack the pictures again with `write_shards`."
 FORMAT = ["bytes", "int", "int"]
 """The `litdata` types of the fields of a sample, in alphabetical order: image, index, label."""
@@ -187,7 +188,10 @@ def open_stream(source: str, **options: Any) -> Any:
     Raises:
         ValueError: `write_shards` did not write the index; a cached copy may be of another source.
     """
-    dataset = import_litdata().StreamingDataset(source, **options)
+    import_litdata()
+    from .shard_stream import ShardStream
+
+    dataset = ShardStream(source, **options)
     check_format(Path(dataset.input_dir.path))
     return dataset
 
@@ -219,3 +223,22 @@ def check_format(folder: Path) -> None:
                 f"'{path}' names {name!r}, which is not a file next to it: an index and its files"
                 " must be in one folder. Pack the pictures again with `write_shards`."
             )
+    if problem := index_problem(index):
+        raise ValueError(f"'{path}' {_DAMAGED[:-1]} ({problem}).")
+
+
+def check_chunks(folder: Path, num_images: int, *, is_local: bool) -> None:
+    """Refuse chunks that do not fit to the labels, or are shorter than the index says.
+
+    Args:
+        folder: Contains an index of the right format.
+        num_images: The number of labels.
+        is_local: Whether the chunks are in this folder.
+
+    Raises:
+        ValueError: Says what does not fit.
+    """
+    path = folder / INDEX
+    chunks = read_json(path)["chunks"]
+    if problem := chunk_problem(chunks, folder if is_local else None, num_images):
+        raise ValueError(f"'{path}' {_DAMAGED[:-1]} ({problem}).")

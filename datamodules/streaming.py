@@ -19,10 +19,10 @@ from .base import ImageDataModule, Part
 from .dataset import ImageDataset, Samples
 from .litdata_shards import (
     CLASSES,
-    INDEX,
     LABELS,
     NAMES,
     PackedSamples,
+    check_chunks,
     check_format,
     decode_image,
     import_litdata,
@@ -30,6 +30,7 @@ from .litdata_shards import (
     read_classes,
 )
 from .samplers import EpochIndex, is_overfit
+from .shard_index import INDEX
 
 
 class StreamingImageDataModule(ImageDataModule):
@@ -76,7 +77,9 @@ class StreamingImageDataModule(ImageDataModule):
             return self.read_samples("test" if self._has("test") else "val")
         if not self._has(part):
             return CurrentSample(())
-        samples = PackedSamples(self._index_folder(part), self._address(part), self._options())
+        folder, is_local = self._index_folder(part), not is_remote(self.data_dir)
+        samples = PackedSamples(folder, self._address(part), self._options())
+        check_chunks(folder, len(samples.labels), is_local=is_local)
         if max(samples.labels, default=0) >= self.num_classes:
             raise ValueError(
                 f"'{self._address(part)}' has labels of more than the {self.num_classes} classes"
@@ -106,7 +109,7 @@ class StreamingImageDataModule(ImageDataModule):
             seed=derive_seed(seed) % 2**31,
             **self._options(),
         )
-        dataset.transform = [StreamTransform(dataset, train, seed)]
+        dataset.sample_transform = StreamTransform(dataset, train, seed)
         loader = litdata.StreamingDataLoader(
             dataset,
             batch_size=self.batch_size,

@@ -10,7 +10,11 @@ import pytest
 from PIL import Image
 
 from lit_finetune.cli.command_line import main
-from lit_finetune.datamodules import ImageFolderDataModule, StreamingImageDataModule
+from lit_finetune.datamodules import (
+    ImageFolderDataModule,
+    StreamingImageDataModule,
+    write_shards,
+)
 
 DEEP = "[" * 100_000 + "]" * 100_000
 LESS_DEEP = "[" * 500 + "]" * 500
@@ -95,14 +99,13 @@ def test_a_record_that_is_none_is_made_anew(text: str, photos: Path) -> None:
 
 @pytest.fixture
 def packed(tmp_path: Path) -> Path:
-    """A packed folder without its chunks."""
-    part = tmp_path / "packed" / "train"
-    part.mkdir(parents=True)
-    config = {"data_format": ["bytes", "int", "int"], "item_loader": "PyTreeLoader"}
-    (part / "index.json").write_text(json.dumps({"config": config, "chunks": []}))
-    (part / "names.txt").write_text('"a"\n"b"\n')
-    np.save(part / "labels.npy", np.array([0, 1]))
-    (tmp_path / "packed" / "classes.json").write_text(json.dumps({"classes": CLASSES}))
+    """A packed folder of two pictures."""
+    pytest.importorskip("litdata")
+    for name in CLASSES:
+        (tmp_path / "two" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (10 * len(name), 0, 0)).save(tmp_path / "two" / name / "0.png")
+    data = ImageFolderDataModule(tmp_path / "two", val_split=0.0)
+    write_shards(data, tmp_path / "packed")
     return tmp_path / "packed"
 
 
@@ -131,8 +134,8 @@ def of_array(array: Any) -> Callable[[Path], object]:
 def test_a_list_of_a_packed_folder_that_cannot_be_is_refused(
     name: str, write: Callable[[Path], object], packed: Path
 ) -> None:
-    pytest.importorskip("litdata")
-    assert StreamingImageDataModule(str(packed)).read_samples("train").names == ["a", "b"]
+    names = StreamingImageDataModule(str(packed)).read_samples("train").names
+    assert names == ["ant/0.png", "bee/0.png"]
     write(packed / name)
     with pytest.raises(ValueError, match="damaged") as caught:
         _ = StreamingImageDataModule(str(packed)).read_samples("train").names
@@ -148,3 +151,61 @@ def test_pictures_in_no_class_are_shown_the_way_to_be_predicted(
     with pytest.raises(SystemExit):
         main(args=[how, "--model.backbone=squeezenet1_1", *data])
     assert f"--data.predict_dir={flat}" in capsys.readouterr().err
+
+
+def in_chunk(key: str, value: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda index: index["chunks"][0].update({key: value})
+
+
+def in_config(key: str, value: Any) -> Callable[[dict[str, Any]], object]:
+    return lambda index: index["config"].update({key: value})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(in_chunk("chunk_size", value) for value in (True, None, 3, -1, 2.0, "2", 10**30)),
+        *(in_chunk("chunk_bytes", value) for value in (True, None, 10**9, 0, [])),
+        *(in_config("data_spec", value) for value in (-1, 10**30, "[1, {}]", "x", DEEP, None)),
+        in_config("compression", "zstd"),
+        lambda index: index["chunks"].clear(),
+        lambda index: index["chunks"].append(index["chunks"][0]),
+        lambda index: index["chunks"][0].pop("chunk_size"),
+    ],
+)
+def test_an_index_that_does_not_fit_is_refused(
+    change: Callable[[dict[str, Any]], object], packed: Path
+) -> None:
+    path = packed / "train" / "index.json"
+    index = json.loads(path.read_text())
+    change(index)
+    path.write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=r"index\.json' is damaged: pack the pictures again"):
+        StreamingImageDataModule(str(packed)).read_samples("train")
+
+
+@pytest.mark.parametrize("kind", ["short", "missing"])
+def test_a_chunk_that_does_not_fit_is_named(kind: str, packed: Path) -> None:
+    chunk = packed / "train" / "chunk-0-0.bin"
+    content = chunk.read_bytes()
+    chunk.unlink()
+    if kind == "short":
+        chunk.write_bytes(content[:-1])
+    with pytest.raises(ValueError, match=r"damaged.*chunk-0-0\.bin' (has|is missing)"):
+        StreamingImageDataModule(str(packed)).read_samples("train")
+
+
+@pytest.mark.parametrize(("place", "num_workers"), [(4, 0), (8, 0), (17, 0), (21, 0), (21, 2)])
+def test_a_damaged_chunk_is_named_when_it_is_read(
+    place: int, num_workers: int, packed: Path
+) -> None:
+    chunk = packed / "train" / "chunk-0-0.bin"
+    content = bytearray(chunk.read_bytes())
+    content[place] ^= 64
+    chunk.write_bytes(content)
+    data = StreamingImageDataModule(str(packed), batch_size=1, num_workers=num_workers)
+    data.setup("fit")
+    with pytest.raises(ValueError, match=r"train/chunk-0-0\.bin is damaged"):
+        list(data.train_dataloader())
+    with pytest.raises(ValueError, match=r"train/chunk-0-0\.bin is damaged"):
+        list(map(data.read_samples("train").load, range(2)))
