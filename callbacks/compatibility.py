@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import (
+    BaseFinetuning,
     BatchSizeFinder,
     LearningRateFinder,
     ModelPruning,
@@ -28,12 +29,19 @@ def check_compatibility(trainer: Trainer) -> None:
     """Refuse strategies and callbacks that a schedule does not support.
 
     Raises:
-        ValueError: The strategy is not supported, or a callback copies a sharded network.
+        ValueError: The strategy is not supported, or a callback freezes layers itself or copies a
+            sharded network.
     """
     refuse_unsupported(trainer.strategy)
     refuse_fsdp1_rewrap(trainer.strategy, trainer.lightning_module)
     if isinstance(trainer.strategy, FSDPStrategy) and has_finder(trainer):
         raise ValueError("The Tuner is not supported under FSDPStrategy: use it with one device.")
+    freezing = [type(c).__name__ for c in _callbacks(trainer) if isinstance(c, BaseFinetuning)]
+    if freezing:
+        raise ValueError(
+            f"{', '.join(freezing)} freezes layers and adds parameter groups too, so it cannot be"
+            " combined with FreezeUnfreezeCallback: leave one of them out."
+        )
     averaging = WeightAveraging | StochasticWeightAveraging
     copying = [type(each).__name__ for each in _callbacks(trainer) if isinstance(each, averaging)]
     if copying and shards_parameters(trainer.strategy):

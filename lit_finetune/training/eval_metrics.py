@@ -60,7 +60,7 @@ class MeanLoss(Metric):
             loss: The mean loss of the batch.
             weight: The divisor of the mean: the number or weight of its images.
         """
-        self.total += loss.detach().to(self.total) * weight
+        self.total += weighted_loss(loss.detach().to(self.total), weight)
         self.weight += weight
 
     @override
@@ -88,6 +88,16 @@ def loss_weight(target: Any, class_weights: Tensor | None, num_pictures: int) ->
     if class_weights is None or not is_class_index(target):
         return num_pictures
     return class_weights[target].sum()
+
+
+def weighted_loss(loss: Tensor, weight: Tensor | int) -> Tensor:
+    """A batch's mean loss times its weight; 0 if all its labels are ignored (nan times 0).
+
+    >>> weighted_loss(torch.tensor(torch.nan), 0), weighted_loss(torch.tensor(0.5), 4)
+    (tensor(0.), tensor(2.))
+    """
+    is_empty = ~loss.isfinite() & (weight == 0)
+    return (loss * weight).masked_fill(is_empty, 0)
 
 
 def is_class_index(target: Any) -> bool:

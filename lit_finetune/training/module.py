@@ -228,10 +228,12 @@ class ClassifierSteps(LightningModule):
         if not self.stops_if_nonfinite:
             self.loss_watch.save_statistics(self)
         target = labels_of(self, target, batch_idx)
-        labels = target if is_class_index(target) else None
+        has_class = is_class_index(target)
+        labels = target if has_class else None
         if self._mixing is not None:
             images, target = self._mixing(images, target)
-            labels = target.argmax(dim=1)  # the class with the greater share of each image
+            if has_class or not self.has_own_loss:  # otherwise an image may have several
+                labels = target.argmax(dim=1)  # the class with the greater share of each image
         logits = logits_for(self, images, channels=len(self.data_config.mean))
         loss = check_loss(self.loss(logits, target))
         for weight, auxiliary in self._auxiliary:

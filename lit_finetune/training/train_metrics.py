@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_finetune.training.eval_metrics import weighted_loss
+
 SHOW_EVERY_S = 0.25
 """The interval of updates of the progress bar: reading the loss waits for the device."""
 
@@ -40,18 +42,22 @@ class TrainingMetrics:
             module: The `LightningModule`.
             loss: The mean loss of the batch.
             logits: (N, classes).
-            labels: (N); None if an image does not have one label.
+            labels: (N), those out of range are not counted; None if an image does not have one.
             weight: The divisor of the mean loss.
         """
         count = len(logits)
         # mps has no float64
         dtype = torch.float32 if logits.device.type == "mps" else torch.float64
         right = torch.zeros((), dtype=dtype, device=logits.device)
+        answers = right
         if labels is not None:
             right = (logits.argmax(dim=-1) == labels).sum().to(dtype)
-        answers = right.new_full((), 0 if labels is None else count)
+            # A loss of the user's own may ignore labels out of range, such as -100.
+            answers = ((labels >= 0) & (labels < logits.shape[-1])).sum().to(dtype)
         weights = weight.to(right) if isinstance(weight, Tensor) else right.new_full((), weight)
-        batch_sums = torch.stack([loss.detach().to(right) * weights, right, answers, weights])
+        batch_sums = torch.stack(
+            [weighted_loss(loss.detach().to(right), weights), right, answers, weights]
+        )
         self.sums = (
             batch_sums
             if self.sums is None

@@ -1,6 +1,5 @@
 """A loss that is not finite ends a training before the weights are ruined, or is left out."""
 
-import gc
 import weakref
 from pathlib import Path
 from typing import Any
@@ -243,7 +242,7 @@ def test_such_steps_are_left_out_also_if_the_subclass_runs_the_backward_pass(kin
     assert same(went_on, without)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, Raw])
+@pytest.mark.parametrize("kind", [OwnBackward, Raw])
 def test_no_batch_is_kept_after_it(kind: Any) -> None:
     class References(Callback):
         def __init__(self) -> None:
@@ -251,7 +250,6 @@ def test_no_batch_is_kept_after_it(kind: Any) -> None:
             self.count = 0
 
         def on_train_batch_start(self, *_: Any) -> None:
-            gc.collect()
             alive = [ref for ref in self.images if ref() is not None]
             self.count = max(self.count, len(alive))
 
