@@ -19,6 +19,8 @@ _ATTRIBUTES = ("classes", "class_to_idx", "class_names", "idx_to_class", "idx_to
 _MORE_ATTRIBUTES = ("categories",)
 _NUM_CHECKED = 6
 """The number of images that are compared to see whether a wrapper keeps labels."""
+_MAX_CLASSES = 100
+"""The number of classes of which one image is compared."""
 _MAX_DEPTH = 10
 
 
@@ -161,12 +163,18 @@ def _names_of_target_types(dataset: Any, target_types: list[Any]) -> list[str] |
 
 def _names_in_features(features: Any) -> list[str] | None:
     """The names of the label column in a Hugging Face data set, if there is one."""
+    columns = _label_columns(features)
+    return as_names(next(iter(columns.values()))) if len(columns) == 1 else None
+
+
+def _label_columns(features: Any) -> dict[str, Any]:
+    """The names in each column of a Hugging Face data set that may be that of the labels."""
     if not isinstance(features, Mapping):
-        return None
+        return {}
     columns = {name: each.names for name, each in features.items() if as_names(_get(each, "names"))}
     if len(columns) > 1:
         columns = {name: names for name, names in columns.items() if name in ("label", "labels")}
-    return as_names(next(iter(columns.values()))) if len(columns) == 1 else None
+    return columns
 
 
 def _apply_target_transform(
@@ -219,27 +227,52 @@ def _is_dataset(value: Any) -> bool:
 
 
 def _keeps_labels(outer: Any, inner: Any) -> bool:
-    """Whether a user's wrapper keeps the labels of a few images.
+    """Whether a user's wrapper keeps the labels of a few images, one of each class if possible.
 
     Copies of the data sets are read, so that files that they open are not shared with workers.
     """
-    indices = _get(outer, "indices")
+    indices, column = _get(outer, "indices"), _label_column(inner)
     try:
         outer, inner = _copy_deep(outer), _copy_deep(inner)
         length = len(outer) if indices is not None else min(len(outer), len(inner))
-        count = min(length, _NUM_CHECKED)
+        count, is_compared = min(length, _NUM_CHECKED), False
+        places = {number * length // count for number in range(count)}
+        if indices is None:
+            places |= {place for place in _first_of_classes(inner) if place < length}
         with _preserve_random_state():
-            for index in (number * length // count for number in range(count)):
+            for index in sorted(places):
                 inner_index = index if indices is None else int(indices[index])
-                labels = _label_of(outer[index]), _label_of(inner[inner_index])
+                items = outer[index], inner[inner_index]
+                labels = [_label_of(item, column) for item in items]
                 if None not in labels and labels[0] != labels[1]:
                     return False
+                is_compared = is_compared or None not in labels
     except Exception:  # reading fails here; a run would report why
         return True
-    return True
+    return is_compared or not count
 
 
-def _label_of(item: Any) -> int | None:
+def _label_column(dataset: Any, depth: int = 0) -> str:
+    """The name of the label in rows that are mappings."""
+    if columns := _label_columns(_get(dataset, "features")):
+        return next(iter(columns))
+    members = _inner_datasets(dataset) if depth < _MAX_DEPTH else {}
+    return _label_column(next(iter(members.values())), depth + 1) if members else "label"
+
+
+def _first_of_classes(dataset: Any) -> list[int]:
+    """The place of the first image of each of up to `_MAX_CLASSES` classes, if labels are known."""
+    targets = _get(dataset, "targets")
+    if not isinstance(targets, list | tuple | np.ndarray | torch.Tensor) or not len(targets):
+        return []
+    _, places = np.unique(np.asarray(targets), return_index=True)
+    found: list[int] = places.tolist()[:_MAX_CLASSES]
+    return found
+
+
+def _label_of(item: Any, column: str) -> int | None:
+    if isinstance(item, Mapping):
+        return _as_label(item.get(column))
     return _as_label(item[1]) if isinstance(item, list | tuple) and len(item) > 1 else None
 
 

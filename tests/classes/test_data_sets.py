@@ -1,6 +1,7 @@
 """Whichever attribute of a data set has its classes, and whatever wraps it, they go by name."""
 
 import json
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -223,3 +224,64 @@ def test_the_data_sets_of_torchvision_are_known_by_what_they_return(tmp_path: Pa
 )
 def test_what_gives_no_order_gives_no_names(value: object) -> None:
     assert dataset_classes(Named(classes=value)) is None
+
+
+class Rows(Dataset[Any]):
+    """As a Hugging Face data set: rows are mappings, and `features` has the names."""
+
+    features = {"image": None, "kind": Namespace(names=["cat", "dog"])}  # noqa: RUF012
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": torch.zeros(3, 4, 4), "kind": index % 2}
+
+
+class Targets(Dataset[Any]):
+    """Ten classes of four images each."""
+
+    classes = list("abcdefghij")  # noqa: RUF012
+    targets = [index // 4 for index in range(40)]  # noqa: RUF012
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return torch.zeros(3, 4, 4), self.targets[index]
+
+
+class Relabelled(Dataset[Any]):
+    """A wrapper with a function of each item."""
+
+    def __init__(self, inner: Dataset[Any], change: Callable[[Any], Any]) -> None:
+        self.inner, self.change = inner, change
+
+    def __len__(self) -> int:
+        return len(self.inner)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        return self.change(self.inner[index])
+
+
+@pytest.mark.parametrize(
+    ("inner", "change", "is_known"),
+    [
+        (Rows(), lambda row: (row["image"], row["kind"]), True),
+        (Rows(), lambda row: row, True),
+        (Rows(), lambda row: (row["image"], 1 - row["kind"]), False),
+        (Rows(), lambda row: {**row, "kind": 1 - row["kind"]}, False),
+        (Rows(), lambda row: row["image"], False),
+        (Targets(), lambda item: item, True),
+        *(
+            (Targets(), lambda item, a=a, b=b: (item[0], {a: b, b: a}.get(item[1], item[1])), False)
+            for a, b in ((2, 4), (7, 9), (0, 1))
+        ),
+    ],
+)
+def test_names_are_known_only_behind_a_wrapper_that_keeps_the_labels_of_all_classes(
+    inner: Dataset[Any], change: Callable[[Any], Any], is_known: bool
+) -> None:
+    found = dataset_classes(Relabelled(inner, change))
+
+    assert found == (dataset_classes(inner) if is_known else None)
