@@ -347,8 +347,8 @@ class FinetuneClassifier(ClassifierSteps):
         enforce_eval(self._frozen_modules)
 
     @override
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_save_checkpoint(checkpoint)
+    def save_state(self, checkpoint: dict[str, Any]) -> None:
+        super().save_state(checkpoint)
         key = self.CHECKPOINT_HYPER_PARAMS_KEY
         # The weights are in the checkpoint, so loading it must not need other files.
         checkpoint[key] = {**checkpoint.get(key, {}), "weights": None, **self._rebuild_args}

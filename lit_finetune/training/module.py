@@ -18,12 +18,10 @@ from lit_finetune.distributed.supported_strategies import refuse_fsdp1_options, 
 from lit_finetune.heads.class_outputs import update_class_names
 from lit_finetune.images.data_config import DataConfig, eval_transform
 from lit_finetune.images.read import as_rgb
-from lit_finetune.loading.seeding import derive_seed, seed_device
 from lit_finetune.modules.eval_mode import eval_mode
-from lit_finetune.optim.optimizer import refuse_rare_validation
 from lit_finetune.resuming.checkpoint_io import use_atomic_checkpoints
 from lit_finetune.resuming.restore_errors import report_damaged_checkpoints
-from lit_finetune.resuming.run_state import RunState, end_epoch, load_run, save_run, start_run
+from lit_finetune.resuming.run_state import RunState, load_run, save_run
 from lit_finetune.schedules.checkpoint_state import refuse_lost_schedule
 from lit_finetune.training.batches import check_loss, images_of, logits_for, split_batch
 from lit_finetune.training.class_matching import (
@@ -46,9 +44,15 @@ from lit_finetune.training.labels import labels_of, refuse_unmeasurable
 from lit_finetune.training.mixup import make_mixing
 from lit_finetune.training.nonfinite import LossWatch, StepPosition, refuse_nonfinite_weights
 from lit_finetune.training.nonfinite_steps import stop_or_skip_nonfinite
-from lit_finetune.training.precision_hint import precision_hint
 from lit_finetune.training.random_backbone import RandomLayers
-from lit_finetune.training.run_hooks import attach_run_hooks, warn_random_layers
+from lit_finetune.training.run_hooks import attach_run_hooks, has_run_hooks, warn_random_layers
+from lit_finetune.training.run_steps import (
+    begin_batch,
+    begin_epoch,
+    begin_fit,
+    begin_training,
+    finish_epoch,
+)
 from lit_finetune.training.train_metrics import TrainingMetrics
 from lit_finetune.weights.own_checkpoint import CHECKPOINT_KEY
 
@@ -183,28 +187,19 @@ class ClassifierSteps(LightningModule):
 
     @override
     def on_fit_start(self) -> None:
-        if hint := precision_hint(self.device, str(self.trainer.precision)):
-            rank_zero_info(hint)
-        if self._run_seed is None:
-            self._run_seed = torch.initial_seed()
+        if not has_run_hooks(self):
+            begin_fit(self)
 
     @override
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # The random numbers of a step (dropout, mixing) depend only on its position.
-        if self._run_seed is not None:
-            position = (self.current_epoch, batch_idx, self.global_rank)
-            seed_device(derive_seed(self._run_seed, *position), self.device)
+        if not has_run_hooks(self):
+            begin_batch(self, batch_idx)
 
     @override
     def on_train_start(self) -> None:
-        start_run(self.trainer, self._resumed)
+        if not has_run_hooks(self):
+            begin_training(self)
         self.warn_random_backbone()
-        if self.trainer.check_val_every_n_epoch is None:
-            refuse_rare_validation(
-                self.trainer.lr_scheduler_configs,
-                val_batches=self.trainer.val_check_batch,
-                epoch_batches=self.trainer.num_training_batches,
-            )
 
     def warn_random_backbone(self, *, is_probed: bool = False, is_last: bool = False) -> None:
         """Warn once if a random backbone is frozen or probed."""
@@ -214,13 +209,14 @@ class ClassifierSteps(LightningModule):
         self._random_backbone = None if is_last else random
 
     @override
-    def on_train_epoch_start(self) -> None:  # not when a run resumes within an epoch
-        self._scores = TrainingMetrics()
+    def on_train_epoch_start(self) -> None:
+        if not has_run_hooks(self):
+            begin_epoch(self)
 
     @override
     def on_train_epoch_end(self) -> None:
-        self._scores.finish(self)
-        end_epoch(self.trainer, self._resumed)
+        if not has_run_hooks(self):
+            finish_epoch(self)
 
     @override
     def training_step(self, batch: tuple[Tensor, Any], batch_idx: int) -> Tensor:
@@ -293,6 +289,11 @@ class ClassifierSteps(LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if CHECKPOINT_KEY not in checkpoint:  # a checkpoint of weights alone calls no callback
+            self.save_state(checkpoint)
+
+    def save_state(self, checkpoint: dict[str, Any]) -> None:
+        """Add the classifier's state to a checkpoint."""
         if self.stops_if_nonfinite:
             refuse_nonfinite_weights(self)
         save_run(self._trainer, checkpoint)

@@ -21,6 +21,13 @@ from lit_finetune.training.resume_messages import (
     augmentation_of,
     finished_line,
 )
+from lit_finetune.training.run_steps import (
+    begin_batch,
+    begin_epoch,
+    begin_fit,
+    begin_training,
+    finish_epoch,
+)
 
 
 class RunHooks(Callback):
@@ -46,8 +53,11 @@ class RunHooks(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._runs(pl_module) and not trainer.strategy.restore_checkpoint_after_setup:
+        if not self._runs(pl_module):
+            return
+        if not trainer.strategy.restore_checkpoint_after_setup:
             _match(self.classifier)
+        begin_fit(self.classifier)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -58,11 +68,16 @@ class RunHooks(Callback):
         refuse_other_validation(trainer.val_dataloaders, trainer.train_dataloader, classes)
         self._layers = LayerChecks(self.classifier)
         self._has_started = True
+        begin_training(self.classifier)
 
     @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         if self._layers and self._runs(pl_module):
             self._layers.check_before_batch()
+        if self._runs(pl_module):
+            begin_batch(self.classifier, batch_idx)
 
     @override
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Any) -> None:
@@ -92,6 +107,7 @@ class RunHooks(Callback):
     ) -> None:
         if not self._runs(pl_module):
             return
+        self.classifier.save_state(checkpoint)
         if augmentation := augmentation_of(getattr(trainer, "datamodule", None)):
             checkpoint[DATA_KEY] = {"train_augmentation": augmentation}
         if self._layers:
@@ -109,6 +125,8 @@ class RunHooks(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._layers and self._runs(pl_module):
             self._layers.restore_networks()
+        if self._runs(pl_module):
+            finish_epoch(self.classifier)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -134,6 +152,7 @@ class RunHooks(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._runs(pl_module):
             make_reloaded_repeatable(trainer)
+            begin_epoch(self.classifier)
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -156,6 +175,16 @@ class RunHooks(Callback):
 
     def _runs(self, module: LightningModule) -> bool:
         return module is self.classifier
+
+
+def has_run_hooks(classifier: Any) -> bool:
+    """Whether `RunHooks` work for a classifier; a search for a learning rate removes callbacks."""
+    trainer = classifier._trainer
+    return (
+        trainer is not None
+        and trainer.lightning_module is classifier
+        and any(isinstance(each, RunHooks) for each in trainer.callbacks)
+    )
 
 
 def attach_run_hooks(classifier: Any, trainer: Any) -> None:
