@@ -12,7 +12,7 @@ from zlib import crc32
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 from lit_finetune.loading.seeded_dataset import (
     SeededBatch,
@@ -70,8 +70,7 @@ class RepeatableSampler:
     def __iter__(self) -> Iterator[Any]:
         # A generator, as in torch's samplers: torch creates two iterators, and uses the second.
         epoch, resumed, self._resumed = self._epoch(), self._resumed, None
-        samplers: list[Any] = [self.inner, getattr(self.inner, "sampler", None)]
-        for sampler in samplers:
+        for sampler in self._samplers():
             if hasattr(sampler, "set_epoch"):
                 sampler.set_epoch(epoch)
         if resumed is not None:
@@ -93,6 +92,7 @@ class RepeatableSampler:
         is_started = 0 < batches < len(self._checksums)
         return {
             "seed": self.seed,
+            "sampler_seeds": [_seed_of(each) for each in self._samplers()],
             "batches": batches,
             "generators": self._states if batches else _states_of(self._generators),
             "mark": self._checksums[batches] if is_started else 0,
@@ -101,6 +101,9 @@ class RepeatableSampler:
     def load_state_dict(self, state: Mapping[str, Any], *, batches: int) -> None:
         """Start the next epoch after a number of batches, in the order of a saved state."""
         self.seed, self._is_resumed = state["seed"], True
+        for sampler, seed in zip(self._samplers(), state.get("sampler_seeds", []), strict=False):
+            if seed is not None and _seed_of(sampler) is not None:
+                sampler.seed = seed
         if batches:
             self._resumed = {**state}
         else:
@@ -111,6 +114,9 @@ class RepeatableSampler:
         if self._resumed is not None:
             for _ in self:
                 pass
+
+    def _samplers(self) -> list[Any]:
+        return [self.inner, getattr(self.inner, "sampler", None)]
 
     def _set_generators(self, states: Mapping[str, Tensor]) -> None:
         for name in states.keys() & self._generators.keys():
@@ -245,6 +251,11 @@ def _generators_of(loader: Any) -> dict[str, torch.Generator]:
     found = {name: getattr(owner, "generator", None) for name, owner in owners.items()}
     unique = {id(each): name for name, each in found.items() if isinstance(each, torch.Generator)}
     return {name: found[name] for name in unique.values()}  # type: ignore[misc]
+
+
+def _seed_of(sampler: Any) -> int | None:
+    """The seed of a DistributedSampler, which Lightning takes from `seed_everything`."""
+    return int(sampler.seed) if isinstance(sampler, DistributedSampler) else None
 
 
 def _states_of(generators: Mapping[str, torch.Generator]) -> dict[str, Tensor]:
