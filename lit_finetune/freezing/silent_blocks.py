@@ -48,10 +48,16 @@ class SilentBlocks:
             return
         self.steps += 1
         self._pending = {
-            block: names
-            for block, names in self._pending.items()
-            if all(self._parameters[name].grad is None for name in names)
+            block: names for block, names in self._pending.items() if self._is_silent(names)
         }
+
+    def _is_silent(self, names: Iterable[str]) -> bool:
+        """Whether these parameters train, and none of them has a gradient."""
+        parameters = [self._parameters[name] for name in names]
+        trains = all(
+            parameter.requires_grad for parameter in parameters
+        )  # a later phase may end it
+        return trains and all(parameter.grad is None for parameter in parameters)
 
     def pop_silent(self) -> dict[str, tuple[str, ...]]:
         """The blocks without a gradient after enough steps; they are not checked again."""
@@ -59,7 +65,8 @@ class SilentBlocks:
 
     def finish(self) -> dict[str, tuple[str, ...]]:
         """The blocks without a gradient so far, with their parameters that should train."""
-        silent = self._pending if self.steps else {}
+        pending = self._pending if self.steps else {}
+        silent = {block: names for block, names in pending.items() if self._is_silent(names)}
         self._pending, self._parameters = {}, {}
         return silent
 

@@ -274,7 +274,7 @@ def test_a_run_goes_on_with_the_same_classes_in_the_same_order_alone(
         trainer(max_epochs=EPOCHS + 1).fit(classifier(), Data(classes, late=late), **options)
     assert "num_classes" not in str(error.value)
 
-    run, model = trainer(max_epochs=EPOCHS + 1), classifier()
+    run, model = trainer(max_epochs=EPOCHS + 1), classifier(lr=0.1)
     run.fit(model, Data(NAMES, late=late), **options)
     assert run.current_epoch == EPOCHS + 1
     assert model.classes == NAMES
