@@ -13,6 +13,7 @@ from lit_finetune.loading.few_images import refuse_few_images_in_loaders
 from lit_finetune.loading.loader_order import make_reloaded_repeatable
 from lit_finetune.training.class_matching import refuse_unread_checkpoint
 from lit_finetune.training.layer_checks import LayerChecks
+from lit_finetune.training.monitors import monitors_of, refuse_unknown_monitors
 from lit_finetune.training.nonfinite_steps import stop_or_skip_nonfinite
 from lit_finetune.training.random_backbone import RandomLayers, random_layers_warning
 from lit_finetune.training.resume_messages import (
@@ -58,6 +59,12 @@ class RunHooks(Callback):
         if not trainer.strategy.restore_checkpoint_after_setup:
             _match(self.classifier)
         begin_fit(self.classifier)
+
+    @override
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._runs(pl_module):
+            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+            refuse_unknown_monitors(monitors_of(callbacks), trainer.callback_metrics)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
