@@ -161,8 +161,15 @@ def statistics_problems(mean: Sequence[float] = (), std: Sequence[float] = ()) -
     return problems
 
 
+_MAX_ASPECT = 128
+"""How many times longer than needed a resized image may be: the rest is cut off before."""
+
+
 class ResizeToCover(nn.Module):
-    """Resize an image to cover a height and a width, keeping its aspect ratio."""
+    """Resize an image to cover a height and a width, keeping its aspect ratio.
+
+    Of an image that is extremely long only the middle is resized.
+    """
 
     def __init__(self, size: tuple[int, int], *, interpolation: Interpolation) -> None:
         super().__init__()
@@ -173,6 +180,10 @@ class ResizeToCover(nn.Module):
         """Resize one image."""
         height, width = functional.get_size(picture)
         scale = max(self.size[0] / height, self.size[1] / width)
+        limits = [max(1, int(_MAX_ASPECT * side / scale)) for side in self.size]
+        if height > limits[0] or width > limits[1]:  # a file of 100 bytes may hold 60000 x 1 pixels
+            height, width = min(height, limits[0]), min(width, limits[1])
+            picture = functional.center_crop(picture, [height, width])
         # torchvision truncates the long side with int(); rounding must not leave a gap.
         new_size = [max(self.size[0], int(height * scale)), max(self.size[1], int(width * scale))]
         return functional.resize(picture, new_size, self.interpolation, antialias=True)

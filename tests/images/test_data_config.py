@@ -9,7 +9,13 @@ from torchvision.transforms import v2
 from lit_finetune.backbones.image_processor import processor_data_config
 from lit_finetune.backbones.timm import data_config
 from lit_finetune.datamodules import DigitsDataModule, ImageFolderDataModule
-from lit_finetune.images.data_config import IMAGENET_MEAN, IMAGENET_STD, DataConfig, eval_transform
+from lit_finetune.images.data_config import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    DataConfig,
+    ResizeToCover,
+    eval_transform,
+)
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -146,3 +152,13 @@ def test_statistics_that_cannot_be_are_refused_from_wherever_they_come(kind):
 def test_whatever_published_networks_expect_is_let_in(statistics):
     mean, std = statistics
     assert DataConfig(mean=mean, std=std).mean == mean
+
+
+@pytest.mark.parametrize("size", [(60_000, 1), (1, 60_000)])
+def test_a_strip_of_pixels_takes_no_gigabytes(size: tuple[int, int]) -> None:
+    resized = ResizeToCover((224, 224), interpolation="bilinear")(Image.new("RGB", size, "red"))
+
+    assert isinstance(resized, Image.Image)
+    assert min(resized.size) == 224
+    assert max(resized.size) <= 128 * 224
+    assert resized.getpixel((0, 0)) == (255, 0, 0)
