@@ -319,8 +319,9 @@ def test_pictures_that_cannot_be_predicted_leave_the_training_as_it_is(
 
 
 def test_a_resumed_run_remembers_the_best_of_before(run: Command) -> None:
-    worst = ["--checkpoint.mode", "min"]  # so that the first epoch is the best
-    run("fit", *QUICK, *worst, "--model.lr", "0.01")
+    # The first epoch is the best.
+    worst = ["--checkpoint.mode", "min", "--model.lr", "0.01"]
+    run("fit", *QUICK, *worst)
     before = best().resolve()
     assert before.name.startswith("epoch=0")
     assert last()["epoch"] == 1
