@@ -242,3 +242,12 @@ def test_the_docstring_of_a_room_names_the_rooms_that_it_uses(package: str) -> N
 
     named = re.findall(r"`(\w+)`", text.rpartition("Uses ")[2])
     assert named == sorted(used - {package, "_errors"})
+
+
+def test_the_picture_of_the_floors_shows_them() -> None:
+    picture = (ROOT / "docs/assets/floors.svg").read_text(encoding="utf-8")
+    shown = re.findall(r' y="(\d+)">(\w+)</text>', picture)
+
+    heights = [int(height) for height, _ in shown]
+    rows = [[room for y, room in shown if int(y) == height] for height in sorted({*heights})]
+    assert rows == [list(row) for row in FLOORS]
