@@ -3,18 +3,18 @@
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_finetune.distributed.wrapping import exchanges_parameters, shards_parameters
 from lit_finetune.freezing.auxiliary_statistics import (
     FixedNetworks,
-    restored_line,
     without_averaged_models,
 )
 from lit_finetune.freezing.layer_watch import LayerWatch, refuse_exchanged_in_training
 from lit_finetune.freezing.silent_blocks import SilentBlocks, silent_line
 from lit_finetune.freezing.trainable_state import TrainableState
 from lit_finetune.modules.fsdp1 import parameters_by_name
+from lit_finetune.training.layer_checks import report_restored
 
 
 class RunChecks:
@@ -68,7 +68,7 @@ class RunChecks:
         if self._module.automatic_optimization:  # otherwise the module may freeze networks in turn
             self._state.refuse_changed()
         self._refuse_exchanged()
-        self._report_restored(self._fixed.before_step())  # after the forward pass
+        report_restored(self._fixed.before_step())  # after the forward pass
         self._silent.check()
         if silent := self._silent.pop_silent():
             rank_zero_warn(silent_line(silent, self._silent.steps))
@@ -80,7 +80,7 @@ class RunChecks:
             compare_all: Whether to compare the values of all parameters instead of a few, to detect
                 networks that the user updates.
         """
-        self._report_restored(self._fixed.restore(compare_all=compare_all))
+        report_restored(self._fixed.restore(compare_all=compare_all))
 
     def restore_in_checkpoint(self, state_dict: dict[str, Any]) -> None:
         """Put the statistics of auxiliary networks into a checkpoint."""
@@ -105,7 +105,3 @@ class RunChecks:
             )
         self._watch = LayerWatch(self._module, modules_only=self._modules_only)
         self._state.freeze_modules(self._module)
-
-    def _report_restored(self, names: list[str]) -> None:
-        if names:
-            rank_zero_info(restored_line(names))

@@ -49,12 +49,12 @@ class LayerChecks:
         Raises:
             ValueError: There are new layers that no optimizer holds.
         """
-        _report_restored(self._fixed.before_step())
+        report_restored(self._fixed.before_step())
         self._refuse_unoptimised()
 
     def restore_networks(self) -> None:
         """Restore the statistics of networks that are not trained."""
-        _report_restored(self._fixed.restore(compare_all=True))
+        report_restored(self._fixed.restore(compare_all=True))
 
     def restore_in_checkpoint(self, state_dict: dict[str, Any]) -> None:
         """Put the statistics of networks that are not trained into a checkpoint."""
@@ -75,6 +75,7 @@ class LayerChecks:
         self._watch = LayerWatch(self._classifier, modules_only=self._modules_only)
 
 
-def _report_restored(names: list[str]) -> None:
+def report_restored(names: list[str]) -> None:
+    """Log the networks whose statistics were restored, if there are any."""
     if names:
         rank_zero_info(restored_line(names))

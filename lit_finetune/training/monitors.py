@@ -1,7 +1,6 @@
 """Check the metrics that callbacks monitor before the first training step."""
 
 from collections.abc import Collection, Iterable, Mapping
-from difflib import get_close_matches
 
 from lit_finetune._errors import nearest
 
@@ -12,27 +11,31 @@ def monitors_of(callbacks: Iterable[object]) -> dict[str, str]:
     return {monitor: name for monitor, name in pairs if isinstance(monitor, str)}
 
 
-def refuse_unknown_monitors(monitors: Mapping[str, str], logged: Collection[str]) -> None:
-    """Refuse monitored metrics that validation does not log, if it logs one of a similar name.
+def unlogged_line(monitors: Mapping[str, str], logged: Collection[str]) -> str | None:
+    """The message about a monitored metric of validation that the sanity check did not log.
 
-    A metric of another name may be logged later, for example by a callback of the user's.
-
-    >>> refuse_unknown_monitors({"val/accuracy": "EarlyStopping"}, ["val/acc", "val/loss"])
-    Traceback (most recent call last):
-    ...
-    ValueError: EarlyStopping monitors 'val/accuracy', which validation does not log. Did you ...
+    >>> unlogged_line({"val/accuracy": "EarlyStopping"}, ["val/acc", "val/loss"])
+    "EarlyStopping monitors 'val/accuracy', which validation does not log. Did you mean 'val/acc'?"
 
     Args:
         monitors: From the metric to the name of the callback.
         logged: The metrics of a validation.
-
-    Raises:
-        ValueError: Names the callback and the similar metrics.
     """
     for monitor, callback in monitors.items():
-        is_validated = monitor.startswith(("val/", "val_")) and monitor not in logged
-        if is_validated and get_close_matches(monitor, logged):
-            raise ValueError(
-                f"{callback} monitors {monitor!r}, which validation does not log."
-                f"{nearest(monitor, logged)}"
-            )
+        if monitor.startswith(("val/", "val_")) and monitor not in logged:
+            hint = nearest(monitor, logged, most=1)
+            return f"{callback} monitors {monitor!r}, which validation does not log.{hint}"
+    return None
+
+
+def may_log_later(kinds: Iterable[type], packages: Collection[str]) -> bool:
+    """Whether a class of another package may log a metric that the sanity check did not.
+
+    >>> may_log_later([dict, Mapping], ["builtins", "collections"]), may_log_later([dict], [])
+    (False, True)
+
+    Args:
+        kinds: The classes of the module and the callbacks.
+        packages: The packages whose classes log in each validation, in the sanity check too.
+    """
+    return not {kind.__module__.partition(".")[0] for kind in kinds} <= {*packages}

@@ -1,5 +1,6 @@
 """The hooks that a classifier needs in any run, also if a subclass overrides its own."""
 
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -13,7 +14,7 @@ from lit_finetune.loading.few_images import refuse_few_images_in_loaders
 from lit_finetune.loading.loader_order import make_reloaded_repeatable
 from lit_finetune.training.class_matching import refuse_unread_checkpoint
 from lit_finetune.training.layer_checks import LayerChecks
-from lit_finetune.training.monitors import monitors_of, refuse_unknown_monitors
+from lit_finetune.training.monitors import may_log_later, monitors_of, unlogged_line
 from lit_finetune.training.nonfinite_steps import stop_or_skip_nonfinite
 from lit_finetune.training.random_backbone import RandomLayers, random_layers_warning
 from lit_finetune.training.resume_messages import (
@@ -29,6 +30,10 @@ from lit_finetune.training.run_steps import (
     begin_training,
     finish_epoch,
 )
+
+_IS_CHECKOUT = Path(__file__).parents[1].joinpath("callbacks.py").exists()
+_KNOWN_PACKAGES = ("lightning", "lit_finetune", *(("callbacks",) if _IS_CHECKOUT else ()))
+"""Lightning's and ours; in a checkout our callbacks are in a package of their own."""
 
 
 class RunHooks(Callback):
@@ -63,8 +68,7 @@ class RunHooks(Callback):
     @override
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._runs(pl_module):
-            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-            refuse_unknown_monitors(monitors_of(callbacks), trainer.callback_metrics)
+            _check_monitors(trainer, pl_module)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -210,6 +214,22 @@ def attach_run_hooks(classifier: Any, trainer: Any) -> None:
         each.classifier = classifier
     if not present:
         trainer.callbacks.append(RunHooks(classifier))
+
+
+def _check_monitors(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Refuse a monitored metric that nobody logs; warn of one that user code may log later.
+
+    Raises:
+        ValueError: The module and all callbacks are Lightning's and ours.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    line = unlogged_line(monitors_of(callbacks), trainer.callback_metrics)
+    if line is None:
+        return
+    if may_log_later(map(type, (pl_module, *callbacks)), _KNOWN_PACKAGES):
+        rank_zero_warn(line)
+    else:
+        raise ValueError(line)
 
 
 def _match(classifier: Any, loaders: Any = None) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch import nn
 
@@ -11,7 +11,7 @@ from lit_finetune import FinetuneClassifier
 from lit_finetune.datamodules import DigitsDataModule
 
 
-def fit(folder: Path, callback: Callback, **options: object) -> Trainer:
+def fit(folder: Path, *callbacks: Callback, **options: object) -> Trainer:
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 8), nn.ReLU(), nn.Linear(8, 2))
     model = FinetuneClassifier(network, num_classes=2, lr=1e-3)
     data = DigitsDataModule(digits=[0, 1], batch_size=32, image_size=8, num_workers=0)
@@ -22,7 +22,7 @@ def fit(folder: Path, callback: Callback, **options: object) -> Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
-        callbacks=[callback],
+        callbacks=list(callbacks),
         **options,
     )
     trainer.fit(model, data)
@@ -47,3 +47,18 @@ def test_without_a_validation_before_training_nothing_is_judged(tmp_path: Path) 
     callback = ModelCheckpoint(tmp_path, monitor="val/acc")
 
     assert fit(tmp_path, callback, num_sanity_val_steps=0).global_step > 0
+
+
+class LogsLater(Callback):
+    """Logs a metric after training has begun, as many callbacks of users do."""
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            pl_module.log("val/auroc", 0.5)
+
+
+def test_a_metric_that_a_users_callback_logs_later_is_not_refused(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="monitors 'val/auroc', which validation does not log"):
+        trainer = fit(tmp_path, LogsLater(), ModelCheckpoint(tmp_path, monitor="val/auroc"))
+
+    assert trainer.checkpoint_callback.best_model_score == 0.5
