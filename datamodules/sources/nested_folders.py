@@ -40,7 +40,8 @@ def refuse_hidden_parts(folder: Path, inside: Mapping[str, Sequence[str]]) -> No
     raise ValueError(
         f"The folders {summary(inside)} in '{folder}' hold the same folders each, {summary(same)}:"
         f" they may be classes, or parts of the data with the classes in them. If {some_of(same)}"
-        " are the classes, call the parts train, val and test, or make a folder of such links."
+        " are the classes, rename the parts to train, val and test, or link to them by these"
+        " names."
         f" If {some_of(list(inside))} are, say so: `classes=[{listed}]`, on the command line"
         f" `--data.classes='[{listed}]'`."
     )

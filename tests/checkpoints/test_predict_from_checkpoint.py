@@ -250,7 +250,10 @@ def test_a_head_that_was_trained_in_any_way_predicts(
 ) -> None:
     model = FinetuneClassifier("squeezenet1_1", num_classes=2, image_size=32)
     act(model)
-    model.to(dtype).predict_image(next(photos.rglob("*.png")))
+    scores = model.to(dtype).predict_image(next(photos.rglob("*.png")))
+
+    assert sum(scores.values()) == pytest.approx(1, abs=0.02)
+    assert len(scores) == 2
 
 
 def test_half_precision_hides_no_new_head(photos: Path) -> None:
@@ -265,7 +268,10 @@ def test_half_precision_hides_no_new_head(photos: Path) -> None:
 @pytest.mark.parametrize("backbone", [Net(), NET], ids=["a network of one's own", "an import path"])
 def test_a_network_of_ones_own_may_have_been_trained_elsewhere(backbone: Any, photos: Path) -> None:
     model = FinetuneClassifier(backbone, num_classes=2)
-    make_trainer().predict(model, ImageFolderDataModule(photos, num_workers=0))
+    data = ImageFolderDataModule(photos, num_workers=0)
+    batches = make_trainer().predict(model, data)
+
+    assert sum(map(len, batches or [])) == len(data.predict_names) > 0
 
 
 @pytest.fixture
