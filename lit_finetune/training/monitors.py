@@ -14,6 +14,7 @@ def monitors_of(callbacks: Iterable[object]) -> dict[str, str]:
 def unlogged_line(monitors: Mapping[str, str], logged: Collection[str]) -> str | None:
     """The message about a monitored metric of validation that the sanity check did not log.
 
+    >>> unlogged_line({"val/acc": "EarlyStopping"}, [])
     >>> unlogged_line({"val/accuracy": "EarlyStopping"}, ["val/acc", "val/loss"])
     "EarlyStopping monitors 'val/accuracy', which validation does not log. Did you mean 'val/acc'?"
 
@@ -21,8 +22,11 @@ def unlogged_line(monitors: Mapping[str, str], logged: Collection[str]) -> str |
         monitors: From the metric to the name of the callback.
         logged: The metrics of a validation.
     """
+    starts = ("val/", "val_")
+    if not any(name.startswith(starts) for name in logged):
+        return None  # there is no validation
     for monitor, callback in monitors.items():
-        if monitor.startswith(("val/", "val_")) and monitor not in logged:
+        if monitor.startswith(starts) and monitor not in logged:
             hint = nearest(monitor, logged, most=1)
             return f"{callback} monitors {monitor!r}, which validation does not log.{hint}"
     return None

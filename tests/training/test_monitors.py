@@ -62,3 +62,9 @@ def test_a_metric_that_a_users_callback_logs_later_is_not_refused(tmp_path: Path
         trainer = fit(tmp_path, LogsLater(), ModelCheckpoint(tmp_path, monitor="val/auroc"))
 
     assert trainer.checkpoint_callback.best_model_score == 0.5
+
+
+def test_a_run_without_validation_is_not_refused(tmp_path: Path) -> None:
+    callback = EarlyStopping("val/acc", check_on_train_epoch_end=False)
+
+    assert fit(tmp_path, callback, limit_val_batches=0).global_step > 0
